@@ -1,0 +1,1 @@
+"""Kernels behind `onp.ops`: `reference` is the plain-torch contract of every op."""

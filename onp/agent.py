@@ -1,0 +1,253 @@
+"""The training loop: many masks from one state, group-relative advantages, a PPO clip, and the best mask committed.
+
+Written straight down like CleanRL's ppo.py (https://github.com/vwxyzjn/cleanrl). The start state is fixed, transitions are
+deterministic and the return depends on the final mask alone, so that masks drawn from one state are each other's baseline
+(group-relative advantages, https://arxiv.org/abs/2402.03300) and no critic is learned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from onp.env import Outcomes, PruneEnv
+from onp.errors import InputError
+from onp.features import ACTIVATION_MOMENTS, NodeFeatures
+from onp.graph import RELATIONS, NeuronGraph
+from onp.peers.taylor import prefix_masks
+from onp.policy import Action, Policy
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """How the agent searches; `PAPER` is the preset nearest to what is known of the paper."""
+
+    seed: int = 0
+    max_evaluations: int = 400  #: masks scored in all, the unpruned network's included; never exceeded
+    draws: int = 16  #: masks scored per state
+    screening: int = 4  #: masks drawn for each one scored; half are picked by their first-order prediction, 1 turns it off
+    prefixes: int = 16  #: first-order prefixes of the whole network scored before the first pass
+    elimination: float = 0.15  #: share of the evaluations kept to bring back units that the best mask does not need
+    per_layer: bool = False  #: one agent a layer instead of one for all blocks
+    blocks: int = 8  #: blocks of layers a pass visits, unless `per_layer`
+    relations: tuple[str, ...] = RELATIONS  #: edges of the graph; () for a policy that sees no neighbours
+    features: tuple[str, ...] | None = None  #: node features; None for all
+    first_order: bool = True  #: whether the first-order score enters the policy's logit directly
+    learning_rate: float = 1e-3
+    epochs: int = 4
+    clip: float = 0.2
+    entropy: tuple[float, float] = (0.01, 0.001)  #: weight of the entropy bonus at the start and at the end of the budget
+    max_grad_norm: float = 0.5
+    patience: int = 3  #: passes without gain before the search stops
+
+
+#: ONP as far as it is known (arXiv 2405.17746): an agent and a graph per layer, PPO, features of the activations only.
+PAPER = AgentConfig(
+    screening=1,
+    prefixes=0,
+    elimination=0.0,
+    per_layer=True,
+    relations=("similar",),
+    features=ACTIVATION_MOMENTS,
+    first_order=False,
+)
+
+
+@dataclass(frozen=True)
+class Update:
+    """One step of the search: what was tried from a state and what came of it."""
+
+    stage: str  #: "prefixes", "pass 1", ..., "elimination"
+    block: int  #: -1 for the whole network
+    evaluations: int  #: so far
+    phi: float  #: of the committed mask, afterwards
+    asr: float
+    drop: float  #: accuracy lost, mean of hard and soft
+    pruned: int
+    entropy: float
+    approx_kl: float  #: http://joschu.net/blog/kl-approx.html
+    clip_fraction: float
+
+
+@dataclass(frozen=True, eq=False)
+class TrainResult:
+    """keep: bool [V], the best acceptable mask, all True when nothing was found; `outcome` its scores (B = 1)."""
+
+    keep: Tensor
+    outcome: Outcomes
+    history: tuple[Update, ...]
+    evaluations: int
+
+
+def build_policies(graph: NeuronGraph, features: NodeFeatures, env: PruneEnv, config: AgentConfig) -> tuple[Policy, ...]:
+    """The agents: one for all blocks, or one per block where `config.per_layer`; seeded by `config.seed`."""
+    generator = torch.Generator().manual_seed(config.seed)
+    seen = features if config.features is None else features.select(config.features)
+    score = features.taylor if config.first_order else None
+    count = len(env.blocks) if config.per_layer else 1
+    return tuple(Policy(graph, seen, generator, score=score) for _ in range(count))
+
+
+def train(
+    env: PruneEnv,
+    policies: Sequence[Policy],
+    features: NodeFeatures,
+    config: AgentConfig | None = None,
+    progress: Callable[[int, str], None] | None = None,
+) -> TrainResult:
+    """Train `policies` (in place) in `env` within the budget; the env ends in the best mask found.
+
+    progress: called with (evaluations done since the last call, short note).
+    Raises InputError for a budget without an evaluation or a group without a comparison.
+    """
+    config = config or AgentConfig()
+    if config.max_evaluations < 1 or config.draws < 2:
+        raise InputError("The agent needs at least 1 evaluation and 2 draws per state.")
+    generator = torch.Generator().manual_seed(config.seed + 1)
+    optimizer = torch.optim.Adam(nn.ModuleList(policies).parameters(), config.learning_rate, eps=1e-5)
+    env.reset()
+    search = _Search(env, config.max_evaluations, progress)
+    reserve = int(config.elimination * config.max_evaluations)
+
+    if config.prefixes:
+        search.choose(prefix_masks(features.taylor, config.prefixes)[: search.left], "prefixes")
+
+    flat, number = 0, 0
+    while flat < config.patience and search.left > reserve:
+        number += 1
+        before = float(env.outcome.phi)
+        for index, block in enumerate(env.blocks):
+            # Draw: unseen masks only, since a known one costs nothing and teaches nothing new.
+            policy, keep, summary = policies[index % len(policies)], env.keep, env.summary(index / len(env.blocks))
+            drawn = policy.draw(keep, summary, block, config.draws * config.screening, generator)
+            masks = torch.where(block, ~drawn.prune, keep)
+            picked = _screen(masks, env.fresh(masks), features, config.draws, generator)[: max(0, search.left - reserve)]
+            if not len(picked):
+                continue
+
+            # Score: the current mask competes too, as the action of changing nothing, at the mean offset.
+            masks = torch.cat((masks[picked], keep[None]))
+            prune = torch.cat((drawn.prune[picked], (~keep & block)[None]))
+            action = Action(prune, torch.cat((drawn.offset[picked], drawn.offset[-1:])))
+            # A ruined network is no worse than a useless mask; unclipped, its Phi would drown all other differences.
+            gain = (env.evaluate(masks).phi - env.outcome.phi).clamp_min(-1.0)
+            advantage = (gain - gain.mean()) / (gain.std() + 1e-6)
+
+            # Improve the policy, then commit the best of the group if it beats the current mask.
+            share = search.evaluations / config.max_evaluations
+            bonus = config.entropy[0] + share * (config.entropy[1] - config.entropy[0])
+            diagnostics = _improve(policy, optimizer, (keep, summary, block, action), advantage, bonus, config)
+            search.choose(masks, f"pass {number}", index, diagnostics)
+        flat = 0 if float(env.outcome.phi) > before + 1e-4 else flat + 1
+
+    if config.elimination:
+        _eliminate(search, features)
+    return TrainResult(env.keep, env.outcome, tuple(search.history), search.evaluations)
+
+
+def _screen(masks: Tensor, fresh: Tensor, features: NodeFeatures, count: int, generator: torch.Generator) -> Tensor:
+    """At most `count` of the fresh masks: the policy's mode, half by first-order prediction, the rest as drawn.
+
+    The prediction never replaces the policy's own draws, which keep the search going where first-order scores are wrong.
+    """
+    rows = fresh.nonzero()[:, 0]
+    if len(rows) <= count:
+        return rows
+    pruned = (~masks[rows]).float()
+    # More attack than there is cannot be removed, whatever the scores add up to.
+    predicted = (pruned @ features.attack).clamp_max(1.0) - pruned @ features.cost
+    best = rows[predicted.topk(count // 2).indices]
+    mode = rows[rows == len(masks) - 1]
+    rest = rows[torch.randperm(len(rows), generator=generator)]
+    order = torch.cat((mode, best, rest)).tolist()
+    return torch.tensor(list(dict.fromkeys(order))[:count])
+
+
+def _improve(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    group: tuple[Tensor, Tensor, Tensor, Action],
+    advantage: Tensor,
+    bonus: float,
+    config: AgentConfig,
+) -> tuple[float, float, float]:
+    """A few epochs of clipped policy gradient on one group; returns entropy, approximate KL and clipped fraction."""
+    with torch.no_grad():
+        old, _ = policy.log_prob(*group)
+    for _ in range(config.epochs):
+        new, entropy = policy.log_prob(*group)
+        logratio = new - old
+        # Bounded before the exponential: the log-probability sums over hundreds of units.
+        ratio = logratio.clamp(-20, 20).exp()
+        clipped = ratio.clamp(1 - config.clip, 1 + config.clip)
+        loss = -torch.minimum(ratio * advantage, clipped * advantage).mean() - bonus * entropy
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(policy.parameters(), config.max_grad_norm)
+        optimizer.step()
+    with torch.no_grad():
+        approx_kl = float((ratio - 1 - logratio).mean())
+        return float(entropy), approx_kl, float(((ratio - 1).abs() > config.clip).float().mean())
+
+
+def _eliminate(search: _Search, features: NodeFeatures) -> None:
+    """Bring back what the mask does not need: every pruned unit alone, then the most useful returns together."""
+    env = search.env
+    while search.left >= 2:
+        pruned = (~env.keep).nonzero()[:, 0]
+        # Least suspicious first, in case the budget does not reach all; what is left pays for the combinations.
+        pruned = pruned[features.attack[pruned].argsort()][: max(1, search.left * 2 // 3)]
+        if not len(pruned):
+            return
+        before = float(env.outcome.phi)
+        alone = env.keep | torch.nn.functional.one_hot(pruned, len(env.keep)).bool()
+        alone = search.affordable(alone)
+        order = env.evaluate(alone).phi.argsort(descending=True)
+        sizes = [2**power for power in range(len(order).bit_length())]
+        together = torch.stack([alone[order[:size]].any(0) for size in (*sizes, len(order))])
+        search.choose(together, "elimination")
+        if float(env.outcome.phi) <= before:
+            return
+
+
+class _Search:
+    """The budget, the history, and the rule for what is committed."""
+
+    def __init__(self, env: PruneEnv, budget: int, progress: Callable[[int, str], None] | None) -> None:
+        self.env, self.history = env, list[Update]()
+        self._first, self._budget, self._progress, self._told = env.evaluations - 1, budget, progress, 0
+
+    @property
+    def evaluations(self) -> int:
+        return self.env.evaluations - self._first
+
+    @property
+    def left(self) -> int:
+        return self._budget - self.evaluations
+
+    def affordable(self, masks: Tensor) -> Tensor:
+        """The masks that are known already, and as many others as the budget pays for."""
+        fresh = self.env.fresh(masks)
+        return masks[~fresh | (fresh.cumsum(0) <= self.left)]
+
+    def choose(
+        self, masks: Tensor, stage: str, block: int = -1, diagnostics: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    ) -> None:
+        """Commit the best acceptable mask if it beats the current one, and write down what happened."""
+        masks = self.affordable(masks)
+        if len(masks):
+            outcomes = self.env.evaluate(masks)
+            phi = torch.where(outcomes.acceptable, outcomes.phi, -torch.inf)
+            if phi.max() > self.env.outcome.phi:
+                self.env.commit(masks[phi.argmax()])
+        state = self.env.outcome
+        pruned = int((~self.env.keep).sum())
+        self.history.append(
+            Update(stage, block, self.evaluations, float(state.phi), float(state.asr), float(state.drop), pruned, *diagnostics)
+        )
+        if self._progress:
+            self._progress(self.evaluations - self._told, f"{stage}: ASR {float(state.asr):.3f}, {pruned} units pruned")
+            self._told = self.evaluations

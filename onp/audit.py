@@ -1,0 +1,71 @@
+"""Figures nobody optimised against: float32, the unmodified network code, images and triggers kept back until now."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onp.data import ImageSet
+from onp.metrics import Share, accuracy, attack_success, defence_effectiveness, predictions, robust_accuracy
+from onp.tally import TriggeredBatch
+from onp.triggers import Trigger
+from onp.victim import Victim
+
+
+@dataclass(frozen=True)
+class TrueAttack:
+    """The real trigger and the class it leads to: for measurement only, no decision may see it."""
+
+    trigger: Trigger
+    target: int
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What one network does."""
+
+    acc: Share  #: on the holdout images, or on `--eval-data` where that was given
+    asr_surrogate: dict[str, Share]  #: per family, triggers of a fresh bank on the holdout images
+    asr: Share | None  #: of the true trigger on the evaluation images, where it was given
+    ra: Share | None  #: share of the same images that are given their own class
+
+
+def figures(victim: Victim, holdout: ImageSet, fresh: list[TriggeredBatch], evaluation: ImageSet | None,
+            attack: TrueAttack | None) -> Figures:  # fmt: skip
+    """Measure `victim`; `fresh` are triggered holdout images, normalised."""
+    measured = holdout if evaluation is None else evaluation
+    labels, inputs = _inputs(victim, measured)
+    surrogate = {batch.family: _led(victim, batch) for batch in fresh}
+    asr = ra = None
+    if attack is not None:
+        triggered = attack.trigger(measured.pixels()).to(victim.device)
+        guess = predictions(victim.model, victim.normalisation(triggered))
+        asr, ra = attack_success(labels, guess, attack.target), robust_accuracy(labels, guess, attack.target)
+    return Figures(accuracy(labels, predictions(victim.model, inputs)), surrogate, asr, ra)
+
+
+def find_target(victim: Victim, evaluation: ImageSet, trigger: Trigger) -> int:
+    """The class that the true trigger leads most images of other classes to."""
+    guess = predictions(victim.model, victim.normalisation(trigger(evaluation.pixels()).to(victim.device)))
+    moved = guess[guess != evaluation.labels.to(guess.device)]
+    return int(torch.bincount(moved, minlength=victim.classes).argmax())
+
+
+def der(before: Figures, after: Figures) -> float | None:
+    """Defence effectiveness rating from the true ASR, None without a true trigger."""
+    if before.asr is None or after.asr is None:
+        return None
+    return defence_effectiveness(before.acc.value, after.acc.value, before.asr.value, after.asr.value)
+
+
+def _inputs(victim: Victim, images: ImageSet) -> tuple[Tensor, Tensor]:
+    return images.labels.to(victim.device), victim.normalisation(images.pixels().to(victim.device))
+
+
+def _led(victim: Victim, batch: TriggeredBatch) -> Share:
+    """Share of a triggered batch that is given its target, leaving out images of the target class."""
+    counted = batch.labels != batch.target
+    guess = predictions(victim.model, batch.images[counted])
+    return Share(int((guess == batch.target[counted]).sum()), int(counted.sum()))

@@ -1,0 +1,178 @@
+"""Pruning as a gymnasium environment: a step decides the units of one block of layers, the reward is what it gained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from onp.errors import InputError
+from onp.evaluator import Evaluator, Scores
+from onp.victim import Victim
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The potential Phi that rewards are differences of.
+
+    Phi = -S - max(0, drop) - penalty * max(0, drop - max_acc_drop) / max(max_acc_drop, 0.005) - size * share of units pruned, where
+    S is the ASR on the surrogate triggers, weighted by their evidence, and drop the accuracy lost against the unpruned
+    network. Both are the mean of the share of images and of the mean probability: one is what counts, the other is smooth.
+    """
+
+    max_acc_drop: float = 0.01  #: share of the clean images; masks beyond it are never chosen
+    penalty: float = 2.0
+    size: float = 0.05
+
+
+@dataclass(frozen=True, eq=False)
+class Outcomes:
+    """What B masks achieve; all float32 [B] on the CPU but `acceptable`, bool [B]: accuracy within the allowed drop."""
+
+    phi: Tensor
+    asr: Tensor  #: S of `Objective`
+    drop: Tensor  #: accuracy lost, mean of hard and soft
+    acc_soft: Tensor
+    acceptable: Tensor
+
+    def __len__(self) -> int:
+        return len(self.phi)
+
+    def at(self, index: int) -> Outcomes:
+        """The outcome of one mask, as B = 1."""
+        part = slice(index, index + 1)
+        return Outcomes(self.phi[part], self.asr[part], self.drop[part], self.acc_soft[part], self.acceptable[part])
+
+
+class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
+    """Prune a victim block by block; deterministic, every episode starts from the unpruned network.
+
+    One pass visits the blocks (runs of consecutive layers) first to last, so that the evaluator reuses what lies before;
+    an episode is `passes` passes, and a later pass may bring units back.
+    Action: MultiBinary [largest block], 1 = prune that unit of the current block; entries beyond the block are ignored.
+    Observation: `keep` MultiBinary [V]; `summary` Box [4], all within [0, 1]: soft accuracy, surrogate ASR, share pruned,
+    progress of the episode; `block` Discrete, the block to decide next.
+    Reward: the difference of `Objective`'s Phi, so that an episode's return is Phi at its end minus Phi at its start.
+
+    `evaluate` and `commit` are the same transitions for many masks from one state, without the gymnasium bookkeeping.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (gymnasium declares it as an instance variable)
+
+    def __init__(
+        self,
+        victim: Victim,
+        evaluator: Evaluator,
+        weights: tuple[float, ...],
+        objective: Objective | None = None,
+        *,
+        blocks: int = 8,
+        passes: int = 1,
+    ) -> None:
+        if len(weights) != len(evaluator.families) or min(weights, default=0.0) < 0 or sum(weights) <= 0:
+            raise InputError(f"{len(evaluator.families)} families of triggers need as many weights >= 0, not all 0.")
+        self.victim, self.evaluator, self.objective = victim, evaluator, objective or Objective()
+        self.passes = passes
+        self.weights = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+        self.blocks = _cut(victim, blocks)
+        self.evaluations = 0
+        self._known: dict[bytes, Outcomes] = {}
+        start = torch.ones(1, victim.units, dtype=torch.bool)
+        base = evaluator.score(start)
+        self._acc, self._acc_soft = base.acc[0], base.acc_soft[0]
+        self._remember(start, base)
+        self.reset()
+        self.action_space = spaces.MultiBinary(max(int(block.sum()) for block in self.blocks))
+        self.observation_space = spaces.Dict(
+            {
+                "keep": spaces.MultiBinary(victim.units),
+                "summary": spaces.Box(0.0, 1.0, (4,), np.float32),
+                "block": spaces.Discrete(len(self.blocks)),
+            }
+        )
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        self.commit(torch.ones(self.victim.units, dtype=torch.bool))
+        return self._observation(), {"phi": float(self.outcome.phi)}
+
+    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        block = self.blocks[self.steps % len(self.blocks)]
+        keep = self.keep.clone()
+        keep[block] = torch.from_numpy(np.asarray(action)[: int(block.sum())] == 0)
+        before = float(self.outcome.phi)
+        self.commit(keep)
+        self.steps += 1
+        info = {"phi": float(self.outcome.phi), "acceptable": bool(self.outcome.acceptable)}
+        return self._observation(), info["phi"] - before, self.steps >= self.passes * len(self.blocks), False, info
+
+    def evaluate(self, masks: Tensor) -> Outcomes:
+        """Score `masks`, bool [B, V], True = keep; a mask seen before costs no evaluation."""
+        keys = _keys(masks)
+        fresh = {key: row for row, key in enumerate(keys) if key not in self._known}
+        if fresh:
+            rows = masks[list(fresh.values())]
+            self._remember(rows, self.evaluator.score(rows))
+        found = [self._known[key] for key in keys]
+        columns = (torch.cat([getattr(one, name) for one in found]) for name in Outcomes.__dataclass_fields__)
+        return Outcomes(*columns)
+
+    def fresh(self, masks: Tensor) -> Tensor:
+        """bool [B]: the masks that `evaluate` would pay for, each new mask once."""
+        seen, fresh = set(self._known), []
+        for key in _keys(masks):
+            fresh.append(key not in seen)
+            seen.add(key)
+        return torch.tensor(fresh, dtype=torch.bool)
+
+    def commit(self, keep: Tensor) -> None:
+        """Make `keep`, bool [V], the state; the evaluator then reuses all that lies before the next change."""
+        self.outcome = self.evaluate(keep[None])
+        self.keep = keep.clone()
+        self.evaluator.commit(keep)
+
+    def summary(self, progress: float) -> Tensor:
+        """The state in four numbers of [0, 1], float32: soft accuracy, surrogate ASR, share pruned, `progress`."""
+        pruned = 1 - float(self.keep.float().mean())
+        return torch.tensor([float(self.outcome.acc_soft), float(self.outcome.asr), pruned, progress]).clamp(0, 1)
+
+    def _observation(self) -> dict[str, Any]:
+        progress = self.steps / (self.passes * len(self.blocks))
+        return {
+            "keep": self.keep.numpy().astype(np.int8),
+            "summary": self.summary(progress).numpy(),
+            "block": np.int64(self.steps % len(self.blocks)),
+        }
+
+    def _remember(self, masks: Tensor, scores: Scores) -> None:
+        o = self.objective
+        asr = ((scores.asr + scores.asr_soft) / 2) @ self.weights
+        lost = self._acc - scores.acc
+        drop = (lost + self._acc_soft - scores.acc_soft) / 2
+        pruned = 1 - masks.double().mean(1)
+        excess = (drop - o.max_acc_drop).clamp_min(0) / max(o.max_acc_drop, 0.005)
+        phi = -asr - drop.clamp_min(0) - o.penalty * excess - o.size * pruned
+        columns = (phi.float(), asr.float(), drop.float(), scores.acc_soft.float(), lost <= o.max_acc_drop + 1e-9)
+        outcomes = Outcomes(*columns)
+        self._known.update((key, outcomes.at(row)) for row, key in enumerate(_keys(masks)))
+        self.evaluations += len(masks)
+
+
+def _keys(masks: Tensor) -> list[bytes]:
+    return [row.tobytes() for row in np.packbits(masks.numpy(), axis=1)]
+
+
+def _cut(victim: Victim, blocks: int) -> tuple[Tensor, ...]:
+    """At most `blocks` runs of consecutive layers of about equal number, as bool [V] each."""
+    if blocks < 1:
+        raise InputError(f"The network must be cut into at least one block of layers, not {blocks}.")
+    count = min(blocks, len(victim.layers))
+    sizes = torch.tensor([layer.units for layer in victim.layers])
+    block_of = torch.repeat_interleave(torch.arange(len(sizes)) * count // len(sizes), sizes)
+    return tuple(block_of == index for index in range(count))

@@ -1,0 +1,1 @@
+"""Other searches over masks, at the same number of evaluations and with the same potential as the agent."""

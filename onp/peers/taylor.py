@@ -1,0 +1,73 @@
+"""Greedy first-order pruning: prune the units with the highest Taylor scores, as many as serves best.
+
+First-order saliency of a gate is Molchanov et al. 2017 (https://arxiv.org/abs/1611.06440); here it is the expected loss of
+surrogate ASR minus the expected loss of accuracy. The strong version: prefix lengths first coarse, then ever finer around
+the best; scores are then recomputed by measurement for the units near the cut, until the evaluations are spent.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from onp.env import PruneEnv
+
+MAX_SHARE = 0.3  # of the units: beyond it no network in our range keeps its accuracy
+
+
+def prefix_masks(score: Tensor, count: int) -> Tensor:
+    """At most `count` masks that prune the highest-scoring 1, 2, ... units, evenly spread in the logarithm.
+
+    score: float32 [V]; units with a score of 0 or less are never pruned. Returns bool [B, V], True = keep.
+    """
+    most = min(int((score > 0).sum()), max(1, int(MAX_SHARE * len(score))))
+    if most == 0 or count < 1:
+        return torch.ones((0, len(score)), dtype=torch.bool)
+    sizes = torch.logspace(0, 1, count, base=most).round().long().unique()
+    return _prefixes(score.argsort(descending=True), sizes)
+
+
+def _prefixes(order: Tensor, sizes: Tensor) -> Tensor:
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order))
+    return rank >= sizes[:, None]
+
+
+def search(env: PruneEnv, score: Tensor, max_evaluations: int, seed: int = 0) -> Tensor:
+    """The best acceptable mask found, bool [V]; the unpruned network's evaluation is counted; `env` ends in that mask.
+
+    score: float32 [V], `NodeFeatures.taylor`. Deterministic: `seed` is there for the signature the searches share.
+    """
+    first = env.evaluations - 1
+    env.reset()
+
+    def left() -> int:
+        return max_evaluations - (env.evaluations - first)
+
+    def choose(masks: Tensor) -> bool:
+        fresh = env.fresh(masks)
+        masks = masks[~fresh | (fresh.cumsum(0) <= left())]
+        if not len(masks):
+            return False
+        outcomes = env.evaluate(masks)
+        phi = torch.where(outcomes.acceptable, outcomes.phi, -torch.inf)
+        better = bool(phi.max() > env.outcome.phi)
+        if better:
+            env.commit(masks[phi.argmax()])
+        return better
+
+    order = score.argsort(descending=True)
+    most = min(int((score > 0).sum()), max(1, int(MAX_SHARE * len(score))))
+    choose(prefix_masks(score, min(32, max_evaluations // 4)))
+    reach = most
+    while reach > 1 and left() > 0:
+        reach = reach // 2
+        size = int((~env.keep).sum())
+        sizes = torch.linspace(size - reach, size + reach, 9).round().long().clamp(1, max(1, most)).unique()
+        choose(_prefixes(order, sizes))
+    # Single flips of the units nearest the cut, best first, as long as any of them gains.
+    while left() > 0:
+        near = order[: max(1, 2 * int((~env.keep).sum()) + 16)]
+        if not choose(env.keep ^ torch.nn.functional.one_hot(near, len(score)).bool()):
+            break
+    return env.keep

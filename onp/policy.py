@@ -1,0 +1,124 @@
+"""The policy: a small graph network that says, for the state the network is in, which units to prune next."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onp.features import NodeFeatures
+from onp.graph import NeuronGraph
+
+GLOBALS = 4  # soft accuracy, surrogate ASR, share pruned, progress of the pass
+OFFSET_STD = 0.5  # of the drawn logit offset of a layer: how many units to prune, beside which
+STAY = 4.0  # logit by which a pruned unit starts out more likely to remain pruned
+
+
+@dataclass(frozen=True, eq=False)
+class Action:
+    """K draws for one block of units. Everything on the CPU.
+
+    prune: bool [K, V], False outside the block; offset: float32 [K, L], drawn logit offset per layer
+    """
+
+    prune: Tensor
+    offset: Tensor
+
+
+class Policy(nn.Module):
+    """Message passing over the neuron graph, then a pruning logit per unit and a logit offset per layer.
+
+    Before any training a unit is pruned with probability `prior` (about 8 units in all, at most 1 %), or near 1/2 and above
+    where its first-order score is among the highest: an untrained policy proposes good masks and mostly small ones.
+
+    score: float32 [V], the first-order score that enters the logit directly, or None to start from the prior alone.
+    """
+
+    prior: Tensor
+    static: Tensor
+    hint: Tensor
+
+    def __init__(
+        self,
+        graph: NeuronGraph,
+        features: NodeFeatures,
+        generator: torch.Generator,
+        *,
+        score: Tensor | None = None,
+        hidden: int = 32,
+        rounds: int = 2,
+    ) -> None:
+        super().__init__()
+        self.graph = graph
+        self.layers = int(graph.layer.max()) + 1
+        prior = math.log(odds := min(0.01, 8 / graph.nodes)) - math.log1p(-odds)
+        self.register_buffer("static", features.values)
+        self.register_buffer("hint", torch.zeros(graph.nodes) if score is None else _normalised(score))
+        self.register_buffer("units", torch.bincount(graph.layer).float()[:, None])
+        self.embed = nn.Linear(features.values.shape[1], hidden)
+        self.own = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(rounds))
+        self.neighbours = nn.ModuleList(nn.Linear(hidden, hidden, bias=False) for _ in range(rounds))
+        self.unit_head = nn.Sequential(nn.Linear(hidden + 2 + GLOBALS, hidden), nn.SiLU(), nn.Linear(hidden, 1))
+        self.layer_head = nn.Linear(hidden + 1 + GLOBALS, 1)
+        self.bias = nn.Parameter(torch.tensor(prior))
+        self.hint_scale = nn.Parameter(torch.tensor(-prior))
+        self.stay = nn.Parameter(torch.tensor(STAY))
+        self._initialise(generator)
+
+    def _initialise(self, generator: torch.Generator) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.orthogonal_(module.weight, generator=generator)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        # Nearly silent heads: the prior decides until rewards say otherwise.
+        for head in (self.unit_head[2], self.layer_head):
+            nn.init.normal_(head.weight, std=0.01, generator=generator)  # type: ignore[arg-type]
+
+    def forward(self, keep: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
+        """keep bool [V], the committed mask; summary float32 [4]. Returns logits of pruning [V] and layer offsets [L]."""
+        h = self.embed(self.static)
+        for own, neighbours in zip(self.own, self.neighbours, strict=True):
+            h = h + F.silu(own(h) + neighbours(self.graph.gather(h)))
+        h = F.layer_norm(h, h.shape[1:])
+        gate = keep.float()[:, None]
+        everywhere = summary.expand(len(h), -1)
+        logits = self.unit_head(torch.cat((h, gate, self.graph.gather(gate), everywhere), 1))[:, 0]
+        logits = logits + self.bias + self.hint_scale * self.hint + self.stay * (1 - gate[:, 0])
+        pooled = torch.zeros(self.layers, h.shape[1] + 1).index_add(0, self.graph.layer, torch.cat((h, gate), 1)) / self.units
+        offset = self.layer_head(torch.cat((pooled, summary.expand(self.layers, -1)), 1))[:, 0]
+        return logits, offset
+
+    def draw(self, keep: Tensor, summary: Tensor, block: Tensor, count: int, generator: torch.Generator) -> Action:
+        """Draw `count` actions for the units of `block` (bool [V]); the last one is the most likely decision per unit."""
+        with torch.no_grad():
+            logits, centre = self(keep, summary)
+            noise = torch.randn((count, self.layers), generator=generator)
+            noise[-1] = 0
+            offset = centre + OFFSET_STD * noise
+            chance = torch.sigmoid(logits + offset[:, self.graph.layer])
+            threshold = torch.rand(chance.shape, generator=generator)
+            threshold[-1] = 0.5
+            return Action((chance > threshold) & block, offset)
+
+    def log_prob(self, keep: Tensor, summary: Tensor, block: Tensor, action: Action) -> tuple[Tensor, Tensor]:
+        """Log-probability [K] of the draws and the mean entropy [] of the units' decisions, differentiable."""
+        logits, centre = self(keep, summary)
+        logits = (logits + action.offset[:, self.graph.layer])[:, block]
+        chosen = -F.binary_cross_entropy_with_logits(logits, action.prune[:, block].float(), reduction="none").sum(1)
+        touched = torch.zeros(self.layers, dtype=torch.bool).index_fill(0, self.graph.layer[block].unique(), True)
+        deviation = ((action.offset - centre) / OFFSET_STD)[:, touched]
+        chance = torch.sigmoid(logits)
+        entropy = (F.softplus(logits) - chance * logits).mean()
+        # The Normal's constant is left out: it is the same for every draw and cancels in every ratio.
+        return chosen - deviation.square().sum(1) / 2, entropy
+
+
+def _normalised(score: Tensor) -> Tensor:
+    """1 for the unit that ranks at 1 % (at least fifth), linear below and above it, within [-1, 1.5]."""
+    rank = min(len(score), max(5, len(score) // 100))
+    reference = score.topk(rank).values[-1].clamp_min(1e-8)
+    return (score / reference).clamp(-1, 1.5)

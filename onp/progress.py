@@ -1,0 +1,47 @@
+"""Progress with an estimate of the time left: a bar on a terminal, a line every few seconds elsewhere."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Stage:
+    """One stage of known length; call `advance` as work is done."""
+
+    def __init__(self, name: str, total: int, bar: Progress | None, quiet: bool) -> None:
+        self.name, self.total, self.done = name, max(total, 1), 0
+        self._bar, self._quiet = bar, quiet
+        self._task = bar.add_task(name, total=self.total, note="") if bar else None
+        self._start = self._last = time.monotonic()
+
+    def advance(self, steps: int = 1, note: str = "") -> None:
+        """Count `steps` more as done; `note` is a short text shown beside the bar."""
+        self.done += steps
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=steps, note=note)
+            return
+        now = time.monotonic()
+        if self._quiet or now - self._last < SECONDS_BETWEEN_LINES:
+            return
+        self._last = now
+        left = (now - self._start) / self.done * (self.total - self.done)
+        print(f"{self.name}: {self.done}/{self.total}, about {left:.0f} s left {note}".rstrip(), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def stage(name: str, total: int, quiet: bool = False) -> Iterator[Stage]:
+    """Show progress on stderr for a stage of `total` steps; nothing is shown when `quiet`."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield Stage(name, total, None, quiet)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
+    times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, *times, console=console, transient=True) as bar:
+        yield Stage(name, total, bar, quiet)

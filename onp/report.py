@@ -1,0 +1,124 @@
+"""What a run found and did, as JSON for machines and as text for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+import torch
+
+from onp.audit import Figures
+from onp.metrics import Share
+
+SCHEMA_VERSION = 1
+DECISIONS = ("repaired", "no-backdoor-evidence", "not-repairable")
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything `report.json` holds; see `to_json` for the field names."""
+
+    decision: str  #: one of DECISIONS
+    reason: str  #: one sentence
+    target_class: int | None
+    target_name: str | None
+    model: dict[str, Any]
+    data: dict[str, Any]
+    evidence: dict[str, Any]
+    before: Figures
+    after: Figures
+    der: float | None
+    pruned: dict[str, list[int]]  #: layer -> units
+    units: int  #: prunable units in all
+    budget: dict[str, float]
+    config: dict[str, Any]
+    seed: int
+
+    def to_json(self) -> str:
+        """The report as JSON; shares carry their exact 95 % interval and the counts behind them."""
+        after = _figures(self.after)
+        if self.der is not None:
+            after["der"] = self.der
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "decision": self.decision,
+            "reason": self.reason,
+            "target_class": self.target_class,
+            "target_name": self.target_name,
+            "model": self.model,
+            "data": self.data,
+            "evidence": self.evidence,
+            "before": _figures(self.before),
+            "after": after,
+            "pruned": {"count": self.pruned_count, "units": self.units, "layers": self.pruned},
+            "budget": self.budget,
+            "config": self.config,
+            "seed": self.seed,
+            "versions": versions(),
+            "hardware": hardware(),
+        }
+        return json.dumps(document, indent=2, default=_plain) + "\n"
+
+    @property
+    def pruned_count(self) -> int:
+        return sum(len(units) for units in self.pruned.values())
+
+    def to_text(self) -> str:
+        """The report as plain text, at most 100 columns."""
+        lines = [f"Decision: {self.decision}", f"  {self.reason}", ""]
+        rows = [("", "before", "after"), ("ACC, clean images", _percent(self.before.acc), _percent(self.after.acc))]
+        for family, share in self.before.asr_surrogate.items():
+            rows.append((f"surrogate ASR, {family}", _percent(share), _percent(self.after.asr_surrogate[family])))
+        if self.before.asr is not None and self.before.ra is not None and self.after.asr is not None and self.after.ra is not None:
+            rows.append(("ASR, true trigger", _percent(self.before.asr), _percent(self.after.asr)))
+            rows.append(("RA, true trigger", _percent(self.before.ra), _percent(self.after.ra)))
+        lines += [f"{name:<28}{before:<26}{after}".rstrip() for name, before, after in rows]
+        if self.der is not None:
+            lines.append(f"{'DER':<54}{self.der:.3f}")
+        lines += ["", f"Pruned {self.pruned_count} of {self.units} units"]
+        lines += [f"  {layer}: {', '.join(map(str, units))}" for layer, units in self.pruned.items()]
+        lines.append(f"{self.budget['evaluations']:.0f} masks evaluated, {self.budget['masks_per_second']:.1f} a second, "
+                     f"{self.budget['wall_seconds']:.0f} s in all")  # fmt: skip
+        return "\n".join(lines) + "\n"
+
+
+def versions() -> dict[str, str]:
+    """The versions a result depends on."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
+
+
+def hardware() -> dict[str, Any]:
+    """The machine a result was measured on."""
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"machine": platform.machine(), "cpu": capability, "threads": torch.get_num_threads(), "gpu": gpu}
+
+
+def _figures(figures: Figures) -> dict[str, Any]:
+    out: dict[str, Any] = {"acc": figures.acc.value, "acc_ci": figures.acc.interval, "images": figures.acc.n}
+    out["asr_surrogate"] = {family: _share(share) for family, share in figures.asr_surrogate.items()}
+    for name in ("asr", "ra"):
+        share = getattr(figures, name)
+        if share is not None:
+            out[name] = share.value
+            out[f"{name}_ci"] = share.interval
+    return out
+
+
+def _share(share: Share) -> dict[str, Any]:
+    return {"value": share.value, "ci": share.interval, "images": share.n}
+
+
+def _percent(share: Share) -> str:
+    low, high = share.interval
+    return f"{100 * share.value:5.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    return str(value)

@@ -1,0 +1,102 @@
+"""From a bank of surrogate triggers to a mask: the agent, run again on whatever triggers survive its repair."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+
+from onp.agent import AgentConfig, TrainResult, build_policies, train
+from onp.bank import BankConfig, Scan, TriggerBank, build_bank
+from onp.data import ImageSet, Splits
+from onp.env import Objective, PruneEnv
+from onp.evaluator import Batch, Evaluator
+from onp.features import features
+from onp.graph import build_graph
+from onp.mask import Mask
+from onp.repair import repair
+from onp.victim import Victim
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """How a mask is searched for."""
+
+    agent: AgentConfig = AgentConfig()
+    objective: Objective = Objective()
+    rounds: int = 2  #: agent runs; each after the first adds the triggers that survived the repair before it
+    dearer: float = 2.0  #: a surviving trigger counts up to this many times the cost of the victim's own
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """The best mask and what it took."""
+
+    mask: Mask
+    bank: TriggerBank  #: as it was in the last round
+    results: tuple[TrainResult, ...]
+    asr_before: float  #: weighted surrogate ASR on the score images
+    evaluations: int
+    seconds: float  #: inside the evaluator
+
+
+def search(victim: Victim, splits: Splits, bank: TriggerBank, found: Scan | None, seed: int, bank_config: BankConfig,
+           config: SearchConfig, progress: Callable[[int, str], None]) -> Found:  # fmt: skip
+    """Find the mask; `found` is None for a known trigger, whose bank is never extended.
+
+    `progress` is called with (evaluations since the last call, short note).
+    """
+    graph = build_graph(victim, config.agent.relations)
+    build = _batch(victim, splits.build)
+    results: list[TrainResult] = []
+    evaluations, seconds, asr_before = 0, 0.0, 1.0
+    budget = config.agent.max_evaluations // config.rounds
+    for number in range(config.rounds):
+        agent = replace(config.agent, seed=seed + number, max_evaluations=budget)
+        known = features(victim, build, bank.batches(victim, splits.build), bank.weights)
+        # Clean accuracy is counted on both splits: neither trained the network, and more images make a finer scale.
+        clean = _batch(victim, splits.build, splits.score)
+        evaluator = Evaluator(victim, clean, bank.batches(victim, splits.score))
+        blocks = len(victim.layers) if agent.per_layer else agent.blocks
+        env = PruneEnv(victim, evaluator, bank.weights, config.objective, blocks=blocks)
+        asr_before = float(env.outcome.asr) if number == 0 else asr_before
+        policies = build_policies(graph, known, env, agent)
+        results.append(train(env, policies, known, agent, progress))
+        evaluations += results[-1].evaluations
+        seconds += evaluator.seconds
+        mask = Mask.of(victim, results[-1].keep)
+        if found is None or number + 1 == config.rounds:
+            break
+        survivors = surviving(victim, repair(victim, mask), bank, found, splits, seed + 1 + number, bank_config, config.dearer)
+        if survivors is None:
+            break
+        bank = survivors
+    return Found(mask, bank, tuple(results), asr_before, evaluations, seconds)
+
+
+def surviving(victim: Victim, repaired: Victim, bank: TriggerBank, found: Scan, splits: Splits, seed: int, config: BankConfig,
+              dearer: float) -> TriggerBank | None:  # fmt: skip
+    """`bank` and the triggers that work on the victim *and* on the repaired model at about the victim's price.
+
+    What works on both and stays cheap is a backdoor that the repair missed; what has become dear is ordinary adversarial
+    weakness. None where nothing survived.
+    """
+    fresh = build_bank(victim, (victim.logits, repaired.logits), found, bank.target, splits.build, splits.score, seed, config)
+    price = {surrogate.family: surrogate.cost for surrogate in bank.surrogates}
+    missed = [
+        replace(surrogate, family=f"{surrogate.family} {seed}")
+        for surrogate in fresh.surrogates
+        if surrogate.success >= config.minimum_success
+        and surrogate.cost <= dearer * price.get(surrogate.family, surrogate.cost)
+    ]
+    if not missed:
+        return None
+    together = (*bank.surrogates, *missed)
+    total = sum(surrogate.weight for surrogate in together)
+    return TriggerBank(tuple(replace(each, weight=each.weight / total) for each in together), bank.target)
+
+
+def _batch(victim: Victim, *parts: ImageSet) -> Batch:
+    pixels = torch.cat([part.pixels() for part in parts]).to(victim.device)
+    return Batch(victim.normalisation(pixels), torch.cat([part.labels for part in parts]).to(victim.device))

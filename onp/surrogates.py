@@ -1,0 +1,108 @@
+"""Surrogate trigger families: what an attacker's trigger may look like, with parameters that clean images can fit.
+
+Each family holds one trigger per candidate class and is fitted for all classes at once, to *minimal cost at high success*:
+a class that a backdoor leads to is reached more cheaply than any other (Neural Cleanse, Wang et al. 2019,
+https://doi.org/10.1109/SP.2019.00031; universal perturbations as in I-BAU, https://arxiv.org/abs/2110.03735).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onp.triggers.wanet import identity_grid
+
+
+class Family(ABC):
+    """Universal triggers of one kind, one per row of its parameters.
+
+    `parameters` is a tuple of float32 tensors whose first dimension is the number of triggers G.
+    """
+
+    name: ClassVar[str]
+    lr: ClassVar[float]  # Adam step, in the units of the parameters
+    weight: ClassVar[float]  # starting weight of the cost against the cross-entropy
+
+    @abstractmethod
+    def start(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Parameters of `count` triggers for images of `shape` (C, H, W)."""
+
+    @abstractmethod
+    def apply(self, parameters: tuple[Tensor, ...], images: Tensor) -> Tensor:
+        """Put trigger g on `images[g]`: float32 `[G, N, C, H, W]` in [0, 1] to the same shape."""
+
+    @abstractmethod
+    def cost(self, parameters: tuple[Tensor, ...]) -> Tensor:
+        """Size of each trigger, float32 `[G]`, in the unit that the class docstring names."""
+
+
+class Patch(Family):
+    """A pattern seen through a mask, x' = (1 - m) x + m p; cost: the sum of m, in pixels."""
+
+    name = "patch"
+    lr = 0.3
+    weight = 0.01
+
+    def start(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> tuple[Tensor, ...]:
+        channels, height, width = shape
+        mask = torch.randn((count, 1, height, width), generator=generator) * 0.1 - 1.0
+        return mask, torch.randn((count, channels, height, width), generator=generator) * 0.5
+
+    def apply(self, parameters: tuple[Tensor, ...], images: Tensor) -> Tensor:
+        mask, pattern = (torch.sigmoid(value)[:, None] for value in parameters)
+        return images + mask * (pattern - images)
+
+    def cost(self, parameters: tuple[Tensor, ...]) -> Tensor:
+        return torch.sigmoid(parameters[0]).sum((1, 2, 3))
+
+
+class Blend(Family):
+    """A universal image added everywhere, x' = clip(x + d); cost: the L2 norm of d, pixels in [0, 1]."""
+
+    name = "blend"
+    lr = 0.05
+    weight = 0.03
+
+    def start(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> tuple[Tensor, ...]:
+        return (torch.randn((count, *shape), generator=generator) * 0.02,)
+
+    def apply(self, parameters: tuple[Tensor, ...], images: Tensor) -> Tensor:
+        return (images + parameters[0][:, None]).clamp(0, 1)
+
+    def cost(self, parameters: tuple[Tensor, ...]) -> Tensor:
+        return parameters[0].flatten(1).norm(dim=1)
+
+
+class Warp(Family):
+    """A smooth shift of every pixel, from an 8x8 control field, at most 2 pixels; cost: its root mean square, in pixels."""
+
+    name = "warp"
+    lr = 0.3
+    weight = 0.3
+    reach = 2.0
+
+    def start(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> tuple[Tensor, ...]:
+        return (torch.randn((count, 2, 8, 8), generator=generator) * 0.3,)
+
+    def flow(self, parameters: tuple[Tensor, ...], height: int, width: int) -> Tensor:
+        """Displacement float32 `[G, 2, H, W]` in pixels."""
+        control = self.reach * torch.tanh(parameters[0])
+        return F.interpolate(control, (height, width), mode="bicubic", align_corners=True)
+
+    def apply(self, parameters: tuple[Tensor, ...], images: Tensor) -> Tensor:
+        groups, count, channels, height, width = images.shape
+        scale = torch.tensor([2 / (width - 1), 2 / (height - 1)], device=images.device)
+        shift = self.flow(parameters, height, width).permute(0, 2, 3, 1) * scale
+        grid = (identity_grid(height, width).to(images) + shift)[:, None].expand(-1, count, -1, -1, -1)
+        warped = F.grid_sample(images.flatten(0, 1), grid.flatten(0, 1), align_corners=True, padding_mode="border")
+        return warped.view(groups, count, channels, height, width)
+
+    def cost(self, parameters: tuple[Tensor, ...]) -> Tensor:
+        return (2 * (self.reach * torch.tanh(parameters[0])).square().mean((1, 2, 3)) + 1e-8).sqrt()
+
+
+FAMILIES: tuple[Family, ...] = (Patch(), Blend(), Warp())

@@ -1,0 +1,504 @@
+"""Capture, pairing and groups: on every kind of network, gating `mask_nodes` must equal editing the weights."""
+
+import copy
+import operator
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from onp.capture import capture
+from onp.data import Normalisation
+from onp.errors import InputError
+from onp.mask import Mask
+from onp.repair import repair
+from onp.victim import Victim, victim_from_module
+
+SIZE = 12
+
+
+def norm_relu(channels: int) -> nn.Sequential:
+    return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
+
+
+class Vgg(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1), *norm_relu(6), nn.MaxPool2d(2), nn.Conv2d(6, 8, 3), *norm_relu(8)
+        )
+        self.hidden = nn.Linear(8 * 4 * 4, 9)
+        self.norm = nn.BatchNorm1d(9)
+        self.classifier = nn.Linear(9, 5)
+
+    def forward(self, x):
+        x = self.features(x)
+        return self.classifier(F.dropout(F.relu(self.norm(self.hidden(x.view(x.size(0), -1)))), training=self.training))
+
+
+class Block(nn.Module):
+    """Basic (two 3x3) or bottleneck (1x1, 3x3, 1x1) residual block, with a projection when the shape changes."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, bottleneck: bool) -> None:
+        super().__init__()
+        kernels, widths = ((1, 3, 1), (4, 4, outputs)) if bottleneck else ((3, 3), (outputs, outputs))
+        self.convs, self.norms = nn.ModuleList(), nn.ModuleList()
+        for i, (kernel, width) in enumerate(zip(kernels, widths, strict=True)):
+            step = stride if i == 0 else 1
+            before = inputs if i == 0 else widths[i - 1]
+            self.convs.append(nn.Conv2d(before, width, kernel, step, kernel // 2, bias=False))
+            self.norms.append(nn.BatchNorm2d(width))
+        self.downsample = None
+        if stride > 1 or inputs != outputs:
+            self.downsample = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, x):
+        shortcut = x if self.downsample is None else self.downsample(x)
+        out = x
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            out = norm(conv(out))
+            if i < len(self.convs) - 1:
+                out = F.relu(out, inplace=True)
+        out += shortcut
+        return F.relu(out, inplace=True)
+
+
+class ResNet(nn.Module):
+    def __init__(self, bottleneck: bool = False) -> None:
+        super().__init__()
+        self.module = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1, bias=False), *norm_relu(6))  # a name like a prefix
+        self.blocks = nn.Sequential(
+            Block(6, 6, 1, bottleneck), Block(6, 10, 2, bottleneck), Block(10, 10, 1, bottleneck)
+        )
+        self.fc = nn.Linear(10, 5)
+
+    def forward(self, x):
+        return self.fc(F.adaptive_avg_pool2d(self.blocks(self.module(x)), 1).flatten(1))
+
+
+class PreActBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.bn1, self.conv1 = nn.BatchNorm2d(inputs), nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn2, self.conv2 = nn.BatchNorm2d(outputs), nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if stride > 1 else None
+
+    def forward(self, x):
+        out = F.relu(self.bn1(x))
+        shortcut = x if self.shortcut is None else self.shortcut(out)
+        return self.conv2(F.relu(self.bn2(self.conv1(out)))) + shortcut
+
+
+class PreAct(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 6, 3, padding=1, bias=False)
+        self.layer1, self.layer2 = PreActBlock(6, 6, 1), PreActBlock(6, 8, 2)
+        self.bn, self.linear = nn.BatchNorm2d(8), nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = F.relu(self.bn(self.layer2(self.layer1(self.conv1(x)))))
+        return self.linear(F.avg_pool2d(x, 6).flatten(1))
+
+
+class Inverted(nn.Module):
+    """MobileNetV2 block, depthwise and with a residual."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 6, 3, 2, 1)
+        self.expand = nn.Sequential(nn.Conv2d(6, 12, 1, bias=False), nn.BatchNorm2d(12), nn.ReLU6(inplace=True))
+        depthwise = nn.Conv2d(12, 12, 3, 1, 1, groups=12, bias=False)
+        self.depthwise = nn.Sequential(depthwise, nn.BatchNorm2d(12), nn.Hardswish())
+        self.project = nn.Sequential(nn.Conv2d(12, 6, 1, bias=False), nn.BatchNorm2d(6))
+        self.multiply = nn.Conv2d(6, 12, 3, groups=6)  # depth multiplier 2: not one to one
+        self.head = nn.Conv2d(12, 5, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.project(self.depthwise(self.expand(x)))
+        return self.head(self.multiply(x)).mean((2, 3))
+
+
+class Dense(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1, bias=False)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(4), nn.BatchNorm2d(7), nn.BatchNorm2d(10)])
+        self.convs = nn.ModuleList([nn.Conv2d(width, 3, 3, padding=1, bias=False) for width in (4, 7)])
+        self.fc = nn.Linear(10, 5)
+
+    def forward(self, x):
+        features = [self.stem(x)]
+        for norm, conv in zip(self.norms, self.convs, strict=False):
+            features.append(conv(F.relu(norm(torch.cat(features, 1)))))
+        return self.fc(F.relu(self.norms[-1](torch.cat(features, 1))).mean((2, 3)))
+
+
+class SqueezeExcite(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+        self.squeeze, self.excite = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1)
+        self.squeeze2, self.excite2 = nn.Linear(8, 4), nn.Linear(4, 8)
+        self.last, self.fc = nn.Conv2d(8, 6, 3), nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.bn(self.conv(x))
+        x = x * torch.sigmoid(x)  # the layer reaches the product directly too: not a gate
+        x = x * torch.sigmoid(self.excite(F.relu(self.squeeze(F.adaptive_avg_pool2d(x, 1)))))
+        gate = self.excite2(F.relu(self.squeeze2(x.mean((2, 3)))))
+        x = x * (F.relu6(gate + 3) / 6)[:, :, None, None]
+        return self.fc(F.relu(self.last(x)).mean((2, 3)))
+
+
+class Grouped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.Sequential(
+            *(nn.Conv2d(3, 6, 3), nn.GroupNorm(2, 6), nn.ReLU()),
+            *(nn.Conv2d(6, 9, 3, groups=3, padding="same"), *norm_relu(9)),
+            *(nn.Conv2d(9, 6, 3, groups=3), nn.BatchNorm2d(6, affine=False), nn.ELU()),
+        )
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x):
+        return self.fc(F.max_pool2d(self.convs(x), 6).flatten(1))
+
+
+class Vit(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, 8, 4, 4)
+        self.token, self.position = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 10, 8))
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.1, batch_first=True, norm_first=True)
+        self.ln, self.fc1, self.fc2 = nn.LayerNorm(8), nn.Linear(8, 12), nn.Linear(12, 8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, x):
+        x = self.patch(x).flatten(2).transpose(1, 2)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.position
+        x = self.encoder(x)
+        x = x + self.fc2(F.gelu(self.fc1(self.ln(x))))
+        return self.head(x[:, 0])
+
+
+class Functional(nn.Module):
+    """No module for anything that has no weights; writes in place, through a view too; two norms read one conv."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 6, 3), nn.Conv2d(6, 7, 3)
+        self.a, self.b = nn.BatchNorm2d(7), nn.BatchNorm2d(7)
+        self.fc = nn.Linear(7, 5)
+
+    def forward(self, x):
+        x = F.leaky_relu_(self.conv1(x), 0.1)
+        x[:, :, 0] += 1.0
+        x = F.dropout(F.pad(x, (1, 1, 1, 1)), 0.5, self.training)
+        x = self.conv2(x)
+        x = self.a(x) + F.relu(self.b(x))
+        return self.fc(F.adaptive_max_pool2d(x, (1, 1)).squeeze(3).squeeze(2))
+
+
+NETWORKS = {
+    "vgg": Vgg,
+    "resnet": ResNet,
+    "bottleneck": lambda: ResNet(bottleneck=True),
+    "preact": PreAct,
+    "inverted": Inverted,
+    "dense": Dense,
+    "squeeze_excite": SqueezeExcite,
+    "grouped": Grouped,
+    "vit": Vit,
+    "functional": Functional,
+}
+
+
+def randomised(network: nn.Module) -> nn.Module:
+    """Norms as after training: scale, shift and running statistics away from 1 and 0."""
+    for module in network.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_()
+            module.running_var.uniform_(0.5, 2)
+            if module.affine:
+                nn.init.uniform_(module.weight, 0.5, 2)
+                nn.init.normal_(module.bias)
+    return network
+
+
+def make(network: nn.Module) -> Victim:
+    return victim_from_module(randomised(network), Normalisation.parse("half"), (3, SIZE, SIZE), 5)
+
+
+@pytest.fixture(scope="module")
+def victims():
+    cache: dict[str, Victim] = {}
+
+    def get(name: str) -> Victim:
+        if name not in cache:
+            cache[name] = make(NETWORKS[name]())
+        return cache[name]
+
+    return get
+
+
+def run_gated(victim: Victim, x: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+    """The captured graph in float64, with the output of every mask node multiplied by its layer's gate."""
+    gates = {}
+    for layer in victim.layers:
+        gate = keep[layer.offset : layer.offset + layer.units].double()
+        for node in layer.mask_nodes:
+            gates[node] = gate.view(-1, 1, 1) if layer.kind == "conv" else gate
+    values = {}
+    for node in victim.program.graph.nodes:
+        if node.op == "output":
+            return values[node.args[0]]
+        if node.op == "placeholder":
+            values[node] = x
+        elif node.op == "get_attr":
+            attribute = operator.attrgetter(node.target)(victim.program)
+            values[node] = attribute.double() if attribute.is_floating_point() else attribute
+        else:
+            args, kwargs = torch.fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
+            values[node] = node.target(*args, **kwargs)
+        if node.name in gates:
+            values[node] = values[node] * gates[node.name]
+    raise AssertionError("no output node")
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_gates_equal_weight_edits(victims, name):
+    victim = victims(name)
+    x = torch.randn(5, 3, SIZE, SIZE, dtype=torch.float64)
+    original = copy.deepcopy(victim.model).double()(x)
+    torch.testing.assert_close(run_gated(victim, x, torch.ones(victim.units)), original, rtol=1e-10, atol=1e-10)
+    for density in (0.3, 0.7, 0.9):
+        keep = torch.rand(victim.units) < density
+        repaired = repair(victim, Mask.of(victim, keep))
+        edited = repaired.model.double()(x)
+        torch.testing.assert_close(run_gated(victim, x, keep), edited, rtol=1e-10, atol=1e-10)
+        if density == 0.3:
+            assert not torch.allclose(edited, original)
+
+
+@pytest.mark.parametrize("name", ["vgg", "preact", "squeeze_excite", "grouped", "vit", "functional"])
+def test_each_unit_alone(victims, name):
+    """One unit at a time, so that errors of one layer cannot hide behind another."""
+    victim = victims(name)
+    x = torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64)
+    for layer in victim.layers:
+        keep = torch.ones(victim.units, dtype=torch.bool)
+        keep[layer.offset + int(torch.randint(layer.units, ()))] = False
+        edited = repair(victim, Mask.of(victim, keep)).model.double()(x)
+        torch.testing.assert_close(run_gated(victim, x, keep), edited, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_program_is_clean_and_shares_the_weights(victims, name):
+    victim = victims(name)
+    state = victim.model.state_dict()
+    kinds = [node.op for node in victim.program.graph.nodes]
+    assert kinds.count("placeholder") == kinds.count("output") == 1
+    for node in victim.program.graph.nodes:
+        assert node.op in ("placeholder", "get_attr", "call_function", "output")
+        if node.op == "get_attr" and node.target in state:
+            assert operator.attrgetter(node.target)(victim.program).data_ptr() == state[node.target].data_ptr()
+        if isinstance(node.target, torch._ops.OpOverload):
+            assert not node.target._schema.is_mutable
+            assert "dropout" not in str(node.target)
+    for batch in (1, 4):
+        x = torch.randn(batch, 3, SIZE, SIZE)
+        torch.testing.assert_close(victim.program(x), victim.model(x), rtol=1e-4, atol=1e-5)
+    assert not any(tensor.requires_grad for tensor in victim.program.parameters())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_layers_tile_the_mask_and_the_rest_is_listed(victims, name):
+    victim = victims(name)
+    ends = [layer.offset + layer.units for layer in victim.layers]
+    assert [layer.offset for layer in victim.layers] == [0, *ends[:-1]]
+    assert victim.units == ends[-1]
+    layers = {n for n, m in victim.model.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    listed = {layer.name for layer in victim.layers} | {name for name, _ in victim.skipped}
+    assert layers <= listed
+    state = victim.model.state_dict()
+    for layer in victim.layers:
+        assert state[layer.weight].shape[0] == layer.units
+        assert all(state[key].shape == (layer.units,) for key in (*layer.norm, *layer.norm_stats))
+
+
+def by_name(victim: Victim):
+    return {layer.name: layer for layer in victim.layers}
+
+
+def test_preactivation_pairs_by_the_graph(victims):
+    layers = by_name(victims("preact"))
+    assert layers["layer1.conv1"].norm == ("layer1.bn2.weight", "layer1.bn2.bias")
+    assert layers["layer1.conv2"].norm == ()
+    assert layers["layer1.conv2"].mask_nodes == (layers["layer1.conv2"].node,)
+    # The stem feeds bn1 and the residual sum: both are gated.
+    stem = layers["conv1"]
+    assert stem.norm == ("layer1.bn1.weight", "layer1.bn1.bias")
+    assert stem.mask_nodes[0] == stem.node
+    assert len(stem.mask_nodes) == 2
+    assert victims("preact").skipped == (("linear", "produces the logits"),)
+
+
+def test_groups_and_stages(victims):
+    resnet = by_name(victims("resnet"))
+    assert resnet["module.0"].group == resnet["blocks.0.convs.1"].group
+    assert resnet["blocks.1.convs.1"].group == resnet["blocks.1.downsample.0"].group == resnet["blocks.2.convs.1"].group
+    names = ("module.0", "blocks.0.convs.0", "blocks.1.convs.0", "blocks.1.convs.1")
+    assert len({resnet[name].group for name in names}) == 4
+    assert [resnet[name].stage for name in names] == [0, 0, 0, 1]
+    inverted = by_name(victims("inverted"))
+    assert inverted["expand.0"].group == inverted["depthwise.0"].group
+    assert inverted["stem"].group == inverted["project.0"].group
+    assert inverted["multiply"].group not in {inverted[name].group for name in ("stem", "expand.0")}
+    dense = by_name(victims("dense"))
+    assert len({layer.group for layer in dense.values()}) == len(dense) == 3
+    excite = by_name(victims("squeeze_excite"))
+    # The unpadded conv makes the map smaller, and so does the pooling of the excitation branch, but only in the branch.
+    assert [excite[name].stage for name in ("conv", "squeeze", "last")] == [0, 2, 1]
+    vit = by_name(victims("vit"))
+    assert vit["patch"].group == vit["fc2"].group == vit["encoder.linear2"].group != vit["fc1"].group
+
+
+def test_norms_that_mix_channels_or_have_no_scale_are_not_paired(victims):
+    grouped = by_name(victims("grouped"))
+    assert grouped["convs.0"].norm == ()
+    assert grouped["convs.3"].norm == ("convs.4.weight", "convs.4.bias")
+    assert grouped["convs.6"].norm == ()
+    assert grouped["convs.6"].mask_nodes == (grouped["convs.6"].node,)
+    vgg = by_name(victims("vgg"))
+    assert vgg["hidden"].norm == ("norm.weight", "norm.bias")
+    assert vgg["hidden"].norm_stats == ("norm.running_mean", "norm.running_var")
+    assert by_name(victims("functional"))["conv2"].norm == ("a.weight", "a.bias", "b.weight", "b.bias")
+
+
+def test_gates_and_heads_are_left_out(victims):
+    skipped = dict(victims("squeeze_excite").skipped)
+    assert skipped.keys() == {"excite", "excite2", "fc"}
+    assert "scales other channels" in skipped["excite"]
+    assert "scales other channels" in skipped["excite2"]
+    assert dict(victims("inverted").skipped) == {"head": "produces the logits"}
+
+
+class Odd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.plain = nn.Conv2d(3, 6, 3, padding=1)
+        self.shared = nn.Conv2d(6, 6, 3, padding=1)
+        self.standardised = nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 6, 3))
+        self.up = nn.ConvTranspose2d(6, 6, 2)
+        self.unused = nn.Linear(3, 3)
+        self.shared_norm = nn.BatchNorm2d(6)
+        self.one, self.two = nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 1)
+        self.alias = nn.ModuleList([self.two])
+        self.fc = nn.Linear(6, 5)
+
+    def forward(self, x):
+        x = self.shared(F.relu(self.shared(F.relu(self.plain(x)))))
+        x = self.up(F.relu(self.standardised(x)))
+        x = self.shared_norm(self.one(x)) + self.shared_norm(self.alias[0](x))
+        return self.fc(x.mean((2, 3)))
+
+
+def test_what_weights_alone_cannot_prune_is_listed():
+    victim = make(Odd())
+    skipped = dict(victim.skipped)
+    assert "2 operations share" in skipped["shared"]
+    assert "computes" in skipped["standardised"]
+    assert "conv_transpose2d" in skipped["up"]
+    assert "not used" in skipped["unused"]
+    layers = by_name(victim)
+    assert layers.keys() == {"plain", "one", next(name for name in layers if name in ("two", "alias.0"))}
+    # A norm with two callers is not part of either conv's units, and the edit is exact all the same.
+    assert layers["one"].norm == ()
+    x = torch.randn(3, 3, SIZE, SIZE, dtype=torch.float64)
+    keep = torch.rand(victim.units) < 0.5
+    edited = repair(victim, Mask.of(victim, keep)).model.double()(x)
+    torch.testing.assert_close(run_gated(victim, x, keep), edited, rtol=1e-10, atol=1e-10)
+
+
+def test_a_batch_can_be_cut_anywhere_when_the_size_is_only_used_to_flatten(victims):
+    names = [str(node.target) for node in victims("vgg").program.graph.nodes]
+    assert "aten.sym_size.int" not in names
+
+
+def refused(network: nn.Module, shape=(3, SIZE, SIZE), classes=5) -> str:
+    with pytest.raises(InputError) as error:
+        victim_from_module(network, Normalisation.parse("half"), shape, classes)
+    message = str(error.value)
+    assert message.endswith(".")
+    assert "\n" not in message
+    return message
+
+
+def test_wrong_shapes_and_classes_are_refused():
+    assert "does not take images of shape (1, 12, 12)" in refused(Vgg(), (1, SIZE, SIZE))
+    assert "does not take images" in refused(Vgg(), (3, 20, 20))
+    assert "5 logits, not 10" in refused(Vgg(), classes=10)
+    assert "must return logits" in refused(nn.Sequential(nn.Conv2d(3, 5, 3)))
+    assert "no prunable unit" in refused(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 5)))
+    nan = Vgg()
+    nn.init.constant_(nan.classifier.weight, float("inf"))
+    assert "not finite" in refused(nan)
+
+
+class BatchNormAlways(nn.Sequential):
+    def train(self, mode: bool = True):
+        return super().train(True)
+
+
+class RandomInEval(Vgg):
+    def forward(self, x):
+        return super().forward(F.dropout(x))
+
+
+class DataDependent(Vgg):
+    def forward(self, x):
+        out = super().forward(x)
+        return out * 2 if out.sum() > 0 else out
+
+
+class ByBatch(Vgg):
+    def forward(self, x):
+        return super().forward(x) if len(x) < 4 else super().forward(x.flip(0)).flip(0)
+
+
+def test_networks_without_a_fixed_function_are_refused():
+    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(400, 5)
+    assert "other images" in refused(BatchNormAlways(*layers))
+    assert "run to run" in refused(RandomInEval())
+    assert "cannot be captured" in refused(DataDependent())
+
+
+def test_a_branch_on_the_batch_size_is_captured_when_it_does_not_matter():
+    victim = make(ByBatch())
+    x = torch.randn(7, 3, SIZE, SIZE)
+    torch.testing.assert_close(victim.program(x), victim.model(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_given_module_is_not_touched():
+    network = Vgg().train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    make_state = victim_from_module(network, Normalisation.parse("half"), (3, SIZE, SIZE))
+    assert network.training
+    assert all(parameter.requires_grad for parameter in network.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert make_state.classes == 5
+    images = torch.rand(2, 3, SIZE, SIZE, requires_grad=True)
+    make_state.logits(images).sum().backward()
+    assert images.grad is not None
+
+
+def test_capture_refuses_more_than_one_output():
+    class Two(Vgg):
+        def forward(self, x):
+            return super().forward(x), x
+
+    with pytest.raises(InputError, match="one tensor of logits"):
+        capture(Two().eval(), torch.randn(2, 3, SIZE, SIZE))
