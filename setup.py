@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Extension, find_namespace_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -15,8 +15,6 @@ ROOT = Path(__file__).resolve().parent
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
-        import pybind11
-
         cuda = os.environ.get("ONP_CUDA", "auto").lower()
         if cuda not in ("on", "off", "auto"):
             raise SystemExit(f"ONP_CUDA={os.environ['ONP_CUDA']} is not a choice: set it to ON, OFF or auto.")
@@ -25,6 +23,8 @@ class CMakeBuild(build_ext):
                 "ONP_CUDA=ON needs the CUDA compiler, and there is no nvcc on PATH: "
                 "add it to PATH, point CUDACXX at it, or set ONP_CUDA=auto to build for the CPU."
             )
+        import pybind11
+
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         # A fresh folder every time: a cached one remembers tools of an isolated environment that is gone.
         with tempfile.TemporaryDirectory(prefix="onp-build-") as build:
@@ -46,7 +46,8 @@ class CMakeBuild(build_ext):
 
 
 setup(
-    packages=[*find_packages(include=["onp", "onp.*"]), "onp_kernels"],
+    # Namespace packages, because the folders of the bundle hold data and no __init__.py.
+    packages=[*find_namespace_packages(include=["onp", "onp.*"], exclude=["*.__pycache__"]), "onp_kernels"],
     package_dir={"onp_kernels": "kernels"},
     package_data={"onp": ["py.typed", "bundle/**/*"]},
     ext_modules=[Extension("onp_native", sources=[])],

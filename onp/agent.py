@@ -1,8 +1,8 @@
 """The training loop: many masks from one state, group-relative advantages, a PPO clip, and the best mask committed.
 
-Written straight down like CleanRL's ppo.py (https://github.com/vwxyzjn/cleanrl). The start state is fixed, transitions are
-deterministic and the return depends on the final mask alone, so that masks drawn from one state are each other's baseline
-(group-relative advantages, https://arxiv.org/abs/2402.03300) and no critic is learned.
+Written straight down like CleanRL's ppo.py (https://github.com/vwxyzjn/cleanrl). The start state is fixed, transitions
+are deterministic and the return depends on the final mask alone, so that masks drawn from one state are each other's
+baseline (group-relative advantages, https://arxiv.org/abs/2402.03300) and no critic is learned.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class AgentConfig:
     seed: int = 0
     max_evaluations: int = 400  #: masks scored in all, the unpruned network's included; never exceeded
     draws: int = 16  #: masks scored per state
-    screening: int = 4  #: masks drawn for each one scored; half are picked by their first-order prediction, 1 turns it off
+    screening: int = 4  #: masks drawn for each one scored; half are picked by first-order prediction, 1 turns it off
     prefixes: int = 16  #: first-order prefixes of the whole network scored before the first pass
     elimination: float = 0.15  #: share of the evaluations kept to bring back units that the best mask does not need
     per_layer: bool = False  #: one agent a layer instead of one for all blocks
@@ -39,7 +39,7 @@ class AgentConfig:
     learning_rate: float = 1e-3
     epochs: int = 4
     clip: float = 0.2
-    entropy: tuple[float, float] = (0.01, 0.001)  #: weight of the entropy bonus at the start and at the end of the budget
+    entropy: tuple[float, float] = (0.01, 0.001)  #: weight of the bonus at the start and the end of the budget
     max_grad_norm: float = 0.5
     patience: int = 3  #: passes without gain before the search stops
 
@@ -82,7 +82,9 @@ class TrainResult:
     evaluations: int
 
 
-def build_policies(graph: NeuronGraph, features: NodeFeatures, env: PruneEnv, config: AgentConfig) -> tuple[Policy, ...]:
+def build_policies(
+    graph: NeuronGraph, features: NodeFeatures, env: PruneEnv, config: AgentConfig
+) -> tuple[Policy, ...]:
     """The agents: one for all blocks, or one per block where `config.per_layer`; seeded by `config.seed`."""
     generator = torch.Generator().manual_seed(config.seed)
     seen = features if config.features is None else features.select(config.features)
@@ -115,16 +117,23 @@ def train(
     if config.prefixes:
         search.choose(prefix_masks(features.taylor, config.prefixes)[: search.left], "prefixes")
 
-    flat, number = 0, 0
+    flat, number, measured = 0, 0, torch.ones_like(env.keep)
     while flat < config.patience and search.left > reserve:
         number += 1
         before = float(env.outcome.phi)
         for index, block in enumerate(env.blocks):
+            # Look: first-order effects hold near the mask they were measured at.
+            if config.first_order and not torch.equal(measured, env.keep):
+                features, measured = features.at(env.keep), env.keep
+                for one in policies:
+                    one.hinted(features.taylor)
+
             # Draw: unseen masks only, since a known one costs nothing and teaches nothing new.
             policy, keep, summary = policies[index % len(policies)], env.keep, env.summary(index / len(env.blocks))
             drawn = policy.draw(keep, summary, block, config.draws * config.screening, generator)
             masks = torch.where(block, ~drawn.prune, keep)
-            picked = _screen(masks, env.fresh(masks), features, config.draws, generator)[: max(0, search.left - reserve)]
+            picked = _screen(masks, env.fresh(masks), features, config.draws, generator)
+            picked = picked[: max(0, search.left - reserve)]
             if not len(picked):
                 continue
 
@@ -151,7 +160,7 @@ def train(
 def _screen(masks: Tensor, fresh: Tensor, features: NodeFeatures, count: int, generator: torch.Generator) -> Tensor:
     """At most `count` of the fresh masks: the policy's mode, half by first-order prediction, the rest as drawn.
 
-    The prediction never replaces the policy's own draws, which keep the search going where first-order scores are wrong.
+    The prediction never replaces the policy's own draws: they keep the search going where first-order scores are wrong.
     """
     rows = fresh.nonzero()[:, 0]
     if len(rows) <= count:
@@ -240,14 +249,13 @@ class _Search:
         masks = self.affordable(masks)
         if len(masks):
             outcomes = self.env.evaluate(masks)
-            phi = torch.where(outcomes.acceptable, outcomes.phi, -torch.inf)
-            if phi.max() > self.env.outcome.phi:
-                self.env.commit(masks[phi.argmax()])
+            chance = torch.where(outcomes.acceptable, outcomes.phi, -torch.inf)
+            if chance.max() > self.env.outcome.phi:
+                self.env.commit(masks[chance.argmax()])
         state = self.env.outcome
+        phi, asr, drop = float(state.phi), float(state.asr), float(state.drop)
         pruned = int((~self.env.keep).sum())
-        self.history.append(
-            Update(stage, block, self.evaluations, float(state.phi), float(state.asr), float(state.drop), pruned, *diagnostics)
-        )
+        self.history.append(Update(stage, block, self.evaluations, phi, asr, drop, pruned, *diagnostics))
         if self._progress:
-            self._progress(self.evaluations - self._told, f"{stage}: ASR {float(state.asr):.3f}, {pruned} units pruned")
+            self._progress(self.evaluations - self._told, f"{stage}: ASR {asr:.3f}, {pruned} units pruned")
             self._told = self.evaluations

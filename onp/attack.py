@@ -122,7 +122,8 @@ def train(train_set: ImageSet, config: AttackConfig, trigger: Trigger | None, st
     network = network.to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(network.parameters(), config.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
     steps = -(-len(train_set) // config.batch_size)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=steps * config.epochs, pct_start=0.25)
+    total = max(4, steps * config.epochs)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=total, pct_start=max(0.25, 2 / total))
     chosen = torch.zeros(len(train_set), dtype=torch.bool)
     if trigger is not None:
         picks = torch.randperm(len(train_set), generator=torch.Generator().manual_seed(config.seed))

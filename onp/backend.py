@@ -19,7 +19,7 @@ def native_module() -> tuple[ModuleType | None, str]:
     try:
         import onp_native
     except ImportError as error:
-        return None, f"onp_native cannot be imported ({error}); `pip install .` builds it"
+        return None, f"onp_native cannot be imported ({error}): `pip install .` builds it"
     return onp_native, ""
 
 

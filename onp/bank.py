@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from onp.adversarial import adversarial_reach, adversarial_size, targeted_examples
-from onp.data import ImageSet
+from onp.data import ImageSet, Splits
 from onp.fitting import Fit, FitConfig, Logits, fit, success_rate
 from onp.latent import latent_directions
 from onp.program import constant, gated_forward, logits_node
@@ -22,9 +23,13 @@ from onp.surrogates import FAMILIES
 from onp.tally import TriggeredBatch
 from onp.victim import Victim
 
+Part = Literal["build", "score", "holdout"]
 ADVERSARIAL = "adversarial"
 FAMILY_NAMES = (*(family.name for family in FAMILIES), ADVERSARIAL)
+LEAST_SPREAD = 0.1  # ten per cent: classes of one network differ by that much without a reason
+WORTHWHILE = 0.15  # share of the loudest family's weight
 QUIET = 0.5  # evidence below this is noise
+STRONGEST = 8.0  # most that a fitted trigger is amplified
 LOUDEST = 6.0  # a witness is not heard beyond this many robust standard deviations
 
 
@@ -33,7 +38,7 @@ class BankConfig:
     """How the bank is built."""
 
     scan: FitConfig = FitConfig(steps=50, images=12)  #: every class, to find the suspect
-    refine: FitConfig = FitConfig(steps=60, images=32, keep=0.95)  #: the suspect alone, several starts
+    refine: FitConfig = FitConfig(steps=60, images=32, keep=0.97)  #: the suspect alone, several starts
     starts: int = 2  #: triggers a family keeps for the suspect
     minimum_success: float = 0.6  #: on unseen images, or the trigger is dropped
     threshold: float = 2.5  #: suspicion from which a class counts as a backdoor's target
@@ -54,9 +59,14 @@ class Surrogate:
 
 @dataclass(frozen=True)
 class Scan:
-    """How anomalously cheap each class is, by every witness (`latent` and the families); float per class."""
+    """How much effort it takes to reach each class, by every witness (`latent` and the families)."""
 
-    witnesses: dict[str, tuple[float, ...]]
+    efforts: dict[str, tuple[float, ...]]  #: log of cost over success, per class
+
+    @property
+    def witnesses(self) -> dict[str, tuple[float, ...]]:
+        """Evidence per class: positive where a class is anomalously cheap."""
+        return {name: tuple(evidence(effort, k) for k in range(len(effort))) for name, effort in self.efforts.items()}
 
     @property
     def suspicion(self) -> tuple[float, ...]:
@@ -67,23 +77,37 @@ class Scan:
     @property
     def suspect(self) -> int:
         """The class with the highest suspicion."""
-        return max(range(len(self.suspicion)), key=self.suspicion.__getitem__)
+        suspicion = self.suspicion
+        return max(range(len(suspicion)), key=suspicion.__getitem__)
+
+
+class Bank(Protocol):
+    """Triggers for one target class, put on the images of a split."""
+
+    @property
+    def target(self) -> int: ...
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Share of each batch in the weighted ASR; they sum to 1."""
+
+    def batches(self, victim: Victim, splits: Splits, part: Part) -> list[TriggeredBatch]:
+        """The images of `part` that are not of the target class, triggered and normalised, one batch a family."""
 
 
 @dataclass(frozen=True)
 class TriggerBank:
-    """Surrogate triggers for one target class, and their weights."""
+    """Surrogate triggers, image -> image."""
 
     surrogates: tuple[Surrogate, ...]
     target: int
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Weight per surrogate, in the order of `batches`; they sum to 1."""
         return tuple(surrogate.weight for surrogate in self.surrogates)
 
-    def batches(self, victim: Victim, images: ImageSet) -> list[TriggeredBatch]:
-        """The images that are not of the target class, triggered and normalised, one batch a surrogate."""
+    def batches(self, victim: Victim, splits: Splits, part: Part) -> list[TriggeredBatch]:
+        images: ImageSet = getattr(splits, part)
         others = images.subset(images.labels != self.target)
         pixels, labels = others.pixels().to(victim.device), others.labels.to(victim.device)
         goal = torch.full_like(labels, self.target)
@@ -93,20 +117,22 @@ class TriggerBank:
         ]
 
 
-def evidence(cost: Tensor, success: Tensor) -> Tensor:
-    """How anomalously cheap each class is: robust z-score of the log of cost over success, positive where cheap.
-
-    Median and median absolute deviation over the *other* classes (Neural Cleanse's anomaly index, taken on the log so that
-    it does not depend on the family's unit). `cost`, `success` float `[classes]`; returns float32 `[classes]`.
-    """
+def efforts(cost: Tensor, success: Tensor) -> tuple[float, ...]:
+    """log(cost / success) per class, float `[classes]` each: what a class costs, more where the trigger seldom works."""
     effort = torch.log(cost.double().clamp_min(1e-6)) - torch.log(success.double().clamp(0.02, 1))
-    scores = []
-    for k in range(len(effort)):
-        rest = torch.cat((effort[:k], effort[k + 1 :]))
-        middle = rest.median()
-        spread = 1.4826 * (rest - middle).abs().median()
-        scores.append((middle - effort[k]) / spread.clamp_min(0.1))
-    return torch.stack(scores).float()
+    return tuple(effort.tolist())
+
+
+def evidence(effort: Sequence[float], k: int, changed: float | None = None) -> float:
+    """How anomalously cheap class k is: distance of its effort below the other classes' median, in robust deviations.
+
+    Median and median absolute deviation over the *other* classes (the anomaly index of Neural Cleanse), of the logarithm so
+    that the family's unit does not matter. `changed` is asked about instead of class k's own effort.
+    """
+    rest = torch.tensor([value for index, value in enumerate(effort) if index != k], dtype=torch.float64)
+    middle = rest.median()
+    spread = max(1.4826 * float((rest - middle).abs().median()), LEAST_SPREAD)
+    return (float(middle) - (effort[k] if changed is None else changed)) / spread
 
 
 def scan(victim: Victim, build: ImageSet, score: ImageSet, seed: int, config: BankConfig,
@@ -115,19 +141,19 @@ def scan(victim: Victim, build: ImageSet, score: ImageSet, seed: int, config: Ba
     pixels, labels = build.pixels().to(victim.device), build.labels.to(victim.device)
     unseen, unseen_labels = score.pixels().to(victim.device), score.labels.to(victim.device)
     classes = tuple(range(victim.classes))
-    witnesses: dict[str, tuple[float, ...]] = {}
+    found: dict[str, tuple[float, ...]] = {}
     distances = latent_distances(victim, build)
     if distances is not None:
-        witnesses["latent"] = tuple(evidence(distances, torch.ones_like(distances)).tolist())
+        found["latent"] = efforts(distances, torch.ones_like(distances))
     for family in FAMILIES:
         fitted = fit([victim.logits], family, pixels, labels, classes, seed, config.scan, tick)
         rates = [
             success_rate(victim.logits, partial(fitted.apply, row=k), unseen, unseen_labels, k) for k in classes
         ]
-        witnesses[family.name] = tuple(evidence(fitted.cost.cpu(), torch.tensor(rates)).tolist())
+        found[family.name] = efforts(fitted.cost.cpu(), torch.tensor(rates))
     reached = adversarial_reach(victim, pixels, labels, seed, config.scan.images)
-    witnesses[ADVERSARIAL] = tuple(evidence(torch.ones_like(reached), reached).tolist())
-    return Scan(witnesses)
+    found[ADVERSARIAL] = efforts(torch.ones_like(reached), reached)
+    return Scan(found)
 
 
 def scan_steps(config: BankConfig) -> int:
@@ -149,17 +175,19 @@ def build_bank(victim: Victim, models: Sequence[Logits], found: Scan, target: in
     """
     pixels, labels = build.pixels().to(victim.device), build.labels.to(victim.device)
     unseen, unseen_labels = score.pixels().to(victim.device), score.labels.to(victim.device)
-    heard = {name: min(max(found.witnesses[name][target] - QUIET, 0.0), LOUDEST) for name in FAMILY_NAMES}
+    said = {name: evidence(found.efforts[name], target) for name in FAMILY_NAMES}
+    heard = {name: min(max(each - QUIET, 0.0), LOUDEST) for name, each in said.items()}
     if not any(heard.values()):
         heard = dict.fromkeys(heard, 1.0)
     kept: list[Surrogate] = []
     for family in FAMILIES:
         if not heard[family.name]:
             continue
-        fitted = fit(models, family, pixels, labels, [target] * config.starts, seed, config.refine, tick)
+        weakest = fit(models, family, pixels, labels, [target] * config.starts, seed, config.refine, tick)
+        fitted = _with_stronger(weakest, found.efforts[family.name])
         rates = [
             min(success_rate(model, partial(fitted.apply, row=row), unseen, unseen_labels, target) for model in models)
-            for row in range(config.starts)
+            for row in range(len(fitted.targets))
         ]
         rows = [row for row, rate in enumerate(rates) if rate >= config.minimum_success]
         if rows:
@@ -167,7 +195,7 @@ def build_bank(victim: Victim, models: Sequence[Logits], found: Scan, target: in
                 Surrogate(
                     family=family.name,
                     target=target,
-                    evidence=found.witnesses[family.name][target],
+                    evidence=said[family.name],
                     weight=heard[family.name],
                     success=max(rates),
                     cost=float(fitted.cost[rows].min()),
@@ -180,15 +208,16 @@ def build_bank(victim: Victim, models: Sequence[Logits], found: Scan, target: in
         rate = success_rate(victim.logits, attack, unseen, unseen_labels, target)
         if rate >= config.minimum_success or not kept:
             weight = heard[ADVERSARIAL] or 1.0
-            said = found.witnesses[ADVERSARIAL][target]
-            kept.append(Surrogate(ADVERSARIAL, target, said, weight, rate, size, attack))
-    total = sum(surrogate.weight for surrogate in kept)
-    return TriggerBank(tuple(replace(surrogate, weight=surrogate.weight / total) for surrogate in kept), target)
+            kept.append(Surrogate(ADVERSARIAL, target, said[ADVERSARIAL], weight, rate, size, attack))
+    return weighed(kept, target)
 
 
-def given_bank(apply: Callable[[Tensor], Tensor], target: int) -> TriggerBank:
-    """The bank of a trigger that the user knows."""
-    return TriggerBank((Surrogate("given", target, LOUDEST, 1.0, 1.0, 0.0, apply),), target)
+def weighed(surrogates: Sequence[Surrogate], target: int) -> TriggerBank:
+    """A bank whose weights sum to 1, without the families too quiet to be worth their evaluations."""
+    loudest = max(surrogate.weight for surrogate in surrogates)
+    heard = [surrogate for surrogate in surrogates if surrogate.weight >= WORTHWHILE * loudest]
+    total = sum(surrogate.weight for surrogate in heard)
+    return TriggerBank(tuple(replace(surrogate, weight=surrogate.weight / total) for surrogate in heard), target)
 
 
 def latent_distances(victim: Victim, images: ImageSet) -> Tensor | None:
@@ -206,6 +235,20 @@ def latent_distances(victim: Victim, images: ImageSet) -> Tensor | None:
     if features.dim() != 2:
         return None
     return latent_directions(features.cpu(), weight.cpu(), bias.cpu()).norm(dim=1)
+
+
+def _with_stronger(weakest: Fit, effort: Sequence[float]) -> Fit:
+    """Each trigger as fitted, and again half way (in the logarithm) to what other classes cost.
+
+    The attacker's trigger is stronger than the weakest that works, and a mask that stops only the weakest leaves it alive;
+    beyond that half way a trigger says more about the images than about the backdoor.
+    """
+    rest = torch.tensor([value for index, value in enumerate(effort) if index != weakest.targets[0]])
+    factor = torch.exp((rest.median() - weakest.cost.cpu().log()) / 2).clamp(1, STRONGEST).to(weakest.cost)
+    stronger = weakest.family.stronger(weakest.parameters, factor)
+    parameters = tuple(torch.cat(pair) for pair in zip(weakest.parameters, stronger, strict=True))
+    cost = torch.cat((weakest.cost, weakest.family.cost(stronger)))
+    return Fit(weakest.family, weakest.targets * 2, parameters, cost, weakest.worked.repeat(2))
 
 
 def _alternate(fitted: Fit, rows: list[int], images: Tensor) -> Tensor:

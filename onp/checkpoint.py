@@ -207,11 +207,8 @@ def load_into(network: nn.Module, checkpoint: Checkpoint, arch: str) -> None:
         for name, tensor in wanted.items()
         if name in checkpoint.state and _describe(checkpoint.state[name]) != _describe(tensor)
     ]
-    problems = [
-        f"{len(names)} {text} ({some(names, 2)})"
-        for names, text in ((missing, "missing"), (extra, "unknown to the network"), (misfit, "of another shape or type"))
-        if names
-    ]
+    found = {"missing": missing, "unknown to the network": extra, "of another shape or type": misfit}
+    problems = [f"{text}: {len(names)} ({some(names, 2)})" for text, names in found.items() if names]
     if problems:
         summary = "; ".join(problems)
         raise InputError(f"{checkpoint.path} does not fit {arch}: tensors {summary}; check the architecture.")

@@ -20,9 +20,10 @@ from onp.victim import Victim
 class Objective:
     """The potential Phi that rewards are differences of.
 
-    Phi = -S - max(0, drop) - penalty * max(0, drop - max_acc_drop) / max(max_acc_drop, 0.005) - size * share of units pruned, where
-    S is the ASR on the surrogate triggers, weighted by their evidence, and drop the accuracy lost against the unpruned
-    network. Both are the mean of the share of images and of the mean probability: one is what counts, the other is smooth.
+    Phi = -S - max(0, drop) - penalty * max(0, drop - max_acc_drop) / max(max_acc_drop, 0.005) - size * share pruned,
+    where S is the ASR on the surrogate triggers, weighted by their evidence, and drop the accuracy lost against the
+    unpruned network. Both are the mean of the share of images and of the mean probability: one is what counts, the
+    other is smooth.
     """
 
     max_acc_drop: float = 0.01  #: share of the clean images; masks beyond it are never chosen
@@ -52,11 +53,11 @@ class Outcomes:
 class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     """Prune a victim block by block; deterministic, every episode starts from the unpruned network.
 
-    One pass visits the blocks (runs of consecutive layers) first to last, so that the evaluator reuses what lies before;
-    an episode is `passes` passes, and a later pass may bring units back.
+    One pass visits the blocks (runs of consecutive layers) first to last, so that the evaluator reuses what lies
+    before; an episode is `passes` passes, and a later pass may bring units back.
     Action: MultiBinary [largest block], 1 = prune that unit of the current block; entries beyond the block are ignored.
-    Observation: `keep` MultiBinary [V]; `summary` Box [4], all within [0, 1]: soft accuracy, surrogate ASR, share pruned,
-    progress of the episode; `block` Discrete, the block to decide next.
+    Observation: `keep` MultiBinary [V]; `summary` Box [4], all within [0, 1]: soft accuracy, surrogate ASR, share
+    pruned, progress of the episode; `block` Discrete, the block to decide next.
     Reward: the difference of `Objective`'s Phi, so that an episode's return is Phi at its end minus Phi at its start.
 
     `evaluate` and `commit` are the same transitions for many masks from one state, without the gymnasium bookkeeping.
@@ -96,7 +97,9 @@ class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             }
         )
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
         super().reset(seed=seed)
         self.steps = 0
         self.commit(torch.ones(self.victim.units, dtype=torch.bool))

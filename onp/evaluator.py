@@ -87,13 +87,9 @@ class Evaluator:
             [part.to(self._device, torch.float32) for part in (clean.images, *(t.images for t in triggered))]
         )
         parts = -(-len(images) // (chunk or _chunk_size(self._plan, self._device)))
-        reduced = precision == "bfloat16" or (
-            precision == "auto" and self.backend == "onednn" and fused_cpu.matrix_units()
-        )
-        dtype = torch.bfloat16 if reduced else torch.float32
         # Chunks of nearly equal size: a small remainder would run at a fraction of the speed.
-        self._chunks = [_channels_last(part, dtype) for part in images.tensor_split(parts)]
-        self._prefix = PrefixCache(self._plan, len(images), dtype.itemsize, memory_budget)
+        self._chunks = [_channels_last(part, torch.float32) for part in images.tensor_split(parts)]
+        self._prefix = PrefixCache(self._plan, len(images), 4, 0)  # caches nothing: the checks below come first
         self._dead = [
             [name for name in {*before, step.name} if name not in after]
             for step, before, after in zip(self._plan.steps, self._plan.live, self._plan.live[1:], strict=False)
@@ -101,9 +97,12 @@ class Evaluator:
         self._base = np.ones(self.units, dtype=bool)
         self._unit_step = _first_step_of_units(self._plan, self.units)
         self._known: dict[bytes, NDArray[np.float64]] = {}
-        self._bind_base(dtype)
-        if precision == "auto" and reduced:
-            self._fall_back_unless_bfloat16_agrees()
+        self._bind_base(torch.float32)
+        units = self.backend == "onednn" and fused_cpu.matrix_units()
+        if precision == "bfloat16" or (precision == "auto" and units and self._bfloat16_agrees()):
+            self._chunks = [_channels_last(part, torch.bfloat16) for part in self._chunks]
+            self._bind_base(torch.bfloat16)
+        self._prefix = PrefixCache(self._plan, len(images), self._dtype.itemsize, memory_budget)
         _log.info(
             "evaluator: %s %s on %s, %d images in %d chunks, %d steps cached before %s",
             *(self.backend, self.precision, self._device, len(images), parts, len(self._plan.steps), self._prefix.cuts),
@@ -126,7 +125,7 @@ class Evaluator:
             self._known.update(zip(fresh, sums.cpu().numpy(), strict=True))
             self.evaluations += len(fresh)
         found = np.stack([self._known[key] for key in keys]) if keys else np.zeros((0, 2, 1 + len(self.families)))
-        scores = self._scores(torch.from_numpy(found))
+        scores = self._scores(found)
         self.seconds += time.perf_counter() - started
         return scores
 
@@ -191,21 +190,22 @@ class Evaluator:
         self._dtype, self.precision = dtype, str(dtype).removeprefix("torch.")
         self._runs = [self._bind(step, self._base) for step in self._plan.steps]
 
-    def _fall_back_unless_bfloat16_agrees(self) -> None:
-        """Label agreement of bfloat16 with float32 on the first chunk, unpruned, decides."""
+    def _bfloat16_agrees(self) -> bool:
+        """Whether bfloat16 gives the labels of float32 on the first chunk, nothing pruned; leaves float32 bound."""
         with torch.no_grad():
+            self._bind_base(torch.bfloat16)
             reduced = self._run_chunk(0, self._runs, 0).argmax(1)
             self._bind_base(torch.float32)
-            agreement = (reduced == self._run_chunk(0, self._runs, 0).argmax(1)).double().mean().item()
+            exact = self._run_chunk(0, self._runs, 0).argmax(1)
+        agreement = (reduced == exact).double().mean().item()
         if agreement < AGREEMENT:
             _log.warning("bfloat16 and float32 agree on %.1f %% of labels only: computing in float32", 100 * agreement)
-        else:
-            self._bind_base(torch.bfloat16)
+        return agreement >= AGREEMENT
 
-    def _scores(self, sums: Tensor) -> Scores:
-        """`sums` float64 `[B, 2, 1 + F]`: hits and summed probabilities of the clean batch and of every family."""
-        shares = sums / self._tally.counted
-        counts = sums[:, 0].round().long()
+    def _scores(self, sums: NDArray[np.float64]) -> Scores:
+        """`sums` `[B, 2, 1 + F]`: hits and summed probabilities of the clean batch and of every family."""
+        shares = torch.from_numpy(sums / self._tally.counted)
+        counts = torch.from_numpy(sums[:, 0].astype(np.int64))
         return Scores(
             acc=shares[:, 0, 0],
             asr=shares[:, 0, 1:],

@@ -1,10 +1,10 @@
-"""What the policy knows about each unit before anything is pruned: first-order effects, activations, weights, position."""
+"""What the policy knows about each unit from the start: first-order effects, activations, weights, position."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from onp.victim import Victim
 #: The node features of the paper as far as it is known: the distribution of a filter's activations on clean images.
 ACTIVATION_MOMENTS = ("act_mean", "act_std", "act_skew", "act_zero", "act_max")
 POSITION = ("depth", "width", "group_size", "stage", "is_linear")
+# A backdoored network may lose 1 point of accuracy for 100 points of ASR; scores must not trade them one to one.
+COST_WEIGHT = 10.0
 PIXELS_PER_CHUNK = 64 * 32 * 32  # keeps the activations of one backward pass within about 1 GB for a ResNet-18
 
 
@@ -27,19 +29,29 @@ class NodeFeatures:
     """One row per unit, on the CPU.
 
     values: float32 [V, F], each column of the order of 1; names: F column names
-    attack: float32 [V], the share of the triggered images' target margin that the unit carries, weighted over families
+    attack: float32 [V], the share of the attack expected to go with the unit, weighted over families; at most 1
     cost: float32 [V], the soft accuracy expected to be lost with the unit
+    measure: attack and cost of every unit given that only `keep`, bool [V], is left; a forward and a backward pass
     """
 
     values: Tensor
     names: tuple[str, ...]
     attack: Tensor
     cost: Tensor
+    measure: Callable[[Tensor], tuple[Tensor, Tensor]]
 
     @property
     def taylor(self) -> Tensor:
-        """float32 [V]; above 0 where pruning the unit alone should lower the surrogate ASR more than the accuracy."""
-        return self.attack - self.cost
+        """float32 [V]; above 0 where pruning the unit alone should take more of the attack than it costs accuracy."""
+        return _worth(self.attack, self.cost)
+
+    def at(self, keep: Tensor) -> NodeFeatures:
+        """The same features with `attack` and `cost` measured anew in the network pruned to `keep`, bool [V].
+
+        First-order effects of units that do one job together are far from additive: once one is gone, others matter.
+        """
+        attack, cost = self.measure(keep)
+        return replace(self, attack=attack, cost=cost)
 
     def column(self, name: str) -> Tensor:
         return self.values[:, self.names.index(name)]
@@ -50,7 +62,7 @@ class NodeFeatures:
         if missing:
             raise InputError(f"There is no node feature '{missing[0]}'; choose from {', '.join(self.names)}.")
         columns = [self.names.index(name) for name in names]
-        return NodeFeatures(self.values[:, columns], tuple(names), self.attack, self.cost)
+        return replace(self, values=self.values[:, columns], names=tuple(names))
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,21 +96,28 @@ def features(
     Raises InputError when weights and batches do not match.
     """
     if len(weights) != len(triggered) or min(weights, default=0.0) < 0 or (triggered and sum(weights) <= 0):
-        raise InputError(f"{len(triggered)} triggered batches need as many weights of at least 0, not all 0; got {list(weights)}.")
-    base = _run(victim, *_thin(clean.images, clean.labels, max_images))
-    units = victim.units
-    attack, change_mean, change_peak = torch.zeros(units), torch.zeros(units), torch.zeros(units)
+        raise InputError(f"{len(triggered)} triggered sets need as many weights >= 0, not all 0, not {list(weights)}.")
     used = [(batch, weight / sum(weights)) for batch, weight in zip(triggered, weights, strict=True) if weight > 0]
+    images, labels = _thin(clean.images, clean.labels, max_images)
+    hits = []
     for batch, weight in used:
         aimed = batch.labels != batch.target
-        hit = _run(victim, *_thin(batch.images[aimed], batch.target[aimed], max_images // len(used)))
-        attack += weight * hit.gradient.mean(0) / hit.margin.abs().mean().clamp_min(1e-6)
+        hits.append((weight, *_thin(batch.images[aimed], batch.target[aimed], max_images // len(used))))
+
+    def measure(keep: Tensor) -> tuple[Tensor, Tensor]:
+        attacks = [(weight, *_gradients(victim, x, y, keep)) for weight, x, y in hits]
+        return _attack(attacks, victim.units), _cost(*_gradients(victim, images, labels, keep))
+
+    base = _run(victim, images, labels)
+    attack, change_mean, change_peak = torch.zeros(victim.units), torch.zeros(victim.units), torch.zeros(victim.units)
+    for weight, x, y in hits:
+        hit = _run(victim, x, y)
+        attack += _attack([(weight, hit.margin, hit.gradient)], victim.units)
         change_mean += weight * _effect(hit.mean, base.mean)
         change_peak += weight * _effect(hit.peak, base.peak)
-    # Each image's margin is followed to first order on its own: a mean gradient would hide the few images that flip.
-    cost = (torch.sigmoid(base.margin)[:, None] - torch.sigmoid(base.margin[:, None] - base.gradient)).mean(0)
+    cost = _cost(base.margin, base.gradient)
     columns = {
-        "taylor": _scaled(attack - cost),
+        "taylor": _scaled(_worth(attack, cost)),
         "attack": _scaled(attack),
         "cost": _scaled(cost),
         **{
@@ -113,13 +132,58 @@ def features(
                 "l1": _l1(victim),
                 "saliency_gap": _saliency_gap(victim, base),
                 "entropy": _entropy(base.mean),
-                "selectivity": _selectivity(base.mean, _thin(clean.images, clean.labels, max_images)[1]),
+                "selectivity": _selectivity(base.mean, labels),
                 **_moments(base),
             }.items()
         },
         **_position(victim),
     }
-    return NodeFeatures(torch.stack(list(columns.values()), 1), tuple(columns), attack, cost)
+    return NodeFeatures(torch.stack(list(columns.values()), 1), tuple(columns), attack, cost, measure)
+
+
+def _worth(attack: Tensor, cost: Tensor) -> Tensor:
+    return attack - COST_WEIGHT * cost
+
+
+def _attack(hits: Sequence[tuple[float, Tensor, Tensor]], units: int) -> Tensor:
+    """From (weight, margin [N], gradient [N, V]) per family: the share of sum log(1 + exp margin) a unit takes.
+
+    That sum falls with the margin where a trigger works, however well, and ignores images where it fails already.
+    """
+    total = torch.zeros(units)
+    for weight, margin, gradient in hits:
+        strength = F.softplus(margin)
+        lost = strength[:, None] - F.softplus(margin[:, None] - gradient)
+        total += weight * lost.mean(0) / strength.mean().clamp_min(1e-6)
+    return total
+
+
+def _cost(margin: Tensor, gradient: Tensor) -> Tensor:
+    """Soft accuracy lost; each image is followed on its own, since a mean gradient would hide the few that flip."""
+    return (torch.sigmoid(margin)[:, None] - torch.sigmoid(margin[:, None] - gradient)).mean(0)
+
+
+def _gradients(victim: Victim, images: Tensor, labels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """The label's margin [N] in the network pruned to `keep`, and its gradient [N, V] by the gates, on the CPU."""
+    parts = []
+    for x, y in _chunks(images, labels):
+        gates = keep.to(x).expand(len(x), -1).clone().requires_grad_()
+        margin = _margin(gated_forward(victim, x, gates), y)
+        (gradient,) = torch.autograd.grad(margin.sum(), gates)
+        parts.append((margin.detach().cpu(), gradient.cpu()))
+    margins, gradients = zip(*parts, strict=True)
+    return torch.cat(margins), torch.cat(gradients)
+
+
+def _chunks(images: Tensor, labels: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
+    size = max(4, min(128, PIXELS_PER_CHUNK // math.prod(images.shape[2:])))
+    return zip(images.split(size), labels.split(size), strict=True)
+
+
+def _margin(logits: Tensor, labels: Tensor) -> Tensor:
+    """log p / (1 - p) of the label, [N]."""
+    others = logits.masked_fill(F.one_hot(labels, logits.shape[1]).bool(), -math.inf)
+    return logits.gather(1, labels[:, None])[:, 0] - others.logsumexp(1)
 
 
 def _thin(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -132,28 +196,28 @@ def _thin(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 def _run(victim: Victim, images: Tensor, labels: Tensor) -> _Pass:
     nodes = [layer.mask_nodes[-1] for layer in victim.layers] + [layer.node for layer in victim.layers]
-    chunk = max(4, min(128, PIXELS_PER_CHUNK // math.prod(images.shape[2:])))
     parts: list[tuple[Tensor, ...]] = []
     sums = torch.zeros(3, victim.units, dtype=torch.float64)
-    for x, y in zip(images.split(chunk), labels.split(chunk), strict=True):
+    for x, y in _chunks(images, labels):
         gates = torch.ones(len(x), victim.units, device=x.device, requires_grad=True)
         logits, values = gated_forward(victim, x, gates, outputs=tuple(dict.fromkeys(nodes)))
-        others = logits.masked_fill(F.one_hot(y, logits.shape[1]).bool(), -math.inf)
-        margin = logits.gather(1, y[:, None])[:, 0] - others.logsumexp(1)
+        margin = _margin(logits, y)
         (gradient,) = torch.autograd.grad(margin.sum(), gates)
         with torch.no_grad():
-            mean, peak, zero = [], [], []
+            means, peaks, zeros = [], [], []
             for layer in victim.layers:
                 active = _by_pixel(values[layer.mask_nodes[-1]], layer).relu()
-                mean.append(active.mean(2))
-                peak.append(active.amax(2))
-                zero.append(1 - active.count_nonzero((0, 2)) / (active.shape[0] * active.shape[2]))
-            raw = [torch.var_mean(_by_pixel(values[layer.node], layer), (0, 2), correction=0) for layer in victim.layers]
-            m2, m1 = (torch.cat(part) for part in zip(*raw, strict=True))
-            sums += len(x) * torch.stack([torch.cat(zero), m1, m2 + m1.square()]).double().cpu()
-        parts.append(tuple(part.detach().float().cpu() for part in (margin, gradient, torch.cat(mean, 1), torch.cat(peak, 1))))
+                means.append(active.mean(2))
+                peaks.append(active.amax(2))
+                zeros.append(1 - active.count_nonzero((0, 2)) / (active.shape[0] * active.shape[2]))
+            raw = [_by_pixel(values[layer.node], layer) for layer in victim.layers]
+            var, m1 = (torch.cat(m) for m in zip(*[torch.var_mean(r, (0, 2), correction=0) for r in raw], strict=True))
+            sums += len(x) * torch.stack([torch.cat(zeros), m1, var + m1.square()]).double().cpu()
+        found = (margin.detach(), gradient, torch.cat(means, 1), torch.cat(peaks, 1))
+        parts.append(tuple(part.float().cpu() for part in found))
     zero, m1, m2 = (sums / len(images)).float()
-    return _Pass(*(torch.cat(part) for part in zip(*parts, strict=True)), zero, m1, m2)
+    margin, gradient, mean, peak = (torch.cat(part) for part in zip(*parts, strict=True))
+    return _Pass(margin, gradient, mean, peak, zero, m1, m2)
 
 
 def _by_pixel(out: Tensor, layer: Layer) -> Tensor:
@@ -224,7 +288,8 @@ def _lipschitz(victim: Victim) -> Tensor:
     """Largest singular value of each filter as a [C, R * S] matrix, times |gamma / std| (CLP, https://arxiv.org/abs/2208.03111)."""
     parts, state = [], victim.model.state_dict()
     for layer in victim.layers:
-        weight = state[layer.weight].float().cpu().flatten(2) if layer.kind == "conv" else state[layer.weight].float().cpu()[:, None]
+        weight = state[layer.weight].float().cpu()
+        weight = weight.flatten(2) if layer.kind == "conv" else weight[:, None]
         gram = weight.transpose(1, 2) @ weight if weight.shape[1] > weight.shape[2] else weight @ weight.transpose(1, 2)
         sigma = torch.linalg.eigvalsh(gram)[:, -1].clamp_min(0).sqrt()
         if layer.norm and len(layer.norm_stats) >= 2:
@@ -255,8 +320,9 @@ def _position(victim: Victim) -> dict[str, Tensor]:
     layers = victim.layers
     sizes = [sum(other.group == layer.group for other in layers) for layer in layers]
     rows = [
-        (index / max(1, len(layers) - 1), math.log2(layer.units) / 10, math.log2(size) / 3, layer.stage / 5, float(layer.kind == "linear"))
+        (index / max(1, len(layers) - 1), math.log2(layer.units) / 10, math.log2(size) / 3, layer.stage / 5, linear)
         for index, (layer, size) in enumerate(zip(layers, sizes, strict=True))
+        for linear in (float(layer.kind == "linear"),)
     ]
     per_unit = torch.repeat_interleave(torch.tensor(rows), torch.tensor([layer.units for layer in layers]), dim=0)
     return dict(zip(POSITION, per_unit.T, strict=True))

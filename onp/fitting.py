@@ -20,7 +20,7 @@ class FitConfig:
 
     steps: int = 60  #: Adam steps
     images: int = 16  #: images a class and step
-    keep: float = 0.9  #: running success at which a trigger counts as working
+    keep: float = 0.9  #: running mean probability of the target at which a trigger counts as working
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ def fit(models: Sequence[Logits], family: Family, images: Tensor, labels: Tensor
         config: FitConfig, tick: Callable[[], None] = lambda: None) -> Fit:  # fmt: skip
     """Fit one trigger per class in `targets` that works on every model in `models` at once.
 
-    The weight of the cost adapts to the success (x1.5 above 95 %, /1.5 below 80 %), so triggers shrink until they barely work.
+    The weight of the cost adapts to the target's mean probability p (x1.5 once p is half way from `keep` to 1, /1.5 well below
+    `keep`), so triggers shrink until they barely work. Probability and not the argmax counts: a trigger that just flips images
+    is weaker than the attacker's, and a mask that stops it would not stop the real one.
 
     Args:
         models: the victim alone, or the victim and a repaired model for triggers that survive the repair
@@ -64,14 +66,14 @@ def fit(models: Sequence[Logits], family: Family, images: Tensor, labels: Tensor
         picks = torch.stack([pool[torch.randint(len(pool), (config.images,), generator=generator)] for pool in pools])
         triggered = family.apply(parameters, images[picks.to(images.device)]).flatten(0, 1)
         wanted = goal.repeat_interleave(config.images)
-        loss, success = torch.zeros(count, device=images.device), torch.ones(count, device=images.device)
+        loss, sure = torch.zeros(count, device=images.device), torch.ones(count, device=images.device)
         for model in models:
-            logits = model(triggered)
-            loss = loss + F.cross_entropy(logits, wanted, reduction="none").view(count, -1).mean(1)
-            success = torch.minimum(success, (logits.argmax(1) == wanted).float().view(count, -1).mean(1))
+            each = F.cross_entropy(model(triggered), wanted, reduction="none").view(count, -1)
+            loss = loss + each.mean(1)
+            sure = torch.minimum(sure, torch.exp(-each.detach()).mean(1))
         cost = family.cost(parameters)
         gradients = torch.autograd.grad((loss + weight * cost).sum(), parameters)
-        running = success if step == 0 else 0.7 * running + 0.3 * success
+        running = sure if step == 0 else 0.7 * running + 0.3 * sure
         better = (running >= config.keep) & (cost.detach() < cheapest)
         cheapest = torch.where(better, cost.detach(), cheapest)
         for best, value, gradient in zip(kept, parameters, gradients, strict=True):
@@ -79,7 +81,8 @@ def fit(models: Sequence[Logits], family: Family, images: Tensor, labels: Tensor
             value.grad = gradient
         optimiser.step()
         if step % 3 == 2:
-            weight = torch.where(running > 0.95, weight * 1.5, torch.where(running < 0.8, weight / 1.5, weight))
+            low, high = config.keep - 0.1, (1 + config.keep) / 2
+            weight = torch.where(running > high, weight * 1.5, torch.where(running < low, weight / 1.5, weight))
         tick()
     worked = cheapest.isfinite()
     for best, value in zip(kept, parameters, strict=True):

@@ -1,8 +1,8 @@
 """The graph of neurons a policy looks at: one node per prunable unit, edges between units that work alike or together.
 
-Similarity edges are those of ONP (https://arxiv.org/abs/2405.17746): filter i of a layer connects to the previous channels
-with strengths q_i, the L1 norms of its input kernels; two filters are neighbours when the cosine of q_i and q_j exceeds
-eps, after connections weaker than delta of the layer's mean (dormant ones) are dropped.
+Similarity edges are those of ONP (https://arxiv.org/abs/2405.17746): filter i of a layer connects to the previous
+channels with strengths q_i, the L1 norms of its input kernels; two filters are neighbours when the cosine of q_i and
+q_j exceeds eps, after connections weaker than delta of the layer's mean (dormant ones) are dropped.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor, fx
@@ -66,9 +67,9 @@ def build_graph(
 ) -> NeuronGraph:
     """Connect the units of `victim`; the result is on the CPU.
 
-    relations: any of "similar" (ONP's edges within a layer), "feeds" (strongest kernels between a layer and the layers it
-        reads, both directions) and "tied" (one channel of a residual group, from layer to layer); () for no edges at all
-    eps: cosine above which filters are neighbours; None: the value that gives `degree` neighbours on average, per layer
+    relations: any of "similar" (ONP's edges within a layer), "feeds" (strongest kernels between a layer and the layers
+        it reads, both directions) and "tied" (one channel of a residual group, from layer to layer); () for no edges
+    eps: cosine above which filters are neighbours; None: the value that gives `degree` neighbours on average
     delta: connections below this share of a layer's mean strength count as absent
     degree: neighbours wanted per relation; no node receives more than twice as many "similar" or "feeds" edges
 
@@ -76,7 +77,7 @@ def build_graph(
     """
     unknown = set(relations) - set(RELATIONS)
     if unknown:
-        raise InputError(f"'{sorted(unknown)[0]}' is not a relation between neurons; choose from {', '.join(RELATIONS)}.")
+        raise InputError(f"'{min(unknown)}' is not a relation between neurons; choose from {', '.join(RELATIONS)}.")
     if delta < 0 or degree < 1:
         raise InputError(f"delta must not be negative and degree must be at least 1, not {delta} and {degree}.")
     strengths = [_strengths(victim, layer) for layer in victim.layers]
@@ -128,7 +129,7 @@ def _feeding(victim: Victim, strengths: list[Tensor], degree: int) -> list[tuple
 
 
 def _per_unit(q: Tensor, channels: Tensor, units: int, source_units: int) -> Tensor:
-    """Strengths [K, C / groups] summed over the input channels that belong to one unit of the feeding layer: [K, units]."""
+    """Strengths [K, C / groups] summed over the input channels that belong to one unit of the feeder: [K, units]."""
     groups = len(channels) // q.shape[1]
     group = torch.arange(units) * groups // units
     unit = channels.view(groups, q.shape[1])[group]
@@ -137,7 +138,7 @@ def _per_unit(q: Tensor, channels: Tensor, units: int, source_units: int) -> Ten
 
 
 def _readers(victim: Victim) -> Iterator[tuple[int, int, Tensor]]:
-    """(reading layer, feeding layer, unit of the feeder behind each input channel int64 [C], -1 where there is none)."""
+    """(reading layer, feeding layer, unit of the feeder behind each input channel int64 [C], -1 where none is)."""
     by_node = {layer.node: index for index, layer in enumerate(victim.layers)}
     behind: dict[fx.Node, dict[int, Tensor]] = {}
     for node in victim.program.graph.nodes:
@@ -156,7 +157,7 @@ def _mixes(node: fx.Node) -> bool:
 
 
 def _passed_on(node: fx.Node, behind: dict[fx.Node, dict[int, Tensor]]) -> dict[int, Tensor]:
-    """The units behind each channel of a node that keeps its inputs' channels apart: elementwise, pooling, concat, flatten."""
+    """The units behind each channel of a node that keeps channels apart: elementwise, pooling, concat, flatten."""
     output = value(node)
     if output is None or output.dim() < 2:
         return {}
@@ -188,7 +189,7 @@ def _tied(layers: tuple[Layer, ...]) -> list[tuple[Tensor, Tensor, Tensor]]:
         members[layer.group, layer.units].append(layer)
     edges = []
     for group in members.values():
-        for first, second in zip(group, group[1:], strict=False):
+        for first, second in pairwise(group):
             a, b = first.offset + torch.arange(first.units), second.offset + torch.arange(second.units)
             edges += [(a, b, torch.ones(len(a))), (b, a, torch.ones(len(a)))]
     return edges

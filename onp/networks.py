@@ -69,7 +69,7 @@ def _user_callable(spec: str, module_name: str, name: str) -> Callable[[], Any]:
         sys.path.remove(os.getcwd())
     if not callable(found):
         raise InputError(f"'{spec}' is a {type(found).__name__}, not a function or class that builds the network.")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def _call(spec: str, build: Callable[..., Any], **options: Any) -> Any:

@@ -31,13 +31,13 @@ class Action:
 class Policy(nn.Module):
     """Message passing over the neuron graph, then a pruning logit per unit and a logit offset per layer.
 
-    Before any training a unit is pruned with probability `prior` (about 8 units in all, at most 1 %), or near 1/2 and above
-    where its first-order score is among the highest: an untrained policy proposes good masks and mostly small ones.
+    Before any training a unit is pruned with a small probability (about 8 units in all, at most 1 %), or near 1/2 and
+    above where its first-order score is among the highest: an untrained policy proposes good masks, mostly small ones.
 
     score: float32 [V], the first-order score that enters the logit directly, or None to start from the prior alone.
     """
 
-    prior: Tensor
+    units: Tensor
     static: Tensor
     hint: Tensor
 
@@ -79,7 +79,7 @@ class Policy(nn.Module):
             nn.init.normal_(head.weight, std=0.01, generator=generator)  # type: ignore[arg-type]
 
     def forward(self, keep: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
-        """keep bool [V], the committed mask; summary float32 [4]. Returns logits of pruning [V] and layer offsets [L]."""
+        """keep bool [V], the committed mask; summary float32 [4]. Returns pruning logits [V] and layer offsets [L]."""
         h = self.embed(self.static)
         for own, neighbours in zip(self.own, self.neighbours, strict=True):
             h = h + F.silu(own(h) + neighbours(self.graph.gather(h)))
@@ -88,12 +88,17 @@ class Policy(nn.Module):
         everywhere = summary.expand(len(h), -1)
         logits = self.unit_head(torch.cat((h, gate, self.graph.gather(gate), everywhere), 1))[:, 0]
         logits = logits + self.bias + self.hint_scale * self.hint + self.stay * (1 - gate[:, 0])
-        pooled = torch.zeros(self.layers, h.shape[1] + 1).index_add(0, self.graph.layer, torch.cat((h, gate), 1)) / self.units
+        pooled = torch.zeros(self.layers, h.shape[1] + 1).index_add(0, self.graph.layer, torch.cat((h, gate), 1))
+        pooled = pooled / self.units
         offset = self.layer_head(torch.cat((pooled, summary.expand(self.layers, -1)), 1))[:, 0]
         return logits, offset
 
+    def hinted(self, score: Tensor) -> None:
+        """Replace the first-order score, float32 [V], by one measured at another mask."""
+        self.hint.copy_(_normalised(score))
+
     def draw(self, keep: Tensor, summary: Tensor, block: Tensor, count: int, generator: torch.Generator) -> Action:
-        """Draw `count` actions for the units of `block` (bool [V]); the last one is the most likely decision per unit."""
+        """Draw `count` actions for the units of `block`, bool [V]; the last one is the likelier decision per unit."""
         with torch.no_grad():
             logits, centre = self(keep, summary)
             noise = torch.randn((count, self.layers), generator=generator)

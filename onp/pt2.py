@@ -47,8 +47,8 @@ _TARGET = re.compile(
     re.ASCII,
 )
 _FILE_OPS = re.compile(r"torch\.ops\.aten\.(from_file|save|load)\b")
-# Sizes are written as sympy's srepr, "Add(Symbol('s77', positive=True, integer=True), Integer(1))"; no powers, which can
-# be made to take forever.
+# Sizes are sympy's srepr, "Add(Symbol('s77', positive=True, integer=True), Integer(1))"; powers are left out, because
+# they can be made to take forever.
 _SIZE_FUNCTIONS = (
     "Symbol|Integer|Add|Mul|Max|Min|Mod|PythonMod|FloorDiv|CeilDiv|CleanDiv|ModularIndexing|Identity|And|Or|Not|"
     "Equality|Unequality|GreaterThan|StrictGreaterThan|LessThan|StrictLessThan|Eq|Ne|Ge|Gt|Le|Lt"

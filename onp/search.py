@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from onp.agent import AgentConfig, TrainResult, build_policies, train
-from onp.bank import BankConfig, Scan, TriggerBank, build_bank
+from onp.bank import ADVERSARIAL, Bank, BankConfig, Scan, TriggerBank, build_bank, efforts, evidence, weighed
 from onp.data import ImageSet, Splits
 from onp.env import Objective, PruneEnv
 from onp.evaluator import Batch, Evaluator
@@ -26,7 +26,7 @@ class SearchConfig:
     agent: AgentConfig = AgentConfig()
     objective: Objective = Objective()
     rounds: int = 2  #: agent runs; each after the first adds the triggers that survived the repair before it
-    dearer: float = 2.0  #: a surviving trigger counts up to this many times the cost of the victim's own
+    anomalous: float = 1.5  #: evidence from which a trigger that survived a repair counts as the backdoor's
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,30 +34,30 @@ class Found:
     """The best mask and what it took."""
 
     mask: Mask
-    bank: TriggerBank  #: as it was in the last round
+    bank: Bank  #: as it was in the last round
     results: tuple[TrainResult, ...]
     asr_before: float  #: weighted surrogate ASR on the score images
     evaluations: int
     seconds: float  #: inside the evaluator
 
 
-def search(victim: Victim, splits: Splits, bank: TriggerBank, found: Scan | None, seed: int, bank_config: BankConfig,
+def search(victim: Victim, splits: Splits, bank: Bank, found: Scan | None, seed: int, bank_config: BankConfig,
            config: SearchConfig, progress: Callable[[int, str], None]) -> Found:  # fmt: skip
     """Find the mask; `found` is None for a known trigger, whose bank is never extended.
 
     `progress` is called with (evaluations since the last call, short note).
     """
     graph = build_graph(victim, config.agent.relations)
-    build = _batch(victim, splits.build)
+    build = batch_of(victim, splits.build)
     results: list[TrainResult] = []
     evaluations, seconds, asr_before = 0, 0.0, 1.0
     budget = config.agent.max_evaluations // config.rounds
     for number in range(config.rounds):
         agent = replace(config.agent, seed=seed + number, max_evaluations=budget)
-        known = features(victim, build, bank.batches(victim, splits.build), bank.weights)
+        known = features(victim, build, bank.batches(victim, splits, "build"), bank.weights)
         # Clean accuracy is counted on both splits: neither trained the network, and more images make a finer scale.
-        clean = _batch(victim, splits.build, splits.score)
-        evaluator = Evaluator(victim, clean, bank.batches(victim, splits.score))
+        clean = batch_of(victim, splits.build, splits.score)
+        evaluator = Evaluator(victim, clean, bank.batches(victim, splits, "score"))
         blocks = len(victim.layers) if agent.per_layer else agent.blocks
         env = PruneEnv(victim, evaluator, bank.weights, config.objective, blocks=blocks)
         asr_before = float(env.outcome.asr) if number == 0 else asr_before
@@ -66,9 +66,9 @@ def search(victim: Victim, splits: Splits, bank: TriggerBank, found: Scan | None
         evaluations += results[-1].evaluations
         seconds += evaluator.seconds
         mask = Mask.of(victim, results[-1].keep)
-        if found is None or number + 1 == config.rounds:
+        if found is None or not isinstance(bank, TriggerBank) or number + 1 == config.rounds:
             break
-        survivors = surviving(victim, repair(victim, mask), bank, found, splits, seed + 1 + number, bank_config, config.dearer)
+        survivors = surviving(victim, repair(victim, mask), bank, found, splits, seed + 1 + number, bank_config, config.anomalous)
         if survivors is None:
             break
         bank = survivors
@@ -76,27 +76,25 @@ def search(victim: Victim, splits: Splits, bank: TriggerBank, found: Scan | None
 
 
 def surviving(victim: Victim, repaired: Victim, bank: TriggerBank, found: Scan, splits: Splits, seed: int, config: BankConfig,
-              dearer: float) -> TriggerBank | None:  # fmt: skip
-    """`bank` and the triggers that work on the victim *and* on the repaired model at about the victim's price.
+              anomalous: float) -> TriggerBank | None:  # fmt: skip
+    """`bank` and the triggers that work on the victim *and* on the repaired model, cheaply for a class without a backdoor.
 
-    What works on both and stays cheap is a backdoor that the repair missed; what has become dear is ordinary adversarial
-    weakness. None where nothing survived.
+    What works on both and is still anomalously cheap is a backdoor that the repair missed; what has become as dear as other
+    classes is ordinary adversarial weakness. None where nothing survived.
     """
     fresh = build_bank(victim, (victim.logits, repaired.logits), found, bank.target, splits.build, splits.score, seed, config)
-    price = {surrogate.family: surrogate.cost for surrogate in bank.surrogates}
-    missed = [
-        replace(surrogate, family=f"{surrogate.family} {seed}")
-        for surrogate in fresh.surrogates
-        if surrogate.success >= config.minimum_success
-        and surrogate.cost <= dearer * price.get(surrogate.family, surrogate.cost)
-    ]
+    missed = []
+    for surrogate in fresh.surrogates:
+        (effort,) = efforts(torch.tensor([surrogate.cost]), torch.tensor([surrogate.success]))
+        left = evidence(found.efforts[surrogate.family], bank.target, effort)
+        if surrogate.family != ADVERSARIAL and surrogate.success >= config.minimum_success and left >= anomalous:
+            missed.append(replace(surrogate, family=f"{surrogate.family} {seed}", evidence=left))
     if not missed:
         return None
-    together = (*bank.surrogates, *missed)
-    total = sum(surrogate.weight for surrogate in together)
-    return TriggerBank(tuple(replace(each, weight=each.weight / total) for each in together), bank.target)
+    return weighed((*bank.surrogates, *missed), bank.target)
 
 
-def _batch(victim: Victim, *parts: ImageSet) -> Batch:
+def batch_of(victim: Victim, *parts: ImageSet) -> Batch:
+    """Several image sets as one clean batch."""
     pixels = torch.cat([part.pixels() for part in parts]).to(victim.device)
     return Batch(victim.normalisation(pixels), torch.cat([part.labels for part in parts]).to(victim.device))

@@ -39,6 +39,10 @@ class Family(ABC):
     def cost(self, parameters: tuple[Tensor, ...]) -> Tensor:
         """Size of each trigger, float32 `[G]`, in the unit that the class docstring names."""
 
+    @abstractmethod
+    def stronger(self, parameters: tuple[Tensor, ...], factor: Tensor) -> tuple[Tensor, ...]:
+        """The same triggers at `factor` (`[G]`, at least 1) times the cost, as far as the family reaches."""
+
 
 class Patch(Family):
     """A pattern seen through a mask, x' = (1 - m) x + m p; cost: the sum of m, in pixels."""
@@ -59,6 +63,10 @@ class Patch(Family):
     def cost(self, parameters: tuple[Tensor, ...]) -> Tensor:
         return torch.sigmoid(parameters[0]).sum((1, 2, 3))
 
+    def stronger(self, parameters: tuple[Tensor, ...], factor: Tensor) -> tuple[Tensor, ...]:
+        mask = torch.sigmoid(parameters[0]) * factor.view(-1, 1, 1, 1)
+        return torch.logit(mask.clamp(1e-4, 1 - 1e-4)), parameters[1]
+
 
 class Blend(Family):
     """A universal image added everywhere, x' = clip(x + d); cost: the L2 norm of d, pixels in [0, 1]."""
@@ -75,6 +83,9 @@ class Blend(Family):
 
     def cost(self, parameters: tuple[Tensor, ...]) -> Tensor:
         return parameters[0].flatten(1).norm(dim=1)
+
+    def stronger(self, parameters: tuple[Tensor, ...], factor: Tensor) -> tuple[Tensor, ...]:
+        return (parameters[0] * factor.view(-1, 1, 1, 1),)
 
 
 class Warp(Family):
@@ -103,6 +114,9 @@ class Warp(Family):
 
     def cost(self, parameters: tuple[Tensor, ...]) -> Tensor:
         return (2 * (self.reach * torch.tanh(parameters[0])).square().mean((1, 2, 3)) + 1e-8).sqrt()
+
+    def stronger(self, parameters: tuple[Tensor, ...], factor: Tensor) -> tuple[Tensor, ...]:
+        return (torch.atanh((torch.tanh(parameters[0]) * factor.view(-1, 1, 1, 1)).clamp(-0.999, 0.999)),)
 
 
 FAMILIES: tuple[Family, ...] = (Patch(), Blend(), Warp())

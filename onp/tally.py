@@ -53,7 +53,7 @@ class Tally:
         # A 0/1 matrix product in float64 counts exactly.
         self._member = torch.block_diag(*[part.double()[:, None] for part in counts]).to(device)
         self._expected = torch.cat(expected).to(device)
-        self.counted = self._member.sum(0).cpu()
+        self.counted = self._member.sum(0).cpu().numpy()
 
     def sums(self, logits: Tensor) -> Tensor:
         """`logits` float32 `[N, classes]` of all images -> float64 `[2, 1 + F]`: hits, summed class probabilities."""

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onp.archs import build_network
+from onp.archs import InvertedResidual, build_network
 from onp.data import Normalisation
 from onp.errors import InputError
 from onp.evaluator import Batch, Evaluator, Scores, TriggeredBatch
@@ -78,7 +78,11 @@ NETWORKS = {
     "vgg": lambda: build_network("vgg11_bn:width=4"),
     "resnet": lambda: build_network("resnet18:width=4"),
     "preact": lambda: build_network("preact_resnet18:width=4"),
-    "mobilenet": lambda: build_network("mobilenet_v2:width=8"),
+    "mobilenet": lambda: nn.Sequential(
+        *(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU6()),
+        *(InvertedResidual(8, 8, 1, 1), InvertedResidual(8, 12, 2, 3), InvertedResidual(12, 12, 1, 3)),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 10)),
+    ),
     "densenet": DenseNet,
     "squeeze-excite": SqueezeExcite,
     "unusual": Unusual,
@@ -123,7 +127,9 @@ def preact() -> Victim:
     return lively_victim(NETWORKS["preact"])
 
 
-def batches(clean: int = 37, families: tuple[int, ...] = (23, 14), channels: int = 3) -> tuple[Batch, list[TriggeredBatch]]:
+def batches(
+    clean: int = 37, families: tuple[int, ...] = (23, 14), channels: int = 3
+) -> tuple[Batch, list[TriggeredBatch]]:
     def images(count: int) -> Tensor:
         return torch.randn(count, channels, SIZE, SIZE)
 
@@ -143,7 +149,9 @@ def random_masks(victim: Victim, count: int) -> Tensor:
     return masks
 
 
-def reference(victim: Victim, mask: Tensor, clean: Batch, triggered: list[TriggeredBatch]) -> tuple[list[Tensor], list[Tensor]]:
+def reference(
+    victim: Victim, mask: Tensor, clean: Batch, triggered: list[TriggeredBatch]
+) -> tuple[list[Tensor], list[Tensor]]:
     """Float64 hits and probabilities, one tensor a batch; hits of near-ties are NaN."""
     hits, probabilities = [], []
     for batch in (clean, *triggered):
@@ -152,13 +160,17 @@ def reference(victim: Victim, mask: Tensor, clean: Batch, triggered: list[Trigge
         top = logits.topk(2, 1).values
         hit = (logits.argmax(1) == wanted).double()
         hit[top[:, 0] - top[:, 1] < 1e-4] = torch.nan
-        counts = batch.labels != wanted if isinstance(batch, TriggeredBatch) else torch.ones(len(wanted), dtype=torch.bool)
+        counts = (
+            batch.labels != wanted if isinstance(batch, TriggeredBatch) else torch.ones(len(wanted), dtype=torch.bool)
+        )
         hits.append(hit[counts])
         probabilities.append(logits.softmax(1).gather(1, wanted[:, None])[:, 0][counts])
     return hits, probabilities
 
 
-def assert_matches(scores: Scores, masks: Tensor, victim: Victim, clean: Batch, triggered: list[TriggeredBatch]) -> None:
+def assert_matches(
+    scores: Scores, masks: Tensor, victim: Victim, clean: Batch, triggered: list[TriggeredBatch]
+) -> None:
     for row, mask in enumerate(masks):
         hits, probabilities = reference(victim, mask, clean, triggered)
         counts = [scores.acc_count[row], *scores.asr_count[row]]
@@ -207,7 +219,9 @@ def test_commits_and_memory_budgets_change_nothing(victim, backend):
     clean, triggered = batches(19, (11,))
     whole = 30 * 4 * 200 * SIZE * SIZE
     for budget in (0, whole // 20, whole):
-        evaluator = Evaluator(victim, clean, triggered, backend=backend, memory_budget=budget, chunk=int(torch.randint(3, 40, ())))
+        evaluator = Evaluator(
+            victim, clean, triggered, backend=backend, memory_budget=budget, chunk=int(torch.randint(3, 40, ()))
+        )
         base = torch.ones(victim.units, dtype=torch.bool)
         for _ in range(3):
             layer = victim.layers[int(torch.randint(len(victim.layers), ()))]
@@ -344,6 +358,10 @@ def test_bad_batches_and_masks(preact):
     with pytest.raises(InputError, match="chunk"):
         Evaluator(preact, clean, [family], chunk=0)
     evaluator = Evaluator(preact, clean, [family])
-    for masks in (torch.ones(1, preact.units), torch.ones(1, 3, dtype=torch.bool), torch.ones(preact.units, dtype=torch.bool)):
+    for masks in (
+        torch.ones(1, preact.units),
+        torch.ones(1, 3, dtype=torch.bool),
+        torch.ones(preact.units, dtype=torch.bool),
+    ):
         with pytest.raises(InputError, match="give bool"):
             evaluator.score(masks)

@@ -38,7 +38,7 @@ def run_plan(plan: Plan, x: Tensor) -> Tensor:
         ("vgg11_bn:width=4", 8, 0, 0),
         ("resnet18:width=4", 20, 0, 8),
         ("preact_resnet18:width=4", 20, 8, 8),
-        ("mobilenet_v2:width=8", 52, 0, 10),
+        ("mobilenet_v2:width=8", 52, 0, 12),
     ],
 )
 def test_everything_fuses_in_the_built_in_networks(spec, convs, norms, adds):
@@ -136,7 +136,9 @@ def test_gates_of_each_image():
     x, gates = torch.randn(4, 3, 16, 16), torch.rand(4, victim.units)
     together = gated_forward(victim, x, gates)
     for i in range(4):
-        torch.testing.assert_close(together[i : i + 1], gated_forward(victim, x[i : i + 1], gates[i]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            together[i : i + 1], gated_forward(victim, x[i : i + 1], gates[i]), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_gated_forward_refuses_wrong_gates_and_names():

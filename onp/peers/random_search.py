@@ -1,7 +1,7 @@
 """Random search, made as strong as it gets without a hint: random small sets of units, then mutations of the best.
 
-Half of the evaluations draw fresh subsets: a size log-uniform up to 15 % of the units, a random share of the layers, units
-uniform within them. The other half is a (1+1) evolution: a few random flips of the best mask, kept when they gain.
+Half of the evaluations draw fresh subsets: a size log-uniform up to 15 % of the units, a random share of the layers,
+units uniform within them. The other half is a (1+1) evolution: a few random flips of the best, kept if they gain.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Greedy first-order pruning: prune the units with the highest Taylor scores, as many as serves best.
 
-First-order saliency of a gate is Molchanov et al. 2017 (https://arxiv.org/abs/1611.06440); here it is the expected loss of
-surrogate ASR minus the expected loss of accuracy. The strong version: prefix lengths first coarse, then ever finer around
-the best; scores are then recomputed by measurement for the units near the cut, until the evaluations are spent.
+First-order saliency of a gate is Molchanov et al. 2017 (https://arxiv.org/abs/1611.06440); here it is the expected loss
+of surrogate ASR minus the weighted loss of accuracy. The strong version: prefix lengths first coarse, then ever finer
+around the best; then single flips of ever more units around the cut, measured, until the evaluations are spent.
 """
 
 from __future__ import annotations
@@ -65,9 +65,8 @@ def search(env: PruneEnv, score: Tensor, max_evaluations: int, seed: int = 0) ->
         size = int((~env.keep).sum())
         sizes = torch.linspace(size - reach, size + reach, 9).round().long().clamp(1, max(1, most)).unique()
         choose(_prefixes(order, sizes))
-    # Single flips of the units nearest the cut, best first, as long as any of them gains.
-    while left() > 0:
-        near = order[: max(1, 2 * int((~env.keep).sum()) + 16)]
-        if not choose(env.keep ^ torch.nn.functional.one_hot(near, len(score)).bool()):
-            break
+    near = 2 * int((~env.keep).sum()) + 16
+    while left() > 0 and near < 2 * len(score):
+        flips = torch.nn.functional.one_hot(order[:near], len(score)).bool()
+        near = near if choose(env.keep ^ flips) else 2 * near
     return env.keep

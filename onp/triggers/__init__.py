@@ -7,7 +7,7 @@ from safetensors import SafetensorError, safe_open
 
 from onp.errors import InputError
 from onp.triggers.badnets import BadNets
-from onp.triggers.base import Trigger, fields_from
+from onp.triggers.base import Trigger
 from onp.triggers.blended import Blended
 from onp.triggers.wanet import WaNet
 
@@ -28,7 +28,7 @@ def load_trigger(path: str | Path) -> Trigger:
             metadata = file.metadata() or {}
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
         kind = TRIGGERS[metadata["onp.trigger"]]
-        return kind(**fields_from(tensors, json.loads(metadata["onp.scalars"])))
+        return kind(**tensors, **json.loads(metadata["onp.scalars"]))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a trigger written by onp.attack; give its trigger.safetensors.") from error
 

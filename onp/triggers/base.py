@@ -1,9 +1,11 @@
 """What every trigger shares: image -> image, and a file that travels with the model it was trained into."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import save as serialise
@@ -26,7 +28,7 @@ class Trigger:
         raise NotImplementedError
 
     @classmethod
-    def make(cls, shape: tuple[int, int, int], generator: torch.Generator, strength: float | None = None) -> Self:
+    def make(cls, shape: tuple[int, int, int], generator: torch.Generator, strength: float | None = None) -> Trigger:
         """Draw a trigger for images of `shape` (C, H, W); `strength` replaces the published amplitude."""
         raise NotImplementedError
 
@@ -47,8 +49,3 @@ class Trigger:
         if tuple(images.shape[-len(shape) :]) != shape:
             found, wanted = "x".join(map(str, images.shape[1:])), "x".join(map(str, shape))
             raise InputError(f"This {self.name} trigger was made for images of {wanted}, not {found}; use the trigger of this model.")
-
-
-def fields_from(tensors: dict[str, Tensor], scalars: dict[str, Any]) -> dict[str, Any]:
-    """Keyword arguments that rebuild a trigger from what `save` wrote."""
-    return {**tensors, **scalars}

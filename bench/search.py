@@ -1,0 +1,116 @@
+"""The agent against simpler searches at an equal number of evaluations: `python bench/search.py --seeds 0 1 2`.
+
+Same victims, same bank, same objective; the true trigger only measures. Also, on at least 200 random masks per victim, the
+rank correlation between the surrogate ASR that the search sees and the true ASR. Writes bench/results/search.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from onp.agent import build_policies, train
+from onp.bank import Bank, build_bank, scan
+from onp.bundle.demos import ARCH, NORM, demo
+from onp.data import Normalisation, Splits, load_images, split
+from onp.env import PruneEnv
+from onp.evaluator import Batch, Evaluator
+from onp.features import NodeFeatures, features
+from onp.files import write_atomically
+from onp.graph import build_graph
+from onp.peers import random_search, taylor
+from onp.presets import PRESETS
+from onp.report import hardware, versions
+from onp.search import batch_of
+from onp.tally import TriggeredBatch
+from onp.triggers import load_trigger
+from onp.victim import Victim, load_victim
+
+PRESET = PRESETS["default"].with_max_acc_drop(0.01)
+SEARCHES = ("agent", "agent without edges", "greedy first-order", "random")
+
+
+def run(name: str, victim: Victim, splits: Splits, bank: Bank, known: NodeFeatures, evaluations: int, seed: int) -> Tensor:
+    """The mask, bool [U], that a search finds with so many evaluations."""
+    evaluator = Evaluator(victim, batch_of(victim, splits.build, splits.score), bank.batches(victim, splits, "score"))
+    agent = replace(PRESET.search.agent, seed=seed, max_evaluations=evaluations)
+    env = PruneEnv(victim, evaluator, bank.weights, PRESET.search.objective, blocks=agent.blocks)
+    if name == "greedy first-order":
+        return taylor.search(env, known.taylor, evaluations, seed)
+    if name == "random":
+        return random_search.search(env, None, evaluations, seed)
+    agent = agent if name == "agent" else replace(agent, relations=())
+    graph = build_graph(victim, agent.relations)
+    return train(env, build_policies(graph, known, env, agent), known, agent).keep
+
+
+def random_masks(victim: Victim, known: NodeFeatures, count: int, seed: int) -> Tensor:
+    """bool [count, U]: half uniformly random, half biased to high first-order scores; 1 to 60 units pruned."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.ones((count, victim.units), dtype=torch.bool)
+    likely = (known.attack.clamp_min(0) / known.attack.max() + 0.02).clamp_max(1)
+    for index in range(count):
+        size = int(torch.randint(1, 61, (1,), generator=generator))
+        chance = likely if index % 2 else torch.ones(victim.units)
+        masks[index, torch.multinomial(chance, size, generator=generator)] = False
+    return masks
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--demos", nargs="+", default=["badnets", "blended", "wanet"])
+    parser.add_argument("--evaluations", type=int, default=200)
+    parser.add_argument("--masks", type=int, default=200)
+    options = parser.parse_args()
+    rows, correlations = [], []
+    for name in options.demos:
+        files = demo(name)
+        assert files.trigger is not None
+        victim = load_victim(files.model, ARCH, Normalisation.parse(NORM), (1, 28, 28))
+        evaluation, trigger = load_images(files.evaluation), load_trigger(files.trigger)
+        others = evaluation.subset(evaluation.labels != 0)
+        true_batch = TriggeredBatch(
+            "true", victim.normalisation(trigger(others.pixels())), others.labels, torch.zeros_like(others.labels)
+        )
+        truth = Evaluator(victim, Batch(victim.normalisation(evaluation.pixels()), evaluation.labels), [true_batch])
+        untouched = truth.score(torch.ones((1, victim.units), dtype=torch.bool))
+        for seed in options.seeds:
+            splits = split(load_images(files.clean), seed)
+            found = scan(victim, splits.build, splits.score, seed, PRESET.bank)
+            models = (victim.logits,)
+            bank = build_bank(victim, models, found, found.suspect, splits.build, splits.score, seed, PRESET.bank)
+            known = features(victim, batch_of(victim, splits.build), bank.batches(victim, splits, "build"), bank.weights)
+            for search in SEARCHES:
+                start = time.monotonic()
+                keep = run(search, victim, splits, bank, known, options.evaluations, seed)
+                scores = truth.score(keep[None])
+                row = {"demo": name, "seed": seed, "search": search, "asr": float(scores.asr[0, 0])}
+                row |= {"acc_drop": float(untouched.acc[0] - scores.acc[0]), "pruned": int((~keep).sum())}
+                rows.append(row | {"seconds": round(time.monotonic() - start, 1)})
+                print(json.dumps(rows[-1]), flush=True)
+            if seed == options.seeds[0]:
+                seen = Evaluator(victim, batch_of(victim, splits.score), bank.batches(victim, splits, "score"))
+                masks = random_masks(victim, known, options.masks, seed)
+                surrogate, real = seen.score(masks), truth.score(masks)
+                weighted = (surrogate.asr_soft @ torch.tensor(bank.weights, dtype=torch.float64)).numpy()
+                usable = (untouched.acc[0] - real.acc < 0.05).numpy()
+                result = {"demo": name, "masks": len(masks), "spearman": float(spearmanr(weighted, real.asr[:, 0]).statistic)}
+                result |= {"usable": int(usable.sum())}
+                result |= {"spearman_usable": float(spearmanr(weighted[usable], real.asr[:, 0].numpy()[usable]).statistic)}
+                correlations.append(result)
+                print(json.dumps(result), flush=True)
+    document = {"evaluations": options.evaluations, "rows": rows, "correlation": correlations}
+    document |= {"hardware": hardware(), "versions": versions()}
+    write_atomically(Path(__file__).parent / "results" / "search.json", json.dumps(document, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

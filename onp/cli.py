@@ -1,0 +1,65 @@
+"""The command line of `python -m onp.defend`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import sys
+
+from onp.bundle.demos import DEMOS
+from onp.config import DefendConfig
+from onp.defend import defend
+from onp.errors import InputError
+
+EPILOG = """\
+exit codes: 0 done (see the decision); 2 something given cannot be used; 3 a backdoor that could not be repaired
+example: python -m onp.defend --model suspect.pth --arch resnet18:width=64 --norm cifar10 --data clean/ --out repaired/
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options of DefendConfig, and --list-demos."""
+    out = argparse.ArgumentParser(
+        prog="python -m onp.defend",
+        description="Tell whether an image classifier is backdoored and repair it, from a few hundred clean images. "
+        "Without options: the embedded example.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for field in dataclasses.fields(DefendConfig):
+        more = dict(field.metadata)
+        text = more.pop("help")
+        flag = "--" + field.name.replace("_", "-")
+        if isinstance(field.default, bool):
+            out.add_argument(flag, action="store_true", help=text)
+            continue
+        kind = int if field.name in ("seed", "image_size") else float if field.name == "max_acc_drop" else str
+        shown = "" if field.default is None else f" (default: {field.default})"
+        out.add_argument(flag, type=kind, default=field.default, help=text.replace("%", "%%") + shown, **more)
+    out.add_argument("--list-demos", action="store_true", help="name the embedded examples and stop")
+    return out
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    options = vars(parser().parse_args(arguments))
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    if options.pop("list_demos"):
+        print("\n".join(f"{name:<9}{text}" for name, text in DEMOS.items()))
+        return 0
+    config = DefendConfig(**options)
+    try:
+        outcome = defend(config)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Interrupted; nothing was written.", file=sys.stderr)
+        return 130
+    print(outcome.report.to_text(), end="")
+    if config.out is not None:
+        print(f"Written to {config.out}")
+    elif outcome.report.decision == "repaired":
+        print("Nothing was written; give --out DIR to keep the repaired checkpoint and the report.")
+    return 3 if outcome.report.decision == "not-repairable" else 0

@@ -1,0 +1,51 @@
+"""The options of `onp.defend`: one line each, shared by the Python call, the command line's help and the report."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+def option(default: Any, text: str, **more: Any) -> Any:
+    """A field that is also an option of the command line; `more` goes to argparse."""
+    return dataclasses.field(default=default, metadata={"help": text, **more})
+
+
+@dataclass(frozen=True)
+class DefendConfig:
+    """What to repair and how."""
+
+    model: str | None = option(None, "checkpoint: .safetensors, .pt or .pth with weights only, or .pt2", metavar="FILE")
+    arch: str | None = option(
+        None,
+        "network of the checkpoint: a built-in name such as preact_resnet18:width=32,classes=10, package.module:callable, "
+        "timm:NAME or torchvision:NAME (a .pt2 needs none)",
+        metavar="SPEC",
+    )
+    data: str | None = option(
+        None,
+        "a few hundred clean images: a folder with one sub-folder per class, .npz, CIFAR-10 batches, IDX, or a tar",
+        metavar="PATH",
+    )
+    norm: str | None = option(
+        None,
+        "normalisation the model was trained with: cifar10, cifar100, imagenet, gtsrb, mnist, fashion-mnist, half, none, "
+        "or MEAN/STD such as 0.49,0.48,0.45/0.25,0.24,0.26",
+        metavar="NAME",
+    )
+    image_size: int | None = option(None, "resize the shorter side to this many pixels and crop the centre", metavar="PIXELS")
+    out: str | None = option(
+        None, "new or empty folder for the repaired checkpoint, mask.json, report.json and report.txt", metavar="DIR"
+    )
+    device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda"))
+    preset: str = option("default", "how much to try; paper: as close to the published method as is known",
+                         choices=("fast", "default", "thorough", "paper"))  # fmt: skip
+    max_acc_drop: float = option(0.01, "accuracy that the repair may cost, as a share of the images", metavar="SHARE")
+    trigger: str | None = option(None, "the trigger, where it is known: a trigger.safetensors of onp.attack", metavar="FILE")
+    triggered_data: str | None = option(None, "images that carry the trigger, labelled or not", metavar="DIR")
+    eval_data: str | None = option(None, "other labelled images, for measuring only", metavar="PATH")
+    eval_trigger: str | None = option(None, "the true trigger, for measuring only", metavar="FILE")
+    demo: str | None = option(None, "repair an embedded example instead; see --list-demos", metavar="NAME")
+    seed: int = option(0, "same seed, same machine: same mask", metavar="N")
+    quiet: bool = option(False, "no progress")

@@ -1,0 +1,50 @@
+"""The files of a run: written beside their place first, then renamed, so that nothing half-written remains."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from onp.errors import InputError
+from onp.files import write_atomically
+from onp.mask import Mask
+from onp.repair import save_checkpoint
+from onp.report import Report
+from onp.victim import Victim
+
+
+def prepare(folder: Path) -> None:
+    """Make sure, before any work, that `folder` can be written and holds nothing.
+
+    Raises:
+        InputError: it is a file, holds something, or cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; give --out the name of a new folder.")
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise InputError(f"The folder {folder} is not empty; give --out a new one, so that nothing is overwritten.")
+        nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+        writable = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise InputError(f"The folder {folder} cannot be used ({error.strerror}); give --out another.") from error
+    if not writable:
+        raise InputError(f"The folder {folder} cannot be written; give --out one that you own.")
+
+
+def write_outputs(folder: Path, report: Report, mask: Mask, repaired: Victim) -> None:
+    """Write report.json, report.txt and, for a repair, mask.json and the checkpoint under its own name.
+
+    Raises:
+        InputError: the disk refused.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if report.decision == "repaired":
+            mask.save(folder / "mask.json")
+            if repaired.checkpoint is not None:
+                save_checkpoint(repaired, folder / repaired.checkpoint.path.name)
+        write_atomically(folder / "report.txt", report.to_text())
+        write_atomically(folder / "report.json", report.to_json())
+    except OSError as error:
+        raise InputError(f"The results could not be written to {folder}: {error.strerror}.") from error

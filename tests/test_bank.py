@@ -1,0 +1,120 @@
+"""Surrogate families, the latent direction, and the evidence they give."""
+
+import pytest
+import torch
+from torch import nn
+
+from onp.adversarial import adversarial_size, targeted_examples
+from onp.bank import Scan, efforts, evidence
+from onp.data import Normalisation
+from onp.fitting import FitConfig, fit, success_rate
+from onp.latent import latent_directions
+from onp.surrogates import FAMILIES
+from onp.victim import victim_from_module
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_family_changes_images_within_range_and_has_gradients(family):
+    shape = (3, 13, 17)
+    parameters = tuple(value.requires_grad_() for value in family.start(4, shape, torch.Generator().manual_seed(0)))
+    images = torch.rand(4, 5, *shape)
+    out = family.apply(parameters, images)
+    assert out.shape == images.shape and bool(((out >= 0) & (out <= 1)).all())
+    assert family.cost(parameters).shape == (4,) and bool((family.cost(parameters) > 0).all())
+    gradients = torch.autograd.grad(out.square().sum() + family.cost(parameters).sum(), parameters)
+    assert all(bool(gradient.abs().sum() > 0) for gradient in gradients)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_stronger_triggers_cost_so_many_times_more(family):
+    parameters = family.start(2, (1, 12, 12), torch.Generator().manual_seed(2))
+    stronger = family.stronger(parameters, torch.tensor([1.0, 1.5]))
+    torch.testing.assert_close(family.cost(stronger), family.cost(parameters) * torch.tensor([1.0, 1.5]), rtol=0.02, atol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_each_trigger_of_a_family_is_its_own(family):
+    parameters = family.start(3, (1, 12, 12), torch.Generator().manual_seed(1))
+    images = torch.rand(3, 2, 1, 12, 12)
+    together = family.apply(parameters, images)
+    for row in range(3):
+        alone = family.apply(tuple(value[row : row + 1] for value in parameters), images[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone)
+
+
+class Corner(nn.Module):
+    """Two classes by brightness; a bright bottom right corner leads to class 2."""
+
+    def forward(self, x):
+        corner = x[:, :, -3:, -3:].mean((1, 2, 3))
+        rest = x[:, :, :-3].mean((1, 2, 3))
+        return torch.stack((20 * (0.5 - rest), 20 * (rest - 0.5), 60 * (corner - 0.5)), 1)
+
+
+def corner_images(count=60):
+    images = torch.rand(count, 1, 12, 12) * 0.4 + torch.tensor([0.0, 0.6]).repeat(count // 2).view(-1, 1, 1, 1)
+    images[:, :, -3:, -3:] = torch.rand(count, 1, 3, 3) * 0.3
+    return images, torch.tensor([0, 1]).repeat(count // 2)
+
+
+def test_a_patch_shrinks_onto_the_planted_corner():
+    images, labels = corner_images()
+    patch = next(family for family in FAMILIES if family.name == "patch")
+    found = fit([Corner()], patch, images, labels, (2,), 0, FitConfig(steps=80, images=16))
+    assert bool(found.worked.all())
+    assert success_rate(Corner(), lambda x: found.apply(x, 0), images, labels, 2) > 0.8
+    mask = torch.sigmoid(found.parameters[0])[0, 0]
+    assert float(mask[-3:, -3:].sum()) > 0.6 * float(mask.sum())
+
+
+def test_fit_serves_every_model_and_repeats_itself():
+    images, labels = corner_images()
+    blend = next(family for family in FAMILIES if family.name == "blend")
+    first = fit([Corner(), Corner()], blend, images, labels, (2, 0), 3, FitConfig(steps=5, images=4))
+    second = fit([Corner(), Corner()], blend, images, labels, (2, 0), 3, FitConfig(steps=5, images=4))
+    assert torch.equal(first.parameters[0], second.parameters[0]) and torch.equal(first.cost, second.cost)
+
+
+def test_latent_direction_is_shortest_and_sufficient():
+    features, weight, bias = torch.randn(80, 12), torch.randn(5, 12), torch.randn(5)
+    for k, shift in enumerate(latent_directions(features, weight, bias, quantile=1.0)):
+        logits = ((features + shift).double() @ weight.double().T) + bias.double()
+        margin = (logits[:, [k]] - logits).min()
+        assert float(margin) > -1e-4  # every image reaches class k
+        shorter = ((features + 0.98 * shift).double() @ weight.double().T) + bias.double()
+        assert bool((shorter[:, [k]] - shorter < 0).any())  # and no shorter one in that direction does
+
+
+def test_evidence_is_loud_for_the_cheap_class_only_and_ignores_the_unit():
+    cost = torch.tensor([30.0, 28, 33, 5, 31, 29, 35, 27, 30, 32])
+    effort = efforts(cost, torch.ones(10))
+    said = [evidence(effort, k) for k in range(10)]
+    assert max(said) == said[3] > 5 and sorted(said)[-2] < 2
+    assert evidence(efforts(cost * 1000, torch.ones(10)), 3) == pytest.approx(said[3])
+    assert evidence(effort, 3, changed=effort[0]) == pytest.approx(0, abs=0.5)
+
+
+def test_a_trigger_that_does_not_work_is_no_evidence():
+    cost, success = torch.full((10,), 20.0), torch.full((10,), 0.9)
+    cost[4], success[4] = 10.0, 0.05
+    assert evidence(efforts(cost, success), 4) < 0
+
+
+def test_one_witness_alone_is_heard_half():
+    quiet = tuple([0.0] * 10)
+    loud = tuple([0.0] * 7 + [-6.0] + [0.0] * 2)
+    assert max(Scan({"latent": quiet, "patch": loud, "blend": quiet}).suspicion) == 3.0
+    assert max(Scan({"latent": loud, "patch": loud, "blend": quiet}).suspicion) == 6.0
+    assert Scan({"latent": quiet, "patch": loud, "blend": quiet}).suspect == 7
+
+
+def test_adversarial_examples_stay_in_their_ball_and_help_their_target():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(1, 6, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 64, 4))
+    victim = victim_from_module(network, Normalisation((0.0,), (1.0,)), (1, 8, 8))
+    images = torch.rand(20, 1, 8, 8)
+    size = adversarial_size(images)
+    out = targeted_examples(victim, images, target=2, size=size)
+    assert float((out - images).flatten(1).norm(dim=1).max()) <= size * 1.001
+    before, after = (victim.logits(x).softmax(1)[:, 2].mean() for x in (images, out))
+    assert float(after) > float(before)

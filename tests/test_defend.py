@@ -1,0 +1,169 @@
+"""The main job: what it decides, what it writes, and what it says about bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from onp.archs import build_network
+from onp.bundle import clean_images
+from onp.bundle.demos import ARCH, NORM, demo
+from onp.cli import main
+from onp.config import DefendConfig
+from onp.defend import defend
+from onp.mask import load_mask
+
+BASE = ("--arch", ARCH, "--norm", NORM, "--quiet")
+
+
+def write_images(path, images, labels):
+    np.savez(path, images=images.numpy(), labels=labels.numpy())
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def repaired(tmp_path_factory):
+    """One run on the embedded badnets victim, with everything it writes."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    outcome = defend(DefendConfig(demo="badnets", preset="fast", out=str(out), quiet=True))
+    return out, outcome
+
+
+def test_a_backdoor_is_found_and_removed(repaired):
+    _, outcome = repaired
+    report = outcome.report
+    assert report.decision == "repaired" and report.target_class == 0
+    assert report.before.asr.value > 0.95 and report.after.asr.value <= 0.05
+    assert report.before.acc.value - report.after.acc.value <= 0.02
+
+
+def test_the_repaired_checkpoint_is_the_old_one_with_rows_of_zeros(repaired):
+    out, outcome = repaired
+    before, after = load_file(demo("badnets").model), load_file(out / "model.safetensors")
+    assert before.keys() == after.keys() and all(before[key].dtype == after[key].dtype for key in before)
+    build_network(ARCH).load_state_dict(after)
+    mask = load_mask(out / "mask.json", outcome.victim)
+    assert torch.equal(mask.keep, outcome.mask.keep)
+    for name, units in mask.pruned().items():
+        weight = f"{name}.weight"
+        assert not after[weight][units].any()
+        rest = [row for row in range(len(after[weight])) if row not in units]
+        assert torch.equal(after[weight][rest], before[weight][rest])
+
+
+def test_the_report_holds_what_it_promises(repaired):
+    out, _ = repaired
+    report = json.loads((out / "report.json").read_text())
+    assert report["schema_version"] == 1 and report["decision"] == "repaired" and report["target_class"] == 0
+    for side in ("before", "after"):
+        low, high = report[side]["acc_ci"]
+        assert low <= report[side]["acc"] <= high
+        assert report[side]["asr_surrogate"] and {"asr", "ra"} <= report[side].keys()
+    assert report["after"]["der"] > 0.9
+    assert report["pruned"]["count"] == sum(map(len, report["pruned"]["layers"].values())) > 0
+    assert {"evaluations", "masks_per_second", "wall_seconds"} <= report["budget"].keys()
+    assert report["budget"]["evaluations"] <= 150
+    assert {"versions", "hardware", "seed", "model", "data"} <= report.keys()
+    assert "ASR, true trigger" in (out / "report.txt").read_text()
+    assert sorted(path.name for path in out.iterdir()) == ["mask.json", "model.safetensors", "report.json", "report.txt"]
+
+
+def test_the_decision_does_not_see_what_is_only_for_measuring(repaired):
+    _, outcome = repaired
+    victim = demo("badnets")
+    blind = DefendConfig(model=str(victim.model), arch=ARCH, norm=NORM, data=str(victim.clean), preset="fast", quiet=True)
+    again = defend(blind)
+    assert again.report.after.asr is None
+    assert torch.equal(again.mask.keep, outcome.mask.keep)
+
+
+def test_a_clean_model_is_left_alone(tmp_path):
+    outcome = defend(DefendConfig(demo="clean", preset="fast", out=str(tmp_path / "out"), quiet=True))
+    assert outcome.report.decision == "no-backdoor-evidence"
+    assert bool(outcome.mask.keep.all())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.json", "report.txt"]
+
+
+def test_a_known_trigger_is_used():
+    victim = demo("wanet")
+    outcome = defend(DefendConfig(demo="wanet", trigger=str(victim.trigger), preset="fast", quiet=True))
+    assert outcome.report.decision == "repaired" and list(outcome.report.before.asr_surrogate) == ["given"]
+    assert outcome.report.after.asr.value <= 0.03
+
+
+def bad_inputs(folder):
+    """name -> arguments that must be refused, and a word that the sentence must hold."""
+    victim, images = demo("badnets"), clean_images()
+    model, data = str(victim.model), str(victim.clean)
+    (folder / "text.safetensors").write_text("hello")
+    (folder / "full").mkdir()
+    (folder / "full" / "kept.txt").write_text("precious")
+    state = load_file(model)
+    broken = {key: value.clone() for key, value in state.items()}
+    broken["layer4.1.conv2.weight"][0, 0, 0, 0] = float("nan")
+    save_file(broken, folder / "nan.safetensors")
+    save_file({key: value for key, value in state.items() if key != "linear.bias"}, folder / "missing.safetensors")
+    few = images.subset(torch.arange(10))
+    one = images.subset((images.labels == 3).nonzero()[:, 0])
+    color = images.images.expand(-1, 3, -1, -1)
+    outside = torch.where(images.labels == 9, 12, images.labels)
+    torch.save(build_network(ARCH), folder / "pickle.pth")
+    common = ["--model", model, *BASE]
+    return {
+        "no such model": (["--model", str(folder / "none.pth"), "--data", data, *BASE], "none.pth"),
+        "not a checkpoint": (["--model", str(folder / "text.safetensors"), "--data", data, *BASE], "safetensors"),
+        "a pickle": (["--model", str(folder / "pickle.pth"), "--data", data, *BASE], "state_dict"),
+        "nan": (["--model", str(folder / "nan.safetensors"), "--data", data, *BASE], "layer4.1.conv2.weight"),
+        "missing": (["--model", str(folder / "missing.safetensors"), "--data", data, *BASE], "linear.bias"),
+        "no data": (common, "--data"),
+        "no norm": (["--model", model, "--arch", ARCH, "--data", data], "--norm"),
+        "few": ([*common, "--data", write_images(folder / "few.npz", few.images, few.labels)], "20"),
+        "one class": ([*common, "--data", write_images(folder / "one.npz", one.images, one.labels)], "class"),
+        "channels": ([*common, "--data", write_images(folder / "color.npz", color, images.labels)], "3"),
+        "size": ([*common, "--data", write_images(folder / "size.npz", images.images[..., :20], images.labels)], "20"),
+        "labels": ([*common, "--data", write_images(folder / "outside.npz", images.images, outside)], "10"),
+        "full folder": ([*common, "--data", data, "--out", str(folder / "full")], "not empty"),
+        "file as folder": ([*common, "--data", data, "--out", str(folder / "text.safetensors")], "is a file"),
+        "unwritable": ([*common, "--data", data, "--out", "/proc/onp/out"], "cannot be"),
+        "trigger": ([*common, "--data", data, "--trigger", str(folder / "text.safetensors")], "trigger"),
+        "trigger alone": ([*common, "--data", data, "--eval-trigger", str(victim.trigger)], "--eval-data"),
+        "both": ([*common, "--data", data, "--trigger", str(victim.trigger), "--triggered-data", data], "not both"),
+        "drop": ([*common, "--data", data, "--max-acc-drop", "5"], "0.01"),
+        "demo": (["--demo", "mnist"], "badnets"),
+        "data only": (["--data", data], "--model"),
+    }
+
+
+def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, capsys):
+    for name, (arguments, word) in bad_inputs(tmp_path).items():
+        code = main(arguments)
+        said = capsys.readouterr()
+        assert code == 2, name
+        assert said.out == "" and said.err.startswith("error: ") and said.err.count("\n") == 1, (name, said.err)
+        assert word in said.err, (name, said.err)
+    assert (tmp_path / "full" / "kept.txt").read_text() == "precious"
+
+
+def test_list_demos(capsys):
+    assert main(["--list-demos"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["badnets", "blended", "wanet", "clean"]
+
+
+@pytest.mark.parametrize("seconds", [4, 9])
+def test_an_interrupt_leaves_nothing(tmp_path, seconds):
+    command = [sys.executable, "-m", "onp.defend", "--out", "out"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130 and "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,103 @@
+import runpy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+
+from onp.env import Objective, PruneEnv
+from onp.errors import InputError
+from onp.evaluator import Evaluator
+
+
+@pytest.fixture(scope="module")
+def backdoored():
+    return runpy.run_path(str(Path(__file__).with_name("small_backdoor.py")))["backdoored"]()
+
+
+def env_of(b, **options) -> PruneEnv:
+    return PruneEnv(b.victim, Evaluator(b.victim, b.score, b.score_triggered), (1.0,), **options)
+
+
+def test_gymnasium_accepts_the_environment(backdoored):
+    check_env(env_of(backdoored, blocks=3), skip_render_check=True)
+
+
+def test_rewards_add_up_to_the_change_of_the_potential(backdoored):
+    env = env_of(backdoored, blocks=3, passes=2)
+    _, start = env.reset()
+    generator = np.random.default_rng(0)
+    total, done, steps = 0.0, False, 0
+    while not done:
+        action = (generator.random(env.action_space.n) < 0.05).astype(np.int8)
+        observation, reward, done, truncated, info = env.step(action)
+        assert env.observation_space.contains(observation) and not truncated
+        total += reward
+        steps += 1
+    assert steps == 6
+    assert total == pytest.approx(info["phi"] - start["phi"], abs=1e-6)
+    assert info["phi"] == pytest.approx(float(env.evaluate(env.keep[None]).phi))
+
+
+def test_a_later_pass_brings_units_back(backdoored):
+    env = env_of(backdoored, blocks=1, passes=2)
+    action = np.zeros(env.action_space.n, dtype=np.int8)
+    action[:4] = 1
+    env.step(action)
+    assert int((~env.keep).sum()) == 4
+    env.step(np.zeros_like(action))
+    assert env.keep.all()
+
+
+def test_blocks_partition_the_units_in_order(backdoored):
+    for blocks in (1, 2, 3, 8):
+        parts = env_of(backdoored, blocks=blocks).blocks
+        assert len(parts) == min(blocks, len(backdoored.victim.layers))
+        assert (torch.stack(parts).sum(0) == 1).all()
+        starts = [int(part.nonzero()[0]) for part in parts]
+        assert starts == sorted(starts)
+
+
+def test_phi_follows_its_formula(backdoored):
+    b = backdoored
+    objective = Objective(max_acc_drop=0.02, penalty=3.0, size=0.1)
+    env = env_of(b, objective=objective)
+    masks = torch.rand(6, b.victim.units, generator=torch.Generator().manual_seed(2)) > 0.04
+    masks[0] = True
+    scores = Evaluator(b.victim, b.score, b.score_triggered).score(masks)
+    drop = ((scores.acc[0] - scores.acc) + (scores.acc_soft[0] - scores.acc_soft)) / 2
+    asr = (scores.asr[:, 0] + scores.asr_soft[:, 0]) / 2
+    excess = (drop - 0.02).clamp_min(0) / 0.02
+    expected = -asr - drop.clamp_min(0) - 3 * excess - 0.1 * (~masks).double().mean(1)
+    found = env.evaluate(masks)
+    torch.testing.assert_close(found.phi, expected.float())
+    assert torch.equal(found.acceptable, scores.acc[0] - scores.acc <= 0.02 + 1e-9)
+
+
+def test_known_masks_cost_nothing(backdoored):
+    env = env_of(backdoored)
+    assert env.evaluations == 1
+    masks = torch.rand(5, backdoored.victim.units, generator=torch.Generator().manual_seed(4)) > 0.1
+    masks[3] = masks[1]
+    masks[4] = True
+    assert env.fresh(masks).tolist() == [True, True, True, False, False]
+    first = env.evaluate(masks)
+    assert env.evaluations == 4
+    assert torch.equal(env.evaluate(masks).phi, first.phi) and first.phi[1] == first.phi[3]
+    assert env.evaluations == 4 == env.evaluator.evaluations
+
+
+def test_commit_changes_no_score(backdoored):
+    masks = torch.rand(4, backdoored.victim.units, generator=torch.Generator().manual_seed(6)) > 0.05
+    fresh = env_of(backdoored).evaluate(masks).phi
+    env = env_of(backdoored)
+    env.commit(masks[0] | (torch.arange(backdoored.victim.units) > 20))
+    torch.testing.assert_close(env.evaluate(masks).phi, fresh, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("weights", [(), (0.0,), (-1.0,), (1.0, 1.0)])
+def test_weights_must_match_the_families(backdoored, weights):
+    b = backdoored
+    with pytest.raises(InputError, match="weights"):
+        PruneEnv(b.victim, Evaluator(b.victim, b.score, b.score_triggered), weights)
