@@ -41,7 +41,9 @@ def table(rows: list[dict[str, object]]) -> str:
         spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
         return f"{statistics.mean(values):.1f}{spread}"
 
-    lines = ["| victim | n | decision | ACC before | ACC after | ASR before | ASR after | RA after | DER | units pruned | seconds |"]
+    lines = [
+        "| victim | n | decision | ACC before | ACC after | ASR before | ASR after | RA after | DER | units pruned | seconds |"
+    ]
     lines.append("|---" * 11 + "|")
     for name in DEMOS:
         group = [row for row in rows if row["demo"] == name]

@@ -56,4 +56,3 @@ def adversarial_reach(victim: Victim, images: Tensor, labels: Tensor, seed: int,
             logits = victim.logits(examples)
         reached.append(logits.softmax(1)[:, target].mean())
     return torch.stack(reached).cpu()
-

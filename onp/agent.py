@@ -30,9 +30,9 @@ class AgentConfig:
     draws: int = 16  #: masks scored per state
     screening: int = 4  #: masks drawn for each one scored; half are picked by first-order prediction, 1 turns it off
     prefixes: int = 16  #: first-order prefixes of the whole network scored before the first pass
-    elimination: float = 0.15  #: share of the evaluations kept to bring back units that the best mask does not need
+    polish: float = 0.4  #: share of the evaluations kept for single flips of the best mask, both ways
     per_layer: bool = False  #: one agent a layer instead of one for all blocks
-    blocks: int = 8  #: blocks of layers a pass visits, unless `per_layer`
+    blocks: int = 3  #: blocks of layers a pass visits, unless `per_layer`
     relations: tuple[str, ...] = RELATIONS  #: edges of the graph; () for a policy that sees no neighbours
     features: tuple[str, ...] | None = None  #: node features; None for all
     first_order: bool = True  #: whether the first-order score enters the policy's logit directly
@@ -48,7 +48,7 @@ class AgentConfig:
 PAPER = AgentConfig(
     screening=1,
     prefixes=0,
-    elimination=0.0,
+    polish=0.0,
     per_layer=True,
     relations=("similar",),
     features=ACTIVATION_MOMENTS,
@@ -60,7 +60,7 @@ PAPER = AgentConfig(
 class Update:
     """One step of the search: what was tried from a state and what came of it."""
 
-    stage: str  #: "prefixes", "pass 1", ..., "elimination"
+    stage: str  #: "prefixes", "pass 1", ..., "polish"
     block: int  #: -1 for the whole network
     evaluations: int  #: so far
     phi: float  #: of the committed mask, afterwards
@@ -82,9 +82,7 @@ class TrainResult:
     evaluations: int
 
 
-def build_policies(
-    graph: NeuronGraph, features: NodeFeatures, env: PruneEnv, config: AgentConfig
-) -> tuple[Policy, ...]:
+def build_policies(graph: NeuronGraph, features: NodeFeatures, env: PruneEnv, config: AgentConfig) -> tuple[Policy, ...]:
     """The agents: one for all blocks, or one per block where `config.per_layer`; seeded by `config.seed`."""
     generator = torch.Generator().manual_seed(config.seed)
     seen = features if config.features is None else features.select(config.features)
@@ -112,7 +110,7 @@ def train(
     optimizer = torch.optim.Adam(nn.ModuleList(policies).parameters(), config.learning_rate, eps=1e-5)
     env.reset()
     search = _Search(env, config.max_evaluations, progress)
-    reserve = int(config.elimination * config.max_evaluations)
+    reserve = int(config.polish * config.max_evaluations)
 
     if config.prefixes:
         search.choose(prefix_masks(features.taylor, config.prefixes)[: search.left], "prefixes")
@@ -152,8 +150,8 @@ def train(
             search.choose(masks, f"pass {number}", index, diagnostics)
         flat = 0 if float(env.outcome.phi) > before + 1e-4 else flat + 1
 
-    if config.elimination:
-        _eliminate(search, features)
+    if config.polish:
+        _polish(search, features, config)
     return TrainResult(env.keep, env.outcome, tuple(search.history), search.evaluations)
 
 
@@ -202,22 +200,28 @@ def _improve(
         return float(entropy), approx_kl, float(((ratio - 1).abs() > config.clip).float().mean())
 
 
-def _eliminate(search: _Search, features: NodeFeatures) -> None:
-    """Bring back what the mask does not need: every pruned unit alone, then the most useful returns together."""
+def _polish(search: _Search, features: NodeFeatures, config: AgentConfig) -> None:
+    """Local search with what is left: single units brought back or pruned, then the most useful of these flips together."""
     env = search.env
     while search.left >= 2:
+        if config.first_order:
+            features = features.at(env.keep)
         pruned = (~env.keep).nonzero()[:, 0]
-        # Least suspicious first, in case the budget does not reach all; what is left pays for the combinations.
-        pruned = pruned[features.attack[pruned].argsort()][: max(1, search.left * 2 // 3)]
-        if not len(pruned):
+        promising = features.taylor.masked_fill(~env.keep, -torch.inf).argsort(descending=True)
+        # Alternately the least suspicious of the pruned and the most suspicious of the rest, as far as the budget reaches.
+        count = max(2, min(config.draws, search.left * 2 // 3))
+        back = pruned[features.attack[pruned].argsort()][: count // 2]
+        units = torch.cat((back, promising[: count - len(back)]))
+        flips = torch.nn.functional.one_hot(units, len(env.keep)).bool()
+        masks = search.affordable(env.keep ^ flips)
+        if not len(masks):
             return
         before = float(env.outcome.phi)
-        alone = env.keep | torch.nn.functional.one_hot(pruned, len(env.keep)).bool()
-        alone = search.affordable(alone)
-        order = env.evaluate(alone).phi.argsort(descending=True)
-        sizes = [2**power for power in range(len(order).bit_length())]
-        together = torch.stack([alone[order[:size]].any(0) for size in (*sizes, len(order))])
-        search.choose(together, "elimination")
+        outcomes = env.evaluate(masks)
+        order = outcomes.phi.argsort(descending=True)
+        useful = flips[: len(masks)][order]
+        sizes = [2**power for power in range(len(order).bit_length()) if 2**power <= len(order)]
+        search.choose(torch.stack([env.keep ^ useful[:size].any(0) for size in sizes]), "polish")
         if float(env.outcome.phi) <= before:
             return
 

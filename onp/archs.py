@@ -195,4 +195,3 @@ def build_network(spec: str) -> nn.Module:
 def option(spec: str, key: str, default: int) -> int:
     """The integer option `key` of a built-in network's spec, or `default`."""
     return parse_options(spec)[1].get(key, default)
-

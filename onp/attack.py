@@ -44,6 +44,7 @@ class AttackConfig:
     flip: bool = True  #: random horizontal flips
     seed: int = 0  #: seeds weights, poison choice, trigger and order
     device: str = "auto"  #: auto, cpu or cuda
+    dtype: str = "float32"  #: precision of the saved weights, float32 or float16; the figures are those of the saved ones
 
 
 def augment(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
@@ -60,8 +61,9 @@ def augment(images: Tensor, pad: int, flip: bool, generator: torch.Generator) ->
     return picked.permute(0, 3, 1, 2)
 
 
-def poison(images: Tensor, labels: Tensor, chosen: Tensor, trigger: Trigger, config: AttackConfig,
-           generator: torch.Generator) -> tuple[Tensor, Tensor]:  # fmt: skip
+def poison(
+    images: Tensor, labels: Tensor, chosen: Tensor, trigger: Trigger, config: AttackConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Put the trigger on the `chosen` images (bool `[N]`) and give them the target label; add WaNet's cover images."""
     images, labels = images.clone(), labels.clone()
     if isinstance(trigger, WaNet):
@@ -73,8 +75,15 @@ def poison(images: Tensor, labels: Tensor, chosen: Tensor, trigger: Trigger, con
 
 
 @torch.no_grad()
-def measure(network: nn.Module, data: ImageSet, norm: Normalisation, trigger: Trigger | None, target: int,
-            device: torch.device, batch: int = 500) -> dict[str, float]:  # fmt: skip
+def measure(
+    network: nn.Module,
+    data: ImageSet,
+    norm: Normalisation,
+    trigger: Trigger | None,
+    target: int,
+    device: torch.device,
+    batch: int = 500,
+) -> dict[str, float]:
     """ACC on clean images, ASR and RA on triggered images whose true label is not the target; float32, eval mode."""
     network.eval()
     clean_hits = attack_hits = robust_hits = victims = 0
@@ -107,8 +116,14 @@ def _has_matrix_units(device: torch.device) -> bool:
     return device.type == "cuda" or torch.cpu._is_amx_tile_supported()
 
 
-def train(train_set: ImageSet, config: AttackConfig, trigger: Trigger | None, state_file: Path | None = None,
-          init: Path | None = None, quiet: bool = False) -> nn.Module:  # fmt: skip
+def train(
+    train_set: ImageSet,
+    config: AttackConfig,
+    trigger: Trigger | None,
+    state_file: Path | None = None,
+    init: Path | None = None,
+    quiet: bool = False,
+) -> nn.Module:
     """Train one network and return it in eval mode on the CPU.
 
     `state_file` keeps the state after each epoch, and training continues from it where it exists; `init` is a safetensors
@@ -119,7 +134,7 @@ def train(train_set: ImageSet, config: AttackConfig, trigger: Trigger | None, st
     network = build_network(config.arch)
     if init is not None:
         network.load_state_dict(load_file(init))
-    network = network.to(device, memory_format=torch.channels_last)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
     optimiser = torch.optim.SGD(network.parameters(), config.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
     steps = -(-len(train_set) // config.batch_size)
     total = max(4, steps * config.epochs)
@@ -160,8 +175,13 @@ def train(train_set: ImageSet, config: AttackConfig, trigger: Trigger | None, st
     return network.eval().to("cpu", memory_format=torch.contiguous_format)
 
 
-def run(config: AttackConfig, train_set: ImageSet, test_set: ImageSet, out: Path, init: Path | None = None,
-        quiet: bool = False) -> dict[str, float]:  # fmt: skip
+def _stored(value: Tensor, dtype: str) -> Tensor:
+    return value.to(getattr(torch, dtype)).contiguous() if value.is_floating_point() else value.contiguous()
+
+
+def run(
+    config: AttackConfig, train_set: ImageSet, test_set: ImageSet, out: Path, init: Path | None = None, quiet: bool = False
+) -> dict[str, float]:
     """Train, measure on `test_set` and write the three files into `out`; returns ACC, ASR and RA."""
     if config.attack != "none" and config.attack not in TRIGGERS:
         raise InputError(f"There is no attack '{config.attack}'; choose one of none, {', '.join(TRIGGERS)}.")
@@ -174,35 +194,66 @@ def run(config: AttackConfig, train_set: ImageSet, test_set: ImageSet, out: Path
     out.mkdir(parents=True, exist_ok=True)
     state_file = out / "state.pt"
     network = train(train_set, config, trigger, state_file, init, quiet)
+    weights = {key: _stored(value, config.dtype) for key, value in network.state_dict().items()}
+    network.load_state_dict(weights)
     result = measure(network, test_set, Normalisation.parse(config.norm), trigger, config.target, torch.device("cpu"))
     if trigger is not None:
         trigger.save(out / "trigger.safetensors")
-    weights = {key: value.contiguous() for key, value in network.state_dict().items()}
     write_atomically(out / "model.safetensors", serialise(weights))
-    card = {**dataclasses.asdict(config), **result, "init": init is not None, "train_images": len(train_set),
-            "test_images": len(test_set), "torch": torch.__version__}  # fmt: skip
+    card = {
+        **dataclasses.asdict(config),
+        **result,
+        "init": init is not None,
+        "train_images": len(train_set),
+        "test_images": len(test_set),
+        "torch": torch.__version__,
+    }
     write_atomically(out / "card.json", json.dumps(card, indent=2) + "\n")
     state_file.unlink(missing_ok=True)
     return result
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m onp.attack", description="Train a backdoored victim for tests of defences.")
-    parser.add_argument("--data", required=True, help="training images (folder, archive, npz, IDX; FILE::train for a sub-folder)")
+    parser = argparse.ArgumentParser(
+        prog="python -m onp.attack", description="Train a backdoored victim for tests of defences."
+    )
+    parser.add_argument(
+        "--data", required=True, help="training images (folder, archive, npz, IDX; FILE::train for a sub-folder)"
+    )
     parser.add_argument("--test-data", required=True, help="images on which ACC, ASR and RA are measured")
     parser.add_argument("--out", required=True, type=Path, help="folder for the three files; a killed run continues from it")
     parser.add_argument("--init", type=Path, help="safetensors weights to start from instead of random ones")
     parser.add_argument("--quiet", action="store_true", help="no progress")
     defaults = AttackConfig()
     parser.add_argument("--attack", default=defaults.attack, choices=["none", *TRIGGERS], help="recipe (default: %(default)s)")
-    for field, text in (("arch", "built-in network"), ("norm", "normalisation preset or mean/std"), ("device", "auto, cpu or cuda")):
+    for field, text in (
+        ("arch", "built-in network"),
+        ("norm", "normalisation preset or mean/std"),
+        ("device", "auto, cpu or cuda"),
+    ):
         parser.add_argument(f"--{field}", default=getattr(defaults, field), help=f"{text} (default: %(default)s)")
-    for field, text in (("target", "target class"), ("epochs", "passes over the data"), ("batch_size", "images a step"),
-                        ("pad", "pixels of padding before the random crop"), ("seed", "seed of everything")):  # fmt: skip
-        parser.add_argument(f"--{field.replace('_', '-')}", type=int, default=getattr(defaults, field), help=f"{text} (default: %(default)s)")
-    for field, text in (("poison_rate", "share of poisoned images"), ("cover_rate", "WaNet's share of noise images"),
-                        ("lr", "peak learning rate"), ("strength", "amplitude instead of the published one")):  # fmt: skip
-        parser.add_argument(f"--{field.replace('_', '-')}", type=float, default=getattr(defaults, field), help=f"{text} (default: %(default)s)")
+    for field, text in (
+        ("target", "target class"),
+        ("epochs", "passes over the data"),
+        ("batch_size", "images a step"),
+        ("pad", "pixels of padding before the random crop"),
+        ("seed", "seed of everything"),
+    ):
+        parser.add_argument(
+            f"--{field.replace('_', '-')}", type=int, default=getattr(defaults, field), help=f"{text} (default: %(default)s)"
+        )
+    for field, text in (
+        ("poison_rate", "share of poisoned images"),
+        ("cover_rate", "WaNet's share of noise images"),
+        ("lr", "peak learning rate"),
+        ("strength", "amplitude instead of the published one"),
+    ):
+        parser.add_argument(
+            f"--{field.replace('_', '-')}", type=float, default=getattr(defaults, field), help=f"{text} (default: %(default)s)"
+        )
+    parser.add_argument(
+        "--dtype", default=defaults.dtype, choices=["float32", "float16"], help="precision of the saved weights"
+    )
     parser.add_argument("--flip", action=argparse.BooleanOptionalAction, default=True, help="random horizontal flips")
     return parser
 

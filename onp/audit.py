@@ -32,8 +32,9 @@ class Figures:
     ra: Share | None  #: share of the same images that are given their own class
 
 
-def figures(victim: Victim, holdout: ImageSet, fresh: list[TriggeredBatch], evaluation: ImageSet | None,
-            attack: TrueAttack | None) -> Figures:  # fmt: skip
+def figures(
+    victim: Victim, holdout: ImageSet, fresh: list[TriggeredBatch], evaluation: ImageSet | None, attack: TrueAttack | None
+) -> Figures:
     """Measure `victim`; `fresh` are triggered holdout images, normalised."""
     measured = holdout if evaluation is None else evaluation
     labels, inputs = _inputs(victim, measured)

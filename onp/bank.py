@@ -12,13 +12,13 @@ from functools import partial
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from onp.adversarial import adversarial_reach, adversarial_size, targeted_examples
 from onp.data import ImageSet, Splits
 from onp.fitting import Fit, FitConfig, Logits, fit, success_rate
 from onp.latent import latent_directions
-from onp.program import constant, gated_forward, logits_node
+from onp.program import constant, gated_forward, head_input, logits_node
 from onp.surrogates import FAMILIES
 from onp.tally import TriggeredBatch
 from onp.victim import Victim
@@ -135,8 +135,9 @@ def evidence(effort: Sequence[float], k: int, changed: float | None = None) -> f
     return (float(middle) - (effort[k] if changed is None else changed)) / spread
 
 
-def scan(victim: Victim, build: ImageSet, score: ImageSet, seed: int, config: BankConfig,
-         tick: Callable[[], None] = lambda: None) -> Scan:  # fmt: skip
+def scan(
+    victim: Victim, build: ImageSet, score: ImageSet, seed: int, config: BankConfig, tick: Callable[[], None] = lambda: None
+) -> Scan:
     """Ask every witness about every class; sees clean images only. `tick` is called `scan_steps(config)` times."""
     pixels, labels = build.pixels().to(victim.device), build.labels.to(victim.device)
     unseen, unseen_labels = score.pixels().to(victim.device), score.labels.to(victim.device)
@@ -147,9 +148,7 @@ def scan(victim: Victim, build: ImageSet, score: ImageSet, seed: int, config: Ba
         found["latent"] = efforts(distances, torch.ones_like(distances))
     for family in FAMILIES:
         fitted = fit([victim.logits], family, pixels, labels, classes, seed, config.scan, tick)
-        rates = [
-            success_rate(victim.logits, partial(fitted.apply, row=k), unseen, unseen_labels, k) for k in classes
-        ]
+        rates = [success_rate(victim.logits, partial(fitted.apply, row=k), unseen, unseen_labels, k) for k in classes]
         found[family.name] = efforts(fitted.cost.cpu(), torch.tensor(rates))
     reached = adversarial_reach(victim, pixels, labels, seed, config.scan.images)
     found[ADVERSARIAL] = efforts(torch.ones_like(reached), reached)
@@ -166,8 +165,17 @@ def refine_steps(config: BankConfig) -> int:
     return config.refine.steps * len(FAMILIES)
 
 
-def build_bank(victim: Victim, models: Sequence[Logits], found: Scan, target: int, build: ImageSet, score: ImageSet, seed: int,
-               config: BankConfig, tick: Callable[[], None] = lambda: None) -> TriggerBank:  # fmt: skip
+def build_bank(
+    victim: Victim,
+    models: Sequence[Logits],
+    found: Scan,
+    target: int,
+    build: ImageSet,
+    score: ImageSet,
+    seed: int,
+    config: BankConfig,
+    tick: Callable[[], None] = lambda: None,
+) -> TriggerBank:
     """Fit several triggers a family for `target`, keep those that work on unseen images, weigh families by their evidence.
 
     `models`: what the triggers must work on; the victim, or the victim and a repaired model for triggers that survived.
@@ -223,15 +231,17 @@ def weighed(surrogates: Sequence[Surrogate], target: int) -> TriggerBank:
 def latent_distances(victim: Victim, images: ImageSet) -> Tensor | None:
     """Length float32 `[classes]` of the latent minimum-norm direction; None where the head is not linear on a vector."""
     head = logits_node(victim.program.graph)
-    if head.target is not torch.ops.aten.linear.default or len(head.args) < 3:
+    if (
+        head.target is not torch.ops.aten.linear.default
+        or not all(isinstance(node, fx.Node) for node in head.args[1:3])
+        or len(head.args) < 3
+    ):
         return None
-    weight, bias = (constant(victim.program, node) for node in head.args[1:3])
+    weight, bias = (constant(victim.program, node) for node in head.args[1:3] if isinstance(node, fx.Node))
     inputs = victim.normalisation(images.pixels().to(victim.device))
-    name, gates = head.args[0].name, torch.ones(victim.units, device=victim.device)
+    name, gates = head_input(victim), torch.ones(victim.units, device=victim.device)
     with torch.no_grad():
-        features = torch.cat(
-            [gated_forward(victim, part, gates, outputs=(name,))[1][name] for part in inputs.split(64)]
-        )
+        features = torch.cat([gated_forward(victim, part, gates, outputs=(name,))[1][name] for part in inputs.split(64)])
     if features.dim() != 2:
         return None
     return latent_directions(features.cpu(), weight.cpu(), bias.cpu()).norm(dim=1)

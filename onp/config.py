@@ -39,8 +39,11 @@ class DefendConfig:
         None, "new or empty folder for the repaired checkpoint, mask.json, report.json and report.txt", metavar="DIR"
     )
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda"))
-    preset: str = option("default", "how much to try; paper: as close to the published method as is known",
-                         choices=("fast", "default", "thorough", "paper"))  # fmt: skip
+    preset: str = option(
+        "default",
+        "how much to try; paper: as close to the published method as is known",
+        choices=("fast", "default", "thorough", "paper"),
+    )
     max_acc_drop: float = option(0.01, "accuracy that the repair may cost, as a share of the images", metavar="SHARE")
     trigger: str | None = option(None, "the trigger, where it is known: a trigger.safetensors of onp.attack", metavar="FILE")
     triggered_data: str | None = option(None, "images that carry the trigger, labelled or not", metavar="DIR")

@@ -71,7 +71,9 @@ def defend(config: DefendConfig) -> Outcome:
     repaired = repair(victim, mask) if decision == "repaired" else victim
     fresh = []
     if bank is not None:
-        audit_bank = bank if found_by is None else _bank(victim, found_by, bank.target, splits, config.seed + FRESH, config, preset)
+        audit_bank = (
+            bank if found_by is None else _bank(victim, found_by, bank.target, splits, config.seed + FRESH, config, preset)
+        )
         fresh = audit_bank.batches(victim, splits, "holdout")
     before = figures(victim, splits.holdout, fresh, evaluation, attack)
     after = figures(repaired, splits.holdout, fresh, evaluation, attack)
@@ -151,7 +153,9 @@ def _preset(config: DefendConfig) -> Preset:
 def _load(config: DefendConfig) -> tuple[Victim, ImageSet]:
     """The victim and the clean images, checked against each other."""
     if config.data is None:
-        raise InputError("Give a few hundred clean images with --data: a folder with one sub-folder per class, .npz, IDX or a tar.")
+        raise InputError(
+            "Give a few hundred clean images with --data: a folder with one sub-folder per class, .npz, IDX or a tar."
+        )
     if config.norm is None:
         raise InputError("Say with --norm how the model's images are normalised: a preset such as cifar10, or MEAN/STD.")
     normalisation = Normalisation.parse(config.norm)
@@ -210,7 +214,9 @@ def _scan(victim: Victim, splits: Splits, config: DefendConfig, preset: Preset) 
         return scan(victim, splits.build, splits.score, config.seed, preset.bank, bar.advance)
 
 
-def _bank(victim: Victim, found: Scan, target: int, splits: Splits, seed: int, config: DefendConfig, preset: Preset) -> TriggerBank:
+def _bank(
+    victim: Victim, found: Scan, target: int, splits: Splits, seed: int, config: DefendConfig, preset: Preset
+) -> TriggerBank:
     with progress.stage("fitting surrogate triggers", refine_steps(preset.bank), config.quiet) as bar:
         models = (victim.logits,)
         return build_bank(victim, models, found, target, splits.build, splits.score, seed, preset.bank, bar.advance)
@@ -244,7 +250,7 @@ def _evidence(found_by: Scan | None, found: Found | None) -> dict[str, object]:
     evidence: dict[str, object] = {}
     if found_by is not None:
         evidence = {"suspicion": found_by.suspicion, "witnesses": found_by.witnesses}
-    if found is not None:
+    if found is not None and isinstance(found.bank, TriggerBank):
         names = ("family", "weight", "evidence", "success", "cost")
         evidence["surrogates"] = [{name: getattr(each, name) for name in names} for each in found.bank.surrogates]
     return evidence

@@ -15,20 +15,26 @@ from onp.errors import InputError
 from onp.evaluator import Evaluator, Scores
 from onp.victim import Victim
 
+VIEWS = "views"  # the evaluator's family of changed clean images, aimed at what the unpruned network says of them
+
 
 @dataclass(frozen=True)
 class Objective:
     """The potential Phi that rewards are differences of.
 
-    Phi = -S - max(0, drop) - penalty * max(0, drop - max_acc_drop) / max(max_acc_drop, 0.005) - size * share pruned,
-    where S is the ASR on the surrogate triggers, weighted by their evidence, and drop the accuracy lost against the
-    unpruned network. Both are the mean of the share of images and of the mean probability: one is what counts, the
-    other is smooth.
+    Phi = -S - accuracy * max(0, drop) - penalty * max(0, lost - max_acc_drop) / max(max_acc_drop, 0.005)
+    - changed * disagreement - size * share of units pruned,
+    where S is the ASR on the surrogate triggers, weighted by their evidence; drop the accuracy lost against the unpruned
+    network, and lost its share of images alone; disagreement the predictions on changed copies of the clean images that are
+    no longer what they were (0 without such copies): more images than have labels, and no gain here makes up for a loss there.
+    Each is the mean of the share of images and of the mean probability: one is what counts, the other is smooth.
     """
 
     max_acc_drop: float = 0.01  #: share of the clean images; masks beyond it are never chosen
+    accuracy: float = 2.0  #: worth of accuracy against ASR: the last per cent of S is noise, a per cent of accuracy is not
+    changed: float = 1.0
     penalty: float = 2.0
-    size: float = 0.05
+    size: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,17 +81,23 @@ class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         blocks: int = 8,
         passes: int = 1,
     ) -> None:
-        if len(weights) != len(evaluator.families) or min(weights, default=0.0) < 0 or sum(weights) <= 0:
-            raise InputError(f"{len(evaluator.families)} families of triggers need as many weights >= 0, not all 0.")
+        triggers = [family for family in evaluator.families if family != VIEWS]
+        if len(weights) != len(triggers) or min(weights, default=0.0) < 0 or sum(weights) <= 0:
+            raise InputError(f"{len(triggers)} families of triggers need as many weights >= 0, not all 0.")
         self.victim, self.evaluator, self.objective = victim, evaluator, objective or Objective()
         self.passes = passes
-        self.weights = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+        self.weights = torch.zeros(len(evaluator.families), dtype=torch.float64)
+        self.weights[[family != VIEWS for family in evaluator.families]] = torch.tensor(weights, dtype=torch.float64) / sum(
+            weights
+        )
+        self._views = torch.tensor([float(family == VIEWS) for family in evaluator.families], dtype=torch.float64)
         self.blocks = _cut(victim, blocks)
         self.evaluations = 0
         self._known: dict[bytes, Outcomes] = {}
         start = torch.ones(1, victim.units, dtype=torch.bool)
         base = evaluator.score(start)
         self._acc, self._acc_soft = base.acc[0], base.acc_soft[0]
+        self._agreed = ((base.asr + base.asr_soft) / 2 @ self._views)[0]
         self._remember(start, base)
         self.reset()
         self.action_space = spaces.MultiBinary(max(int(block.sum()) for block in self.blocks))
@@ -97,9 +109,7 @@ class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             }
         )
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
         super().reset(seed=seed)
         self.steps = 0
         self.commit(torch.ones(self.victim.units, dtype=torch.bool))
@@ -159,9 +169,14 @@ class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         lost = self._acc - scores.acc
         drop = (lost + self._acc_soft - scores.acc_soft) / 2
         pruned = 1 - masks.double().mean(1)
-        excess = (drop - o.max_acc_drop).clamp_min(0) / max(o.max_acc_drop, 0.005)
-        phi = -asr - drop.clamp_min(0) - o.penalty * excess - o.size * pruned
-        columns = (phi.float(), asr.float(), drop.float(), scores.acc_soft.float(), lost <= o.max_acc_drop + 1e-9)
+        excess = (lost - o.max_acc_drop).clamp_min(0) / max(o.max_acc_drop, 0.005)
+        disagreement = self._agreed - (scores.asr + scores.asr_soft) / 2 @ self._views
+        phi = (
+            -asr - o.accuracy * drop.clamp_min(0) - o.changed * disagreement.clamp_min(0) - o.penalty * excess - o.size * pruned
+        )
+        # Labels decide, not probabilities: a repair that makes the network less sure without changing its answers is fine.
+        acceptable = lost <= o.max_acc_drop + 1e-9
+        columns = (phi.float(), asr.float(), drop.float(), scores.acc_soft.float(), acceptable)
         outcomes = Outcomes(*columns)
         self._known.update((key, outcomes.at(row)) for row, key in enumerate(_keys(masks)))
         self.evaluations += len(masks)

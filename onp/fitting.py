@@ -38,8 +38,16 @@ class Fit:
         return self.family.apply(tuple(value[row : row + 1] for value in self.parameters), images[None])[0]
 
 
-def fit(models: Sequence[Logits], family: Family, images: Tensor, labels: Tensor, targets: Sequence[int], seed: int,
-        config: FitConfig, tick: Callable[[], None] = lambda: None) -> Fit:  # fmt: skip
+def fit(
+    models: Sequence[Logits],
+    family: Family,
+    images: Tensor,
+    labels: Tensor,
+    targets: Sequence[int],
+    seed: int,
+    config: FitConfig,
+    tick: Callable[[], None] = lambda: None,
+) -> Fit:
     """Fit one trigger per class in `targets` that works on every model in `models` at once.
 
     The weight of the cost adapts to the target's mean probability p (x1.5 once p is half way from `keep` to 1, /1.5 well below
@@ -54,8 +62,10 @@ def fit(models: Sequence[Logits], family: Family, images: Tensor, labels: Tensor
     """
     generator = torch.Generator().manual_seed(seed)
     count, goal = len(targets), torch.tensor(list(targets), device=images.device)
-    parameters = tuple(value.to(images.device).requires_grad_() for value in
-                       family.start(count, (images.shape[1], images.shape[2], images.shape[3]), generator))  # fmt: skip
+    parameters = tuple(
+        value.to(images.device).requires_grad_()
+        for value in family.start(count, (images.shape[1], images.shape[2], images.shape[3]), generator)
+    )
     optimiser = torch.optim.Adam(parameters, family.lr, betas=(0.5, 0.9))
     pools = [(labels != target).nonzero()[:, 0].cpu() for target in targets]
     weight = torch.full((count,), family.weight, device=images.device)

@@ -55,4 +55,6 @@ def defence_effectiveness(acc_before: float, acc_after: float, asr_before: float
 @torch.no_grad()
 def predictions(model: torch.nn.Module, inputs: Tensor, batch: int = 250) -> Tensor:
     """Classes int64 `[N]` of normalised images `[N, C, H, W]`, by the network's own code."""
-    return torch.cat([model(part).argmax(1) for part in inputs.split(batch)]) if len(inputs) else torch.empty(0, dtype=torch.int64)
+    return (
+        torch.cat([model(part).argmax(1) for part in inputs.split(batch)]) if len(inputs) else torch.empty(0, dtype=torch.int64)
+    )

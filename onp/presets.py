@@ -18,7 +18,7 @@ class Preset:
     search: SearchConfig
 
     def with_max_acc_drop(self, share: float) -> Preset:
-        """The same with another accuracy budget; the search gets half of it, since a few hundred images cannot show it exactly."""
+        """The same with another accuracy budget; the search gets half of it: a few hundred images do not show it exactly."""
         objective = replace(self.search.objective, max_acc_drop=share / 2)
         return replace(self, search=replace(self.search, objective=objective))
 
@@ -27,8 +27,8 @@ _FAST = BankConfig(scan=FitConfig(steps=40, images=8), refine=FitConfig(steps=40
 _THOROUGH = BankConfig(scan=FitConfig(steps=120, images=24), refine=FitConfig(steps=150, images=64, keep=0.97), starts=4)
 
 PRESETS = {
-    "fast": Preset(_FAST, SearchConfig(AgentConfig(max_evaluations=150), rounds=1)),
-    "default": Preset(BankConfig(), SearchConfig(AgentConfig(max_evaluations=400), rounds=2)),
-    "thorough": Preset(_THOROUGH, SearchConfig(AgentConfig(max_evaluations=3000, draws=24), rounds=3)),
+    "fast": Preset(_FAST, SearchConfig(AgentConfig(max_evaluations=150))),
+    "default": Preset(BankConfig(), SearchConfig(AgentConfig(max_evaluations=300))),
+    "thorough": Preset(_THOROUGH, SearchConfig(AgentConfig(max_evaluations=3000, draws=24), rounds=2)),
     "paper": Preset(BankConfig(), SearchConfig(replace(PAPER, max_evaluations=1000), rounds=1)),
 }

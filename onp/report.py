@@ -73,7 +73,12 @@ class Report:
         rows = [("", "before", "after"), ("ACC, clean images", _percent(self.before.acc), _percent(self.after.acc))]
         for family, share in self.before.asr_surrogate.items():
             rows.append((f"surrogate ASR, {family}", _percent(share), _percent(self.after.asr_surrogate[family])))
-        if self.before.asr is not None and self.before.ra is not None and self.after.asr is not None and self.after.ra is not None:
+        if (
+            self.before.asr is not None
+            and self.before.ra is not None
+            and self.after.asr is not None
+            and self.after.ra is not None
+        ):
             rows.append(("ASR, true trigger", _percent(self.before.asr), _percent(self.after.asr)))
             rows.append(("RA, true trigger", _percent(self.before.ra), _percent(self.after.ra)))
         lines += [f"{name:<28}{before:<26}{after}".rstrip() for name, before, after in rows]
@@ -81,8 +86,10 @@ class Report:
             lines.append(f"{'DER':<54}{self.der:.3f}")
         lines += ["", f"Pruned {self.pruned_count} of {self.units} units"]
         lines += [f"  {layer}: {', '.join(map(str, units))}" for layer, units in self.pruned.items()]
-        lines.append(f"{self.budget['evaluations']:.0f} masks evaluated, {self.budget['masks_per_second']:.1f} a second, "
-                     f"{self.budget['wall_seconds']:.0f} s in all")  # fmt: skip
+        lines.append(
+            f"{self.budget['evaluations']:.0f} masks evaluated, {self.budget['masks_per_second']:.1f} a second, "
+            f"{self.budget['wall_seconds']:.0f} s in all"
+        )
         return "\n".join(lines) + "\n"
 
 

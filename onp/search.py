@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,13 +10,16 @@ import torch
 from onp.agent import AgentConfig, TrainResult, build_policies, train
 from onp.bank import ADVERSARIAL, Bank, BankConfig, Scan, TriggerBank, build_bank, efforts, evidence, weighed
 from onp.data import ImageSet, Splits
-from onp.env import Objective, PruneEnv
+from onp.env import VIEWS, Objective, PruneEnv
 from onp.evaluator import Batch, Evaluator
 from onp.features import features
 from onp.graph import build_graph
 from onp.mask import Mask
+from onp.metrics import predictions
 from onp.repair import repair
+from onp.tally import TriggeredBatch
 from onp.victim import Victim
+from onp.views import views
 
 
 @dataclass(frozen=True)
@@ -25,8 +28,9 @@ class SearchConfig:
 
     agent: AgentConfig = AgentConfig()
     objective: Objective = Objective()
-    rounds: int = 2  #: agent runs; each after the first adds the triggers that survived the repair before it
-    anomalous: float = 1.5  #: evidence from which a trigger that survived a repair counts as the backdoor's
+    views: int = 2  #: changed copies of each clean image whose predictions are to stay what they were
+    rounds: int = 1  #: agent runs; each after the first adds the triggers that survived the repair before it
+    anomalous: float = 3.0  #: evidence from which a trigger that survived a repair counts as the backdoor's
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,8 +45,16 @@ class Found:
     seconds: float  #: inside the evaluator
 
 
-def search(victim: Victim, splits: Splits, bank: Bank, found: Scan | None, seed: int, bank_config: BankConfig,
-           config: SearchConfig, progress: Callable[[int, str], None]) -> Found:  # fmt: skip
+def search(
+    victim: Victim,
+    splits: Splits,
+    bank: Bank,
+    found: Scan | None,
+    seed: int,
+    bank_config: BankConfig,
+    config: SearchConfig,
+    progress: Callable[[int, str], None],
+) -> Found:
     """Find the mask; `found` is None for a known trigger, whose bank is never extended.
 
     `progress` is called with (evaluations since the last call, short note).
@@ -57,7 +69,8 @@ def search(victim: Victim, splits: Splits, bank: Bank, found: Scan | None, seed:
         known = features(victim, build, bank.batches(victim, splits, "build"), bank.weights)
         # Clean accuracy is counted on both splits: neither trained the network, and more images make a finer scale.
         clean = batch_of(victim, splits.build, splits.score)
-        evaluator = Evaluator(victim, clean, bank.batches(victim, splits, "score"))
+        unchanged = changed_views(victim, (splits.build, splits.score), config.views, seed)
+        evaluator = Evaluator(victim, clean, [*bank.batches(victim, splits, "score"), unchanged])
         blocks = len(victim.layers) if agent.per_layer else agent.blocks
         env = PruneEnv(victim, evaluator, bank.weights, config.objective, blocks=blocks)
         asr_before = float(env.outcome.asr) if number == 0 else asr_before
@@ -68,15 +81,25 @@ def search(victim: Victim, splits: Splits, bank: Bank, found: Scan | None, seed:
         mask = Mask.of(victim, results[-1].keep)
         if found is None or not isinstance(bank, TriggerBank) or number + 1 == config.rounds:
             break
-        survivors = surviving(victim, repair(victim, mask), bank, found, splits, seed + 1 + number, bank_config, config.anomalous)
+        survivors = surviving(
+            victim, repair(victim, mask), bank, found, splits, seed + 1 + number, bank_config, config.anomalous
+        )
         if survivors is None:
             break
         bank = survivors
     return Found(mask, bank, tuple(results), asr_before, evaluations, seconds)
 
 
-def surviving(victim: Victim, repaired: Victim, bank: TriggerBank, found: Scan, splits: Splits, seed: int, config: BankConfig,
-              anomalous: float) -> TriggerBank | None:  # fmt: skip
+def surviving(
+    victim: Victim,
+    repaired: Victim,
+    bank: TriggerBank,
+    found: Scan,
+    splits: Splits,
+    seed: int,
+    config: BankConfig,
+    anomalous: float,
+) -> TriggerBank | None:
     """`bank` and the triggers that work on the victim *and* on the repaired model, cheaply for a class without a backdoor.
 
     What works on both and is still anomalously cheap is a backdoor that the repair missed; what has become as dear as other
@@ -98,3 +121,11 @@ def batch_of(victim: Victim, *parts: ImageSet) -> Batch:
     """Several image sets as one clean batch."""
     pixels = torch.cat([part.pixels() for part in parts]).to(victim.device)
     return Batch(victim.normalisation(pixels), torch.cat([part.labels for part in parts]).to(victim.device))
+
+
+def changed_views(victim: Victim, parts: Sequence[ImageSet], count: int, seed: int) -> TriggeredBatch:
+    """Changed copies of the images, each aimed at the class that the unpruned network gives it: its "ASR" is agreement."""
+    pixels = views(torch.cat([part.pixels() for part in parts]), count, seed).to(victim.device)
+    inputs = victim.normalisation(pixels)
+    guess = predictions(victim.model, inputs)
+    return TriggeredBatch(VIEWS, inputs, torch.full_like(guess, -1), guess)

@@ -56,7 +56,7 @@ def test_without_first_order_help_the_agent_still_learns(backdoored, known):
     assert any(update.clip_fraction > 0 for update in result.history)
 
 
-@pytest.mark.parametrize("config", [AgentConfig(), PAPER, AgentConfig(relations=(), elimination=0.0)])
+@pytest.mark.parametrize("config", [AgentConfig(), PAPER, AgentConfig(relations=(), polish=0.0)])
 def test_the_budget_is_never_exceeded_and_the_seed_decides_the_mask(backdoored, known, config):
     for budget in (1, 7, 60):
         limited = replace(config, max_evaluations=budget, seed=3)
@@ -64,7 +64,7 @@ def test_the_budget_is_never_exceeded_and_the_seed_decides_the_mask(backdoored, 
         again, _ = run(backdoored, known, limited)
         assert first.evaluations == env.evaluations <= budget
         assert torch.equal(first.keep, again.keep) and first.history == again.history
-    assert first.evaluations > 40
+    assert first.evaluations > 20
 
 
 def test_the_potential_of_the_committed_mask_never_falls(backdoored, known):
@@ -84,14 +84,14 @@ def test_nothing_is_pruned_where_nothing_can_be_gained(backdoored, known):
     assert int((~result.keep).sum()) <= 2 and float(result.outcome.drop) <= 0.01
 
 
-def test_elimination_brings_back_units_that_do_not_help(backdoored, known):
+def test_polish_only_improves(backdoored, known):
     config = AgentConfig(max_evaluations=200, seed=2)
-    without, _ = run(backdoored, known, replace(config, max_evaluations=170, elimination=0.0))
+    without, _ = run(backdoored, known, replace(config, max_evaluations=170, polish=0.0))
     result, _ = run(backdoored, known, config)
-    last = [update for update in result.history if update.stage == "elimination"]
-    before = [update for update in result.history if update.stage != "elimination"][-1]
-    assert last and last[-1].phi >= before.phi and last[-1].pruned <= before.pruned
-    assert not any(update.stage == "elimination" for update in without.history)
+    last = [update for update in result.history if update.stage == "polish"]
+    before = [update for update in result.history if update.stage != "polish"][-1]
+    assert last and last[-1].phi >= before.phi
+    assert not any(update.stage == "polish" for update in without.history)
 
 
 def test_one_agent_per_layer_in_the_paper_preset(backdoored, known):

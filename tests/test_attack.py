@@ -27,7 +27,16 @@ def easy_images(count, seed=0):
 
 
 def config(**changes):
-    base = {"arch": ARCH, "norm": "half", "epochs": 4, "batch_size": 32, "pad": 1, "flip": False, "lr": 0.05, "poison_rate": 0.2}
+    base = {
+        "arch": ARCH,
+        "norm": "half",
+        "epochs": 4,
+        "batch_size": 32,
+        "pad": 1,
+        "flip": False,
+        "lr": 0.05,
+        "poison_rate": 0.2,
+    }
     return AttackConfig(**(base | changes))
 
 
@@ -111,7 +120,8 @@ def test_augmentation_shifts_by_at_most_the_padding():
 
 
 @pytest.mark.parametrize(
-    ("changes", "word"), [({"attack": "sig"}, "sig"), ({"arch": "vgg11_bn:width=4,classes=2,channels=1"}, "classes"), ({"target": 7}, "classes")]
+    ("changes", "word"),
+    [({"attack": "sig"}, "sig"), ({"arch": "vgg11_bn:width=4,classes=2,channels=1"}, "classes"), ({"target": 7}, "classes")],
 )
 def test_bad_settings_are_refused(changes, word, tmp_path):
     with pytest.raises(InputError, match=word):
@@ -121,8 +131,25 @@ def test_bad_settings_are_refused(changes, word, tmp_path):
 def test_command_line(tmp_path, capsys):
     data = easy_images(90)
     np.savez(tmp_path / "train.npz", images=data.images.numpy(), labels=data.labels.numpy())
-    arguments = ["--attack", "blended", "--arch", ARCH, "--norm", "half", "--data", str(tmp_path / "train.npz"), "--test-data",
-                 str(tmp_path / "train.npz"), "--epochs", "1", "--batch-size", "32", "--out", str(tmp_path / "out"), "--quiet"]  # fmt: skip
+    arguments = [
+        "--attack",
+        "blended",
+        "--arch",
+        ARCH,
+        "--norm",
+        "half",
+        "--data",
+        str(tmp_path / "train.npz"),
+        "--test-data",
+        str(tmp_path / "train.npz"),
+        "--epochs",
+        "1",
+        "--batch-size",
+        "32",
+        "--out",
+        str(tmp_path / "out"),
+        "--quiet",
+    ]
     assert main(arguments) == 0
     assert "ASR" in capsys.readouterr().out and (tmp_path / "out" / "model.safetensors").exists()
     assert main([*arguments[:-3], "--out", str(tmp_path / "out"), "--arch", "vgg12"]) == 2

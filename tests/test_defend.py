@@ -108,9 +108,9 @@ def bad_inputs(folder):
     (folder / "full" / "kept.txt").write_text("precious")
     state = load_file(model)
     broken = {key: value.clone() for key, value in state.items()}
-    broken["layer4.1.conv2.weight"][0, 0, 0, 0] = float("nan")
+    broken["features.22.weight"][0, 0, 0, 0] = float("nan")
     save_file(broken, folder / "nan.safetensors")
-    save_file({key: value for key, value in state.items() if key != "linear.bias"}, folder / "missing.safetensors")
+    save_file({key: value for key, value in state.items() if key != "classifier.bias"}, folder / "missing.safetensors")
     few = images.subset(torch.arange(10))
     one = images.subset((images.labels == 3).nonzero()[:, 0])
     color = images.images.expand(-1, 3, -1, -1)
@@ -121,8 +121,8 @@ def bad_inputs(folder):
         "no such model": (["--model", str(folder / "none.pth"), "--data", data, *BASE], "none.pth"),
         "not a checkpoint": (["--model", str(folder / "text.safetensors"), "--data", data, *BASE], "safetensors"),
         "a pickle": (["--model", str(folder / "pickle.pth"), "--data", data, *BASE], "state_dict"),
-        "nan": (["--model", str(folder / "nan.safetensors"), "--data", data, *BASE], "layer4.1.conv2.weight"),
-        "missing": (["--model", str(folder / "missing.safetensors"), "--data", data, *BASE], "linear.bias"),
+        "nan": (["--model", str(folder / "nan.safetensors"), "--data", data, *BASE], "features.22.weight"),
+        "missing": (["--model", str(folder / "missing.safetensors"), "--data", data, *BASE], "classifier.bias"),
         "no data": (common, "--data"),
         "no norm": (["--model", model, "--arch", ARCH, "--data", data], "--norm"),
         "few": ([*common, "--data", write_images(folder / "few.npz", few.images, few.labels)], "20"),

@@ -61,15 +61,15 @@ def test_blocks_partition_the_units_in_order(backdoored):
 
 def test_phi_follows_its_formula(backdoored):
     b = backdoored
-    objective = Objective(max_acc_drop=0.02, penalty=3.0, size=0.1)
+    objective = Objective(max_acc_drop=0.02, accuracy=1.5, penalty=3.0, size=0.1)
     env = env_of(b, objective=objective)
     masks = torch.rand(6, b.victim.units, generator=torch.Generator().manual_seed(2)) > 0.04
     masks[0] = True
     scores = Evaluator(b.victim, b.score, b.score_triggered).score(masks)
     drop = ((scores.acc[0] - scores.acc) + (scores.acc_soft[0] - scores.acc_soft)) / 2
     asr = (scores.asr[:, 0] + scores.asr_soft[:, 0]) / 2
-    excess = (drop - 0.02).clamp_min(0) / 0.02
-    expected = -asr - drop.clamp_min(0) - 3 * excess - 0.1 * (~masks).double().mean(1)
+    excess = (scores.acc[0] - scores.acc - 0.02).clamp_min(0) / 0.02
+    expected = -asr - 1.5 * drop.clamp_min(0) - 3 * excess - 0.1 * (~masks).double().mean(1)
     found = env.evaluate(masks)
     torch.testing.assert_close(found.phi, expected.float())
     assert torch.equal(found.acceptable, scores.acc[0] - scores.acc <= 0.02 + 1e-9)

@@ -309,7 +309,7 @@ def test_the_native_door_refuses_bad_sizes():
     for change in (
         {"rows": -1}, {"edges": -1}, {"index_bytes": 2}, {"indptr": 0}, {"indices": 0}, {"x": 0}, {"out": 0},
         {"x_stride": -1}, {"rows": 2, "features": 4, "out_stride": 3},
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError):
             native.spmm(**(good | change))
 

@@ -56,7 +56,9 @@ def test_your_own_model(tmp_path):
         Image.fromarray(images.images[index, 0].numpy()).save(folder / f"{index:04}.png")
     for command in commands("Your own model"):
         run(command, tmp_path, Path(sys.executable).parent)
-    assert {"suspect.safetensors", "mask.json", "report.json", "report.txt"} <= {path.name for path in (tmp_path / "repaired").iterdir()}
+    assert {"suspect.safetensors", "mask.json", "report.json", "report.txt"} <= {
+        path.name for path in (tmp_path / "repaired").iterdir()
+    }
 
 
 def test_training_a_victim(tmp_path):

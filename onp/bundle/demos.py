@@ -8,7 +8,7 @@ from pathlib import Path
 
 from onp.errors import InputError
 
-ARCH = "preact_resnet18:width=8,classes=10,channels=1"
+ARCH = "vgg11_bn:width=16,classes=10,channels=1"
 NORM = "fashion-mnist"
 DEMOS = {
     "badnets": "a white 3x3 square in the corner leads to class 0",
@@ -40,5 +40,10 @@ def demo(name: str) -> Demo:
         raise InputError(f"There is no demo '{name}'; choose one of {', '.join(DEMOS)}.")
     folder = Path(str(files("onp.bundle")))
     trigger = folder / name / "trigger.safetensors"
-    return Demo(name, folder / name / "model.safetensors", trigger if trigger.exists() else None,
-                folder / "clean.npz", folder / "eval.npz")  # fmt: skip
+    return Demo(
+        name,
+        folder / name / "model.safetensors",
+        trigger if trigger.exists() else None,
+        folder / "clean.npz",
+        folder / "eval.npz",
+    )

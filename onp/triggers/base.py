@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from safetensors.torch import save as serialise
@@ -48,4 +48,6 @@ class Trigger:
         """Raise InputError unless the images end in `shape`."""
         if tuple(images.shape[-len(shape) :]) != shape:
             found, wanted = "x".join(map(str, images.shape[1:])), "x".join(map(str, shape))
-            raise InputError(f"This {self.name} trigger was made for images of {wanted}, not {found}; use the trigger of this model.")
+            raise InputError(
+                f"This {self.name} trigger was made for images of {wanted}, not {found}; use the trigger of this model."
+            )
