@@ -22,6 +22,7 @@ from onp.data import ImageSet, Normalisation, Splits, check_for, load_images, sp
 from onp.errors import InputError
 from onp.given import given_images, given_trigger
 from onp.mask import Mask
+from onp.metrics import accuracy, predictions
 from onp.output import prepare, write_outputs
 from onp.presets import PRESETS, Preset
 from onp.repair import repair
@@ -31,6 +32,7 @@ from onp.triggers import Trigger, load_trigger
 from onp.victim import Victim, load_victim
 
 FRESH = 1000  # added to the seed of the bank that audits
+USELESS = 0.2  # of the way from chance to certainty: a model below that, or its data, is not what the user thinks
 REMOVED = 0.5  # share of the surrogate ASR that a repair must take away to be called one
 
 
@@ -164,6 +166,12 @@ def _load(config: DefendConfig) -> tuple[Victim, ImageSet]:
     shape = (clean.images.shape[1], clean.images.shape[2], clean.images.shape[3])
     victim = load_victim(str(config.model), config.arch, normalisation, shape, device)
     check_for(clean, victim.classes, victim.input_shape)
+    guess = predictions(victim.model, victim.normalisation(clean.pixels().to(device)))
+    acc, chance = accuracy(clean.labels, guess.cpu()).value, 1 / victim.classes
+    if acc < chance + USELESS * (1 - chance):
+        raise InputError(
+            f"The model is right on only {100 * acc:.0f} % of the clean images; check --norm and the order of the classes."
+        )
     return victim, clean
 
 

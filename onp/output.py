@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import tempfile
 from pathlib import Path
 
 from onp.errors import InputError
@@ -21,15 +22,20 @@ def prepare(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give --out the name of a new folder.")
+    created = [parent for parent in (folder, *folder.absolute().parents) if not parent.exists()]
     try:
         if folder.exists() and any(folder.iterdir()):
             raise InputError(f"The folder {folder} is not empty; give --out a new one, so that nothing is overwritten.")
-        nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-        writable = nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
+        # Permissions do not tell everything (read-only disks, special file systems): try it, and leave no trace.
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as error:
-        raise InputError(f"The folder {folder} cannot be used ({error.strerror}); give --out another.") from error
-    if not writable:
-        raise InputError(f"The folder {folder} cannot be written; give --out one that you own.")
+        raise InputError(f"The folder {folder} cannot be written ({error.strerror}); give --out another.") from error
+    finally:
+        for path in created:
+            with contextlib.suppress(OSError):
+                path.rmdir()
 
 
 def write_outputs(folder: Path, report: Report, mask: Mask, repaired: Victim) -> None:
