@@ -77,9 +77,7 @@ def test_score(benchmark, setting, workload, scorer):
     benchmark.group = f"evaluator {workload}: {COUNTS[workload]} masks, {2 * IMAGES} images"
     eager_victim = victim_from_module(victim.model, victim.normalisation, victim.input_shape)
     eager = Eager(eager_victim, clean, triggered)
-    evaluator = (
-        None if scorer == "eager" else Evaluator(victim, clean, [triggered], backend=scorer.removeprefix("ours-"))
-    )
+    evaluator = None if scorer == "eager" else Evaluator(victim, clean, [triggered], backend=scorer.removeprefix("ours-"))
     if evaluator is not None:
         masks = fresh_masks(victim, workload)[:2]
         scores, expected = evaluator.score(masks), eager.score(masks)

@@ -28,7 +28,7 @@ from onp.graph import build_graph
 from onp.peers import random_search, taylor
 from onp.presets import PRESETS
 from onp.report import hardware, versions
-from onp.search import batch_of
+from onp.search import batch_of, changed_views
 from onp.tally import TriggeredBatch
 from onp.triggers import load_trigger
 from onp.victim import Victim, load_victim
@@ -39,7 +39,9 @@ SEARCHES = ("agent", "agent without edges", "greedy first-order", "random")
 
 def run(name: str, victim: Victim, splits: Splits, bank: Bank, known: NodeFeatures, evaluations: int, seed: int) -> Tensor:
     """The mask, bool [U], that a search finds with so many evaluations."""
-    evaluator = Evaluator(victim, batch_of(victim, splits.build, splits.score), bank.batches(victim, splits, "score"))
+    parts = (splits.build, splits.score)
+    unchanged = changed_views(victim, parts, PRESET.search.views, seed)
+    evaluator = Evaluator(victim, batch_of(victim, *parts), [*bank.batches(victim, splits, "score"), unchanged])
     agent = replace(PRESET.search.agent, seed=seed, max_evaluations=evaluations)
     env = PruneEnv(victim, evaluator, bank.weights, PRESET.search.objective, blocks=agent.blocks)
     if name == "greedy first-order":

@@ -19,6 +19,8 @@ class Stage:
         self._bar, self._quiet = bar, quiet
         self._task = bar.add_task(name, total=self.total, note="") if bar else None
         self._start = self._last = time.monotonic()
+        if bar is None and not quiet:
+            print(f"{name} ...", file=sys.stderr, flush=True)
 
     def advance(self, steps: int = 1, note: str = "") -> None:
         """Count `steps` more as done; `note` is a short text shown beside the bar."""

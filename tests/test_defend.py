@@ -165,12 +165,22 @@ def test_an_interrupt_leaves_nothing(tmp_path, stage):
     command = [sys.executable, "-m", "onp.defend", "--out", "out"]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background of a shell ignores interrupts, and a child inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    for line in process.stderr:
-        if line.startswith(stage):
-            process.send_signal(signal.SIGINT)
-            break
-    _, said = process.communicate(timeout=60)
+    try:
+        for line in process.stderr:
+            if line.startswith(stage):
+                process.send_signal(signal.SIGINT)
+                break
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130 and "Interrupted; nothing was written." in said and "Traceback" not in said
     assert list(tmp_path.iterdir()) == []
