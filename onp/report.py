@@ -15,14 +15,13 @@ from onp.audit import Figures
 from onp.metrics import Share
 
 SCHEMA_VERSION = 1
-DECISIONS = ("repaired", "no-backdoor-evidence", "not-repairable")
 
 
 @dataclass(frozen=True)
 class Report:
     """Everything `report.json` holds; see `to_json` for the field names."""
 
-    decision: str  #: one of DECISIONS
+    decision: str  #: repaired, no-backdoor-evidence or not-repairable
     reason: str  #: one sentence
     target_class: int | None
     target_name: str | None

@@ -5,9 +5,13 @@ import os
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import random
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
+
+from onp.features import features
 
 
 @pytest.fixture
@@ -16,3 +20,15 @@ def rng() -> torch.Generator:
     seed = int(os.environ.get("ONP_TEST_SEED", random.SystemRandom().randrange(2**31)))
     print(f"ONP_TEST_SEED={seed}")
     return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="session")
+def backdoored():
+    """A tiny victim with a planted patch backdoor; trained once, read by all."""
+    return runpy.run_path(str(Path(__file__).with_name("small_backdoor.py")))["backdoored"]()
+
+
+@pytest.fixture(scope="session")
+def known(backdoored):
+    """Its node features."""
+    return features(backdoored.victim, backdoored.build, backdoored.build_triggered, (1.0,))

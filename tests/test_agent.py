@@ -1,6 +1,4 @@
-import runpy
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -9,21 +7,10 @@ from onp.agent import PAPER, AgentConfig, TrainResult, build_policies, train
 from onp.env import PruneEnv
 from onp.errors import InputError
 from onp.evaluator import Evaluator
-from onp.features import features
 from onp.graph import build_graph
 from onp.peers import random_search, taylor
 
 BUDGET = 120
-
-
-@pytest.fixture(scope="module")
-def backdoored():
-    return runpy.run_path(str(Path(__file__).with_name("small_backdoor.py")))["backdoored"]()
-
-
-@pytest.fixture(scope="module")
-def known(backdoored):
-    return features(backdoored.victim, backdoored.build, backdoored.build_triggered, (1.0,))
 
 
 def env_of(b, **options) -> PruneEnv:

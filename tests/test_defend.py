@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from onp.archs import build_network
@@ -19,6 +20,7 @@ from onp.cli import main
 from onp.config import DefendConfig
 from onp.defend import defend
 from onp.mask import load_mask
+from onp.triggers import load_trigger
 
 BASE = ("--arch", ARCH, "--norm", NORM, "--quiet")
 
@@ -95,6 +97,16 @@ def test_a_known_trigger_is_used():
     victim = demo("wanet")
     outcome = defend(DefendConfig(demo="wanet", trigger=str(victim.trigger), preset="fast", quiet=True))
     assert outcome.report.decision == "repaired" and list(outcome.report.before.asr_surrogate) == ["given"]
+    assert outcome.report.after.asr.value <= 0.05
+
+
+def test_images_that_carry_the_trigger_are_enough(tmp_path):
+    victim, images = demo("badnets"), clean_images()
+    others = images.subset(images.labels != 0)
+    for index, image in enumerate((load_trigger(victim.trigger)(others.pixels()) * 255).round().byte()[:120]):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{index}.png")
+    outcome = defend(DefendConfig(demo="badnets", triggered_data=str(tmp_path), preset="fast", quiet=True))
+    assert outcome.report.decision == "repaired" and outcome.report.target_class == 0
     assert outcome.report.after.asr.value <= 0.05
 
 

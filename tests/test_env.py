@@ -1,6 +1,3 @@
-import runpy
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -9,11 +6,6 @@ from gymnasium.utils.env_checker import check_env
 from onp.env import Objective, PruneEnv
 from onp.errors import InputError
 from onp.evaluator import Evaluator
-
-
-@pytest.fixture(scope="module")
-def backdoored():
-    return runpy.run_path(str(Path(__file__).with_name("small_backdoor.py")))["backdoored"]()
 
 
 def env_of(b, **options) -> PruneEnv:

@@ -1,6 +1,3 @@
-import runpy
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -11,16 +8,6 @@ from onp.errors import InputError
 from onp.evaluator import Batch, Evaluator, TriggeredBatch
 from onp.features import ACTIVATION_MOMENTS, features
 from onp.victim import victim_from_module
-
-
-@pytest.fixture(scope="module")
-def backdoored():
-    return runpy.run_path(str(Path(__file__).with_name("small_backdoor.py")))["backdoored"]()
-
-
-@pytest.fixture(scope="module")
-def known(backdoored):
-    return features(backdoored.victim, backdoored.build, backdoored.build_triggered, (1.0,))
 
 
 def test_shapes_and_ranges(backdoored, known):

@@ -1,24 +1,9 @@
-import runpy
-from pathlib import Path
-
-import pytest
 import torch
 
-from onp.features import features
 from onp.graph import build_graph
 from onp.policy import Policy
 
 SUMMARY = torch.tensor([0.9, 0.8, 0.0, 0.1])
-
-
-@pytest.fixture(scope="module")
-def backdoored():
-    return runpy.run_path(str(Path(__file__).with_name("small_backdoor.py")))["backdoored"]()
-
-
-@pytest.fixture(scope="module")
-def known(backdoored):
-    return features(backdoored.victim, backdoored.build, backdoored.build_triggered, (1.0,))
 
 
 def policy_of(backdoored, known, seed: int = 0, relations=("similar", "feeds", "tied"), hint: bool = True) -> Policy:
