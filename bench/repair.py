@@ -26,6 +26,8 @@ def measure(name: str, seed: int, preset: str) -> dict[str, object]:
         row[f"acc_{side}"] = figures.acc.value
         if figures.asr is not None and figures.ra is not None:
             row[f"asr_{side}"], row[f"ra_{side}"] = figures.asr.value, figures.ra.value
+        if figures.asr_clean is not None:
+            row[f"asr_clean_{side}"] = figures.asr_clean.value
     suspicion = report.evidence["suspicion"]
     row |= {"der": report.der, "pruned": report.pruned_count, "units": report.units, "suspicion": max(suspicion)}
     return row | {"seconds": report.budget["wall_seconds"], "evaluations": report.budget["evaluations"]}
@@ -41,10 +43,10 @@ def table(rows: list[dict[str, object]]) -> str:
         spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
         return f"{statistics.mean(values):.1f}{spread}"
 
-    lines = [
-        "| victim | n | decision | ACC before | ACC after | ASR before | ASR after | RA after | DER | units pruned | seconds |"
-    ]
-    lines.append("|---" * 11 + "|")
+    shares = ("acc_before", "acc_after", "asr_before", "asr_after", "asr_clean_after", "ra_after")
+    heads = ("victim", "n", "decision", "ACC before", "ACC after", "ASR before", "ASR after", "without trigger", "RA after")
+    heads = (*heads, "DER", "units pruned", "seconds")
+    lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name in DEMOS:
         group = [row for row in rows if row["demo"] == name]
         if not group:
@@ -53,7 +55,7 @@ def table(rows: list[dict[str, object]]) -> str:
         ders = [float(str(row["der"])) for row in group if row["der"] is not None]
         pruned, seconds = ([float(str(row[key])) for row in group] for key in ("pruned", "seconds"))
         cells = [name, str(len(group)), decisions]
-        cells += [cell(group, key) for key in ("acc_before", "acc_after", "asr_before", "asr_after", "ra_after")]
+        cells += [cell(group, key) for key in shares]
         cells += [f"{statistics.mean(ders):.3f}" if ders else "-", f"{statistics.mean(pruned):.0f} of {group[0]['units']}"]
         lines.append("| " + " | ".join([*cells, f"{statistics.mean(seconds):.0f}"]) + " |")
     return "\n".join(lines)

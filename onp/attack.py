@@ -74,6 +74,19 @@ def poison(
     return images, labels
 
 
+def choose(count: int, config: AttackConfig) -> Tensor:
+    """Which of `count` training images carry the trigger, bool `[count]`."""
+    chosen = torch.zeros(count, dtype=torch.bool)
+    picks = torch.randperm(count, generator=torch.Generator().manual_seed(config.seed))
+    chosen[picks[: round(config.poison_rate * count)]] = True
+    return chosen
+
+
+def epoch_generator(config: AttackConfig, epoch: int) -> torch.Generator:
+    """Draws an epoch's order first; never seeded as `choose` is, whose permutation would put all poisoned images first."""
+    return torch.Generator().manual_seed(config.seed * 1000 + epoch + 1)
+
+
 @torch.no_grad()
 def measure(
     network: nn.Module,
@@ -139,10 +152,7 @@ def train(
     steps = -(-len(train_set) // config.batch_size)
     total = max(4, steps * config.epochs)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=total, pct_start=max(0.25, 2 / total))
-    chosen = torch.zeros(len(train_set), dtype=torch.bool)
-    if trigger is not None:
-        picks = torch.randperm(len(train_set), generator=torch.Generator().manual_seed(config.seed))
-        chosen[picks[: round(config.poison_rate * len(train_set))]] = True
+    chosen = choose(len(train_set), config) if trigger is not None else torch.zeros(len(train_set), dtype=torch.bool)
     start = 0
     if state_file is not None and state_file.exists():
         state = torch.load(state_file, weights_only=True)
@@ -152,7 +162,7 @@ def train(
         start = state["epoch"]
     with progress.stage("training", steps * (config.epochs - start), quiet) as bar:
         for epoch in range(start, config.epochs):
-            generator = torch.Generator().manual_seed(config.seed * 1000 + epoch)
+            generator = epoch_generator(config, epoch)
             network.train()
             for index in torch.randperm(len(train_set), generator=generator).split(config.batch_size):
                 part = train_set.subset(index)

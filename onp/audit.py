@@ -30,21 +30,30 @@ class Figures:
     asr_surrogate: dict[str, Share]  #: per family, triggers of a fresh bank on the holdout images
     asr: Share | None  #: of the true trigger on the evaluation images, where it was given
     ra: Share | None  #: share of the same images that are given their own class
+    asr_clean: Share | None  #: ASR without any trigger: clean images of other classes given the target class all the same
 
 
 def figures(
-    victim: Victim, holdout: ImageSet, fresh: list[TriggeredBatch], evaluation: ImageSet | None, attack: TrueAttack | None
+    victim: Victim,
+    holdout: ImageSet,
+    fresh: list[TriggeredBatch],
+    target: int | None,
+    evaluation: ImageSet | None,
+    attack: TrueAttack | None,
 ) -> Figures:
-    """Measure `victim`; `fresh` are triggered holdout images, normalised."""
+    """Measure `victim`; `fresh` are triggered holdout images, normalised, `target` the class they lead to, if any."""
     measured = holdout if evaluation is None else evaluation
     labels, inputs = _inputs(victim, measured)
+    clean = predictions(victim.model, inputs)
     surrogate = {batch.family: _led(victim, batch) for batch in fresh}
     asr = ra = None
     if attack is not None:
         triggered = attack.trigger(measured.pixels()).to(victim.device)
         guess = predictions(victim.model, victim.normalisation(triggered))
         asr, ra = attack_success(labels, guess, attack.target), robust_accuracy(labels, guess, attack.target)
-    return Figures(accuracy(labels, predictions(victim.model, inputs)), surrogate, asr, ra)
+    goal = target if attack is None else attack.target
+    asr_clean = None if goal is None else attack_success(labels, clean, goal)
+    return Figures(accuracy(labels, clean), surrogate, asr, ra, asr_clean)
 
 
 def find_target(victim: Victim, evaluation: ImageSet, trigger: Trigger) -> int:

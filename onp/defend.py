@@ -77,15 +77,16 @@ def defend(config: DefendConfig) -> Outcome:
             bank if found_by is None else _bank(victim, found_by, bank.target, splits, config.seed + FRESH, config, preset)
         )
         fresh = audit_bank.batches(victim, splits, "holdout")
-    before = figures(victim, splits.holdout, fresh, evaluation, attack)
-    after = figures(repaired, splits.holdout, fresh, evaluation, attack)
+    target = bank.target if bank else None
+    before = figures(victim, splits.holdout, fresh, target, evaluation, attack)
+    after = figures(repaired, splits.holdout, fresh, target, evaluation, attack)
     seconds = time.monotonic() - start
     evaluations = found.evaluations if found else 0
     report = Report(
         decision=decision,
         reason=reason,
-        target_class=bank.target if bank else None,
-        target_name=clean.class_names[bank.target] if bank else None,
+        target_class=target,
+        target_name=None if target is None else clean.class_names[target],
         model={
             "path": config.model,
             "arch": victim.arch,

@@ -15,7 +15,7 @@ from onp.errors import InputError
 from onp.evaluator import Evaluator, Scores
 from onp.victim import Victim
 
-VIEWS = "views"  # the evaluator's family of changed clean images, aimed at what the unpruned network says of them
+VIEWS = "views"  # the evaluator's family of changed clean images that the unpruned network gets right, aimed at their class
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Objective:
     Phi = -S - accuracy * max(0, drop) - penalty * max(0, lost - max_acc_drop) / max(max_acc_drop, 0.005)
     - changed * disagreement - size * share of units pruned,
     where S is the ASR on the surrogate triggers, weighted by their evidence; drop the accuracy lost against the unpruned
-    network, and lost its share of images alone; disagreement the predictions on changed copies of the clean images that are
-    no longer what they were (0 without such copies): more images than have labels, and no gain here makes up for a loss there.
+    network, and lost its share of images alone; disagreement the share of changed copies of the clean images
+    that were right and no longer are (0 without such copies): no gain here makes up for a loss there.
     Each is the mean of the share of images and of the mean probability: one is what counts, the other is smooth.
     """
 

@@ -72,6 +72,8 @@ class Report:
         rows = [("", "before", "after"), ("ACC, clean images", _percent(self.before.acc), _percent(self.after.acc))]
         for family, share in self.before.asr_surrogate.items():
             rows.append((f"surrogate ASR, {family}", _percent(share), _percent(self.after.asr_surrogate[family])))
+        if self.before.asr_clean is not None and self.after.asr_clean is not None:
+            rows.append(("ASR without a trigger", _percent(self.before.asr_clean), _percent(self.after.asr_clean)))
         if (
             self.before.asr is not None
             and self.before.ra is not None
@@ -107,7 +109,7 @@ def hardware() -> dict[str, Any]:
 def _figures(figures: Figures) -> dict[str, Any]:
     out: dict[str, Any] = {"acc": figures.acc.value, "acc_ci": figures.acc.interval, "images": figures.acc.n}
     out["asr_surrogate"] = {family: _share(share) for family, share in figures.asr_surrogate.items()}
-    for name in ("asr", "ra"):
+    for name in ("asr", "ra", "asr_clean"):
         share = getattr(figures, name)
         if share is not None:
             out[name] = share.value

@@ -28,7 +28,7 @@ class SearchConfig:
 
     agent: AgentConfig = AgentConfig()
     objective: Objective = Objective()
-    views: int = 2  #: changed copies of each clean image whose predictions are to stay what they were
+    views: int = 2  #: changed copies of each clean image; those the network gets right are to stay right
     rounds: int = 1  #: agent runs; each after the first adds the triggers that survived the repair before it
     anomalous: float = 3.0  #: evidence from which a trigger that survived a repair counts as the backdoor's
 
@@ -69,8 +69,8 @@ def search(
         known = features(victim, build, bank.batches(victim, splits, "build"), bank.weights)
         # Clean accuracy is counted on both splits: neither trained the network, and more images make a finer scale.
         clean = batch_of(victim, splits.build, splits.score)
-        unchanged = changed_views(victim, (splits.build, splits.score), config.views, seed)
-        evaluator = Evaluator(victim, clean, [*bank.batches(victim, splits, "score"), unchanged])
+        copies = changed_views(victim, (splits.build, splits.score), config.views, seed)
+        evaluator = Evaluator(victim, clean, [*bank.batches(victim, splits, "score"), *copies])
         blocks = len(victim.layers) if agent.per_layer else agent.blocks
         env = PruneEnv(victim, evaluator, bank.weights, config.objective, blocks=blocks)
         asr_before = float(env.outcome.asr) if number == 0 else asr_before
@@ -123,9 +123,17 @@ def batch_of(victim: Victim, *parts: ImageSet) -> Batch:
     return Batch(victim.normalisation(pixels), torch.cat([part.labels for part in parts]).to(victim.device))
 
 
-def changed_views(victim: Victim, parts: Sequence[ImageSet], count: int, seed: int) -> TriggeredBatch:
-    """Changed copies of the images, each aimed at the class that the unpruned network gives it: its "ASR" is agreement."""
+def changed_views(victim: Victim, parts: Sequence[ImageSet], count: int, seed: int) -> list[TriggeredBatch]:
+    """Changed copies of the images that the unpruned network still gets right, each aimed at its own class.
+
+    One batch, whose "ASR" is the share that stays right; none where the network gets every copy wrong. Wrong copies are left
+    out: a backdoor answers to many changes of an image, a shift or another contrast among them, and agreement with what it
+    says there would reward keeping it.
+    """
     pixels = views(torch.cat([part.pixels() for part in parts]), count, seed).to(victim.device)
+    labels = torch.cat([part.labels for part in parts]).repeat(count).to(victim.device)
     inputs = victim.normalisation(pixels)
-    guess = predictions(victim.model, inputs)
-    return TriggeredBatch(VIEWS, inputs, torch.full_like(guess, -1), guess)
+    right = predictions(victim.model, inputs) == labels
+    if not right.any():
+        return []
+    return [TriggeredBatch(VIEWS, inputs[right], torch.full_like(labels[right], -1), labels[right])]

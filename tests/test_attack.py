@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from onp.archs import build_network
-from onp.attack import AttackConfig, augment, main, poison, run, train
+from onp.attack import AttackConfig, augment, choose, epoch_generator, main, poison, run, train
 from onp.data import ImageSet
 from onp.errors import InputError
 from onp.triggers import BadNets, WaNet, load_trigger
@@ -87,6 +87,17 @@ def test_an_interrupted_training_ends_in_the_same_weights(tmp_path):
         train(images_that_stop(9), config(epochs=2), trigger, tmp_path / "state.pt", quiet=True)
     resumed = train(data, config(epochs=2), trigger, tmp_path / "state.pt", quiet=True).state_dict()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 7])
+def test_poisoned_images_are_spread_over_an_epoch(seed):
+    settings = config(seed=seed, poison_rate=0.1)
+    chosen = choose(5000, settings)
+    assert int(chosen.sum()) == 500
+    for epoch in range(3):
+        order = torch.randperm(5000, generator=epoch_generator(settings, epoch))
+        shares = chosen[order].float().view(10, 500).mean(1)
+        assert float(shares.min()) > 0.03 and float(shares.max()) < 0.2
 
 
 def test_poisoning_changes_the_chosen_images_only():

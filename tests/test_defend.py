@@ -67,7 +67,7 @@ def test_the_report_holds_what_it_promises(repaired):
     for side in ("before", "after"):
         low, high = report[side]["acc_ci"]
         assert low <= report[side]["acc"] <= high
-        assert report[side]["asr_surrogate"] and {"asr", "ra"} <= report[side].keys()
+        assert report[side]["asr_surrogate"] and {"asr", "ra", "asr_clean"} <= report[side].keys()
     assert report["after"]["der"] > 0.9
     assert report["pruned"]["count"] == sum(map(len, report["pruned"]["layers"].values())) > 0
     assert {"evaluations", "masks_per_second", "wall_seconds"} <= report["budget"].keys()

@@ -1,0 +1,30 @@
+"""The final figures, against a count by hand on a victim with a real backdoor."""
+
+import torch
+
+from onp.audit import TrueAttack, figures
+from onp.data import ImageSet
+from onp.triggers import BadNets
+
+
+def test_figures_count_what_they_say(backdoored):
+    victim, batch = backdoored.victim, backdoored.score
+    images = ImageSet((batch.images * 255).round().to(torch.uint8), batch.labels, ("a", "b", "c", "d"))
+    trigger = BadNets.make((1, 8, 8), torch.Generator().manual_seed(0), None)
+    measured = figures(victim, images, backdoored.score_triggered, 2, None, None)
+    with torch.no_grad():
+        clean = victim.model(images.pixels()).argmax(1)
+        patched = victim.model(backdoored.score_triggered[0].images).argmax(1)
+    others = images.labels != 2
+    assert measured.acc.hits == int((clean == images.labels).sum()) and measured.acc.n == 100
+    assert measured.asr_clean.hits == int((clean[others] == 2).sum()) and measured.asr_clean.n == int(others.sum())
+    led = patched[backdoored.score_triggered[0].labels != 0] == 0
+    assert measured.asr_surrogate["patch"].hits == int(led.sum()) and measured.asr is None and measured.ra is None
+
+    measured = figures(victim, images, [], None, images, TrueAttack(trigger, 1))
+    with torch.no_grad():
+        stamped = victim.model(trigger(images.pixels())).argmax(1)
+    others = images.labels != 1
+    assert measured.asr.hits == int((stamped[others] == 1).sum()) and measured.ra.n == int(others.sum())
+    assert measured.asr_clean.n == int(others.sum()), "the class of the true attack, where one is given"
+    assert figures(victim, images, [], None, None, None).asr_clean is None
