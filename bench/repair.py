@@ -44,8 +44,8 @@ def table(rows: list[dict[str, object]]) -> str:
         return f"{statistics.mean(values):.1f}{spread}"
 
     shares = ("acc_before", "acc_after", "asr_before", "asr_after", "asr_clean_after", "ra_after")
-    heads = ("victim", "n", "decision", "ACC before", "ACC after", "ASR before", "ASR after", "without trigger", "RA after")
-    heads = (*heads, "DER", "units pruned", "seconds")
+    heads = ["victim", "n", "decision", "ACC before", "ACC after", "ASR before", "ASR after", "without trigger", "RA after"]
+    heads += ["DER", "units pruned", "seconds"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name in DEMOS:
         group = [row for row in rows if row["demo"] == name]

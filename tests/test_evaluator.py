@@ -207,7 +207,7 @@ def test_gates_mean_the_weight_edit(victim):
 @pytest.mark.parametrize("backend", ["torch", "onednn"])
 def test_scores_match_the_reference(victim, backend):
     clean, triggered = batches()
-    evaluator = Evaluator(victim, clean, triggered, backend=backend, chunk=20)
+    evaluator = Evaluator(victim, clean, triggered, backend=backend, precision="float32", chunk=20)
     masks = random_masks(victim, 6)
     assert_matches(evaluator.score(masks), masks, victim, clean, triggered)
     assert evaluator.families == ("family0", "family1")
@@ -219,8 +219,9 @@ def test_commits_and_memory_budgets_change_nothing(victim, backend):
     clean, triggered = batches(19, (11,))
     whole = 30 * 4 * 200 * SIZE * SIZE
     for budget in (0, whole // 20, whole):
+        chunk = int(torch.randint(3, 40, ()))
         evaluator = Evaluator(
-            victim, clean, triggered, backend=backend, memory_budget=budget, chunk=int(torch.randint(3, 40, ()))
+            victim, clean, triggered, backend=backend, precision="float32", memory_budget=budget, chunk=chunk
         )
         base = torch.ones(victim.units, dtype=torch.bool)
         for _ in range(3):
@@ -236,7 +237,7 @@ def test_commits_and_memory_budgets_change_nothing(victim, backend):
 def test_masks_from_layer_to_layer_reuse_the_prefix(preact):
     """Committed first to last, every layer's candidates start at or behind the nearest cut."""
     clean, triggered = batches(16, (8,))
-    evaluator = Evaluator(preact, clean, triggered)
+    evaluator = Evaluator(preact, clean, triggered, precision="float32")
     base = torch.ones(preact.units, dtype=torch.bool)
     for layer in preact.layers:
         masks = base.repeat(2, 1)
@@ -293,7 +294,7 @@ def test_images_of_the_target_class_do_not_count(preact):
     clean, _ = batches()
     images, labels = torch.randn(10, 3, SIZE, SIZE), torch.tensor([3, 3, -1, 0, 1, 2, 3, 4, 5, 3])
     predicted = preact.model(images).argmax(1)
-    evaluator = Evaluator(preact, clean, [TriggeredBatch("patch", images, labels, torch.full((10,), 3))])
+    evaluator = Evaluator(preact, clean, [TriggeredBatch("patch", images, labels, torch.full((10,), 3))], precision="float32")
     scores = evaluator.score(torch.ones(1, preact.units, dtype=torch.bool))
     assert scores.asr_count[0, 0] == ((predicted == 3) & (labels != 3)).sum()
     assert scores.asr[0, 0] == pytest.approx(int(scores.asr_count[0, 0]) / 6)
@@ -306,7 +307,8 @@ def test_without_families_and_with_one_channel():
     victim = lively_victim(grey, channels=1)
     clean, triggered = batches(channels=1)
     masks = random_masks(victim, 3)
-    assert_matches(Evaluator(victim, clean, triggered, chunk=9).score(masks), masks, victim, clean, triggered)
+    scores = Evaluator(victim, clean, triggered, precision="float32", chunk=9).score(masks)
+    assert_matches(scores, masks, victim, clean, triggered)
     assert Evaluator(victim, clean, []).score(masks).asr.shape == (3, 0)
 
 
