@@ -19,6 +19,7 @@ from onp.prefix import PrefixCache
 from onp.steps import Run, Step, bind_torch
 from onp.tally import Batch, Tally, TriggeredBatch
 from onp.victim import Victim
+from onp.workers import run_all
 
 __all__ = ["Batch", "Evaluator", "Scores", "TriggeredBatch"]
 
@@ -87,6 +88,10 @@ class Evaluator:
             [part.to(self._device, torch.float32) for part in (clean.images, *(t.images for t in triggered))]
         )
         parts = -(-len(images) // (chunk or _chunk_size(self._plan, self._device)))
+        self._workers = min(torch.get_num_threads(), len(images)) if self._device.type == "cpu" else 1
+        if chunk is None:
+            parts = -(-parts // self._workers) * self._workers
+        self._workers = min(self._workers, parts)
         # Chunks of nearly equal size: a small remainder would run at a fraction of the speed.
         self._chunks = [_channels_last(part, torch.float32) for part in images.tensor_split(parts)]
         self._prefix = PrefixCache(self._plan, len(images), 4, 0)  # caches nothing: the checks below come first
@@ -104,8 +109,9 @@ class Evaluator:
             self._bind_base(torch.bfloat16)
         self._prefix = PrefixCache(self._plan, len(images), self._dtype.itemsize, memory_budget)
         _log.info(
-            "evaluator: %s %s on %s, %d images in %d chunks, %d steps cached before %s",
-            *(self.backend, self.precision, self._device, len(images), parts, len(self._plan.steps), self._prefix.cuts),
+            "evaluator: %s %s on %s, %d images in %d chunks by %d workers, %d steps cached before %s",
+            *(self.backend, self.precision, self._device, len(images), parts, self._workers),
+            *(len(self._plan.steps), self._prefix.cuts),
         )
 
     def score(self, masks: Tensor) -> Scores:
@@ -120,8 +126,7 @@ class Evaluator:
         if fresh:
             rows = keep[list(fresh.values())]
             first = self._first_change(rows)
-            with torch.no_grad():
-                sums = torch.stack([self._evaluate(row, int(step)) for row, step in zip(rows, first, strict=True)])
+            sums = torch.stack([self._evaluate(row, int(step)) for row, step in zip(rows, first, strict=True)])
             self._known.update(zip(fresh, sums.cpu().numpy(), strict=True))
             self.evaluations += len(fresh)
         found = np.stack([self._known[key] for key in keys]) if keys else np.zeros((0, 2, 1 + len(self.families)))
@@ -157,13 +162,15 @@ class Evaluator:
             axis=1, initial=len(self._plan.steps)
         )
 
+    @torch.no_grad()
     def _evaluate(self, keep: NDArray[np.bool_], first: int) -> Tensor:
         runs = list(self._runs)
         for index in range(first, len(runs)):
             step = self._plan.steps[index]
             if _differ(step, keep, self._base):
                 runs[index] = self._bind(step, keep)
-        return self._tally.sums(torch.cat([self._run_chunk(chunk, runs, first) for chunk in range(len(self._chunks))]))
+        logits = run_all(lambda chunk: self._run_chunk(chunk, runs, first), range(len(self._chunks)), self._workers)
+        return self._tally.sums(torch.cat(logits))
 
     def _run_chunk(self, chunk: int, runs: list[Run], first: int) -> Tensor:
         start, values = self._prefix.resume(chunk, first)

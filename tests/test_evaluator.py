@@ -250,6 +250,20 @@ def test_masks_from_layer_to_layer_reuse_the_prefix(preact):
     assert_matches(evaluator.score(masks), masks, preact, clean, triggered)
 
 
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_chunks_side_by_side_change_nothing(preact, chunk):
+    clean, triggered = batches()
+    masks = random_masks(preact, 3)
+    torch.set_num_threads(3)
+    try:
+        evaluator = Evaluator(preact, clean, triggered, precision="float32", chunk=chunk)
+        assert_matches(evaluator.score(masks[:2]), masks[:2], preact, clean, triggered)
+        evaluator.commit(masks[1])
+        assert_matches(evaluator.score(masks[2:]), masks[2:], preact, clean, triggered)
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_known_masks_are_remembered(preact):
     clean, triggered = batches()
     evaluator = Evaluator(preact, clean, triggered)

@@ -1,0 +1,42 @@
+"""Chunks of images side by side: one chunk a thread beats one chunk on all threads, which wait for each other at every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from threading import Barrier
+from typing import TypeVar
+
+import torch
+
+Result = TypeVar("Result")
+
+
+def run_all(task: Callable[[int], Result], items: Iterable[int], workers: int) -> list[Result]:
+    """`[task(item) for item in items]`, computed by `workers` threads that share the cores; 1 computes in the caller's.
+
+    Gradients are off in `task`, as they are per thread. The first exception of a task is raised here.
+    """
+    if workers == 1:
+        with torch.no_grad():
+            return [task(item) for item in items]
+    threads = torch.get_num_threads()
+    return list(_pool(workers, max(1, threads // workers), threads).map(torch.no_grad()(task), items))
+
+
+@cache
+def _pool(workers: int, each: int, threads: int) -> ThreadPoolExecutor:
+    """`workers` threads with `each` cores; the caller keeps its `threads`."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="onp", initializer=_limit, initargs=(each,))
+    started = Barrier(workers)
+    for waiting in [pool.submit(started.wait) for _ in range(workers)]:
+        waiting.result()
+    # A thread that starts later takes over the last number set, by whichever thread.
+    torch.set_num_threads(threads)
+    return pool
+
+
+def _limit(threads: int) -> None:
+    torch.set_num_threads(threads)
+    torch.get_num_threads()  # a thread's first look at the number takes over the last one set, so it looks now
