@@ -40,7 +40,7 @@ SEARCHES = ("agent", "agent without edges", "greedy first-order", "random")
 def run(name: str, victim: Victim, splits: Splits, bank: Bank, known: NodeFeatures, evaluations: int, seed: int) -> Tensor:
     """The mask, bool [U], that a search finds with so many evaluations."""
     parts = (splits.build, splits.score)
-    copies = changed_views(victim, parts, PRESET.search.views, seed)
+    copies = changed_views(victim, parts, bank.target, PRESET.search, seed)
     evaluator = Evaluator(victim, batch_of(victim, *parts), [*bank.batches(victim, splits, "score"), *copies])
     agent = replace(PRESET.search.agent, seed=seed, max_evaluations=evaluations)
     env = PruneEnv(victim, evaluator, bank.weights, PRESET.search.objective, blocks=agent.blocks)

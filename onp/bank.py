@@ -22,11 +22,15 @@ from onp.program import constant, gated_forward, head_input, logits_node
 from onp.surrogates import FAMILIES
 from onp.tally import TriggeredBatch
 from onp.victim import Victim
+from onp.views import views
 
 Part = Literal["build", "score", "holdout"]
 ADVERSARIAL = "adversarial"
 FAMILY_NAMES = (*(family.name for family in FAMILIES), ADVERSARIAL)
+DRIFT = "drift"
 LEAST_SPREAD = 0.1  # ten per cent: classes of one network differ by that much without a reason
+LEAST_DRIFT_SPREAD = 1.0  # and by a factor of e in how many changed images they attract
+DRIFT_COPIES = 4
 WORTHWHILE = 0.15  # share of the loudest family's weight
 QUIET = 0.5  # evidence below this is noise
 STRONGEST = 8.0  # most that a fitted trigger is amplified
@@ -38,8 +42,8 @@ class BankConfig:
     """How the bank is built."""
 
     scan: FitConfig = FitConfig(steps=50, images=12)  #: every class, to find the suspect
-    refine: FitConfig = FitConfig(steps=60, images=32, keep=0.97)  #: the suspect alone, several starts
-    starts: int = 2  #: triggers a family keeps for the suspect
+    refine: FitConfig = FitConfig(steps=60, images=16, keep=0.97)  #: the suspect alone, several starts
+    starts: int = 4  #: triggers a family keeps for the suspect; a mask that stops one alone is easily found
     minimum_success: float = 0.6  #: on unseen images, or the trigger is dropped
     threshold: float = 2.5  #: suspicion from which a class counts as a backdoor's target
 
@@ -59,14 +63,18 @@ class Surrogate:
 
 @dataclass(frozen=True)
 class Scan:
-    """How much effort it takes to reach each class, by every witness (`latent` and the families)."""
+    """How much effort it takes to reach each class, by every witness (`latent`, `drift` and the families)."""
 
     efforts: dict[str, tuple[float, ...]]  #: log of cost over success, per class
 
     @property
     def witnesses(self) -> dict[str, tuple[float, ...]]:
         """Evidence per class: positive where a class is anomalously cheap."""
-        return {name: tuple(evidence(effort, k) for k in range(len(effort))) for name, effort in self.efforts.items()}
+        least = {DRIFT: LEAST_DRIFT_SPREAD}
+        return {
+            name: tuple(evidence(effort, k, least=least.get(name, LEAST_SPREAD)) for k in range(len(effort)))
+            for name, effort in self.efforts.items()
+        }
 
     @property
     def suspicion(self) -> tuple[float, ...]:
@@ -123,15 +131,16 @@ def efforts(cost: Tensor, success: Tensor) -> tuple[float, ...]:
     return tuple(effort.tolist())
 
 
-def evidence(effort: Sequence[float], k: int, changed: float | None = None) -> float:
+def evidence(effort: Sequence[float], k: int, changed: float | None = None, least: float = LEAST_SPREAD) -> float:
     """How anomalously cheap class k is: distance of its effort below the other classes' median, in robust deviations.
 
     Median and median absolute deviation over the *other* classes (the anomaly index of Neural Cleanse), of the logarithm so
-    that the family's unit does not matter. `changed` is asked about instead of class k's own effort.
+    that the family's unit does not matter. `changed` is asked about instead of class k's own effort; deviations below `least`
+    count as `least`.
     """
     rest = torch.tensor([value for index, value in enumerate(effort) if index != k], dtype=torch.float64)
     middle = rest.median()
-    spread = max(1.4826 * float((rest - middle).abs().median()), LEAST_SPREAD)
+    spread = max(1.4826 * float((rest - middle).abs().median()), least)
     return (float(middle) - (effort[k] if changed is None else changed)) / spread
 
 
@@ -146,6 +155,7 @@ def scan(
     distances = latent_distances(victim, build)
     if distances is not None:
         found["latent"] = efforts(distances, torch.ones_like(distances))
+    found[DRIFT] = tuple((-drift(victim, build, seed).double().clamp_min(1e-3).log()).tolist())
     for family in FAMILIES:
         fitted = fit([victim.logits], family, pixels, labels, classes, seed, config.scan, tick)
         rates = [success_rate(victim.logits, partial(fitted.apply, row=k), unseen, unseen_labels, k) for k in classes]
@@ -226,6 +236,19 @@ def weighed(surrogates: Sequence[Surrogate], target: int) -> TriggerBank:
     heard = [surrogate for surrogate in surrogates if surrogate.weight >= WORTHWHILE * loudest]
     total = sum(surrogate.weight for surrogate in heard)
     return TriggerBank(tuple(replace(surrogate, weight=surrogate.weight / total) for surrogate in heard), target)
+
+
+@torch.no_grad()
+def drift(victim: Victim, images: ImageSet, seed: int) -> Tensor:
+    """Mean probability, float32 `[classes]`, of each class on changed copies of images of other classes.
+
+    A backdoor answers to many changes of an image that are not its trigger, so its target attracts much of what the network
+    gets wrong. (TeCo, https://arxiv.org/abs/2303.18191, reads corrupted images too, but those with the trigger on.)
+    """
+    pixels = views(images.pixels(), DRIFT_COPIES, seed).to(victim.device)
+    chance = torch.cat([victim.logits(part).softmax(1) for part in pixels.split(64)]).cpu()
+    labels = images.labels.repeat(DRIFT_COPIES)
+    return torch.stack([chance[labels != k, k].mean() for k in range(victim.classes)])
 
 
 def latent_distances(victim: Victim, images: ImageSet) -> Tensor | None:

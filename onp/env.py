@@ -15,7 +15,8 @@ from onp.errors import InputError
 from onp.evaluator import Evaluator, Scores
 from onp.victim import Victim
 
-VIEWS = "views"  # the evaluator's family of changed clean images that the unpruned network gets right, aimed at their class
+# The evaluator's families of changed clean images that the unpruned network gets right, aimed at their own class.
+VIEWS = ("views", "views of the target class")
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Objective:
     - changed * disagreement - size * share of units pruned,
     where S is the ASR on the surrogate triggers, weighted by their evidence; drop the accuracy lost against the unpruned
     network, and lost its share of images alone; disagreement the share of changed copies of the clean images
-    that were right and no longer are (0 without such copies): no gain here makes up for a loss there.
+    that were right and no longer are (0 without such copies): no gain here makes up for a loss there. Images of the target
+    class weigh as much in it as all others together: pruning what leads to a class damages that class first.
     Each is the mean of the share of images and of the mean probability: one is what counts, the other is smooth.
     """
 
@@ -81,16 +83,15 @@ class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         blocks: int = 8,
         passes: int = 1,
     ) -> None:
-        triggers = [family for family in evaluator.families if family != VIEWS]
-        if len(weights) != len(triggers) or min(weights, default=0.0) < 0 or sum(weights) <= 0:
-            raise InputError(f"{len(triggers)} families of triggers need as many weights >= 0, not all 0.")
+        copies = torch.tensor([family in VIEWS for family in evaluator.families])
+        triggers = int((~copies).sum())
+        if len(weights) != triggers or min(weights, default=0.0) < 0 or sum(weights) <= 0:
+            raise InputError(f"{triggers} families of triggers need as many weights >= 0, not all 0.")
         self.victim, self.evaluator, self.objective = victim, evaluator, objective or Objective()
         self.passes = passes
         self.weights = torch.zeros(len(evaluator.families), dtype=torch.float64)
-        self.weights[[family != VIEWS for family in evaluator.families]] = torch.tensor(weights, dtype=torch.float64) / sum(
-            weights
-        )
-        self._views = torch.tensor([float(family == VIEWS) for family in evaluator.families], dtype=torch.float64)
+        self.weights[~copies] = torch.tensor(weights, dtype=torch.float64) / sum(weights)
+        self._views = copies.double() / max(1, int(copies.sum()))
         self.blocks = _cut(victim, blocks)
         self.evaluations = 0
         self._known: dict[bytes, Outcomes] = {}

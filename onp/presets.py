@@ -23,8 +23,8 @@ class Preset:
         return replace(self, search=replace(self.search, objective=objective))
 
 
-_FAST = BankConfig(scan=FitConfig(steps=40, images=8), refine=FitConfig(steps=40, images=24, keep=0.97), starts=1)
-_THOROUGH = BankConfig(scan=FitConfig(steps=120, images=24), refine=FitConfig(steps=150, images=64, keep=0.97), starts=4)
+_FAST = BankConfig(scan=FitConfig(steps=40, images=8), refine=FitConfig(steps=40, images=12, keep=0.97), starts=3)
+_THOROUGH = BankConfig(scan=FitConfig(steps=120, images=24), refine=FitConfig(steps=150, images=32, keep=0.97), starts=8)
 
 PRESETS = {
     "fast": Preset(_FAST, SearchConfig(AgentConfig(max_evaluations=150))),

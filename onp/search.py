@@ -29,6 +29,7 @@ class SearchConfig:
     agent: AgentConfig = AgentConfig()
     objective: Objective = Objective()
     views: int = 2  #: changed copies of each clean image; those the network gets right are to stay right
+    target_views: int = 8  #: the same for images of the target class, which are few and suffer first
     rounds: int = 1  #: agent runs; each after the first adds the triggers that survived the repair before it
     anomalous: float = 3.0  #: evidence from which a trigger that survived a repair counts as the backdoor's
 
@@ -69,7 +70,7 @@ def search(
         known = features(victim, build, bank.batches(victim, splits, "build"), bank.weights)
         # Clean accuracy is counted on both splits: neither trained the network, and more images make a finer scale.
         clean = batch_of(victim, splits.build, splits.score)
-        copies = changed_views(victim, (splits.build, splits.score), config.views, seed)
+        copies = changed_views(victim, (splits.build, splits.score), bank.target, config, seed)
         evaluator = Evaluator(victim, clean, [*bank.batches(victim, splits, "score"), *copies])
         blocks = len(victim.layers) if agent.per_layer else agent.blocks
         env = PruneEnv(victim, evaluator, bank.weights, config.objective, blocks=blocks)
@@ -123,17 +124,22 @@ def batch_of(victim: Victim, *parts: ImageSet) -> Batch:
     return Batch(victim.normalisation(pixels), torch.cat([part.labels for part in parts]).to(victim.device))
 
 
-def changed_views(victim: Victim, parts: Sequence[ImageSet], count: int, seed: int) -> list[TriggeredBatch]:
+def changed_views(
+    victim: Victim, parts: Sequence[ImageSet], target: int, config: SearchConfig, seed: int
+) -> list[TriggeredBatch]:
     """Changed copies of the images that the unpruned network still gets right, each aimed at its own class.
 
-    One batch, whose "ASR" is the share that stays right; none where the network gets every copy wrong. Wrong copies are left
-    out: a backdoor answers to many changes of an image, a shift or another contrast among them, and agreement with what it
-    says there would reward keeping it.
+    A batch for the other classes and one for the target class, whose "ASR" is the share that stays right; a batch is missing
+    where the network gets every copy wrong. Wrong copies are left out: a backdoor answers to many changes of an image, a shift
+    or another contrast among them, and agreement with what it says there would reward keeping it.
     """
-    pixels = views(torch.cat([part.pixels() for part in parts]), count, seed).to(victim.device)
-    labels = torch.cat([part.labels for part in parts]).repeat(count).to(victim.device)
-    inputs = victim.normalisation(pixels)
-    right = predictions(victim.model, inputs) == labels
-    if not right.any():
-        return []
-    return [TriggeredBatch(VIEWS, inputs[right], torch.full_like(labels[right], -1), labels[right])]
+    pixels, labels = torch.cat([part.pixels() for part in parts]), torch.cat([part.labels for part in parts])
+    batches = []
+    groups = ((labels != target, config.views), (labels == target, config.target_views))
+    for name, (chosen, count) in zip(VIEWS, groups, strict=True):
+        inputs = victim.normalisation(views(pixels[chosen], count, seed).to(victim.device))
+        wanted = labels[chosen].repeat(count).to(victim.device)
+        right = predictions(victim.model, inputs) == wanted
+        if right.any():
+            batches.append(TriggeredBatch(name, inputs[right], torch.full_like(wanted[right], -1), wanted[right]))
+    return batches

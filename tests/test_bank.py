@@ -5,12 +5,13 @@ import torch
 from torch import nn
 
 from onp.adversarial import adversarial_size, targeted_examples
-from onp.bank import Scan, efforts, evidence
-from onp.data import Normalisation
+from onp.bank import DRIFT_COPIES, Scan, drift, efforts, evidence
+from onp.data import ImageSet, Normalisation
 from onp.fitting import FitConfig, fit, success_rate
 from onp.latent import latent_directions
 from onp.surrogates import FAMILIES
 from onp.victim import victim_from_module
+from onp.views import views
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
@@ -106,6 +107,25 @@ def test_one_witness_alone_is_heard_half():
     assert max(Scan({"latent": quiet, "patch": loud, "blend": quiet}).suspicion) == 3.0
     assert max(Scan({"latent": loud, "patch": loud, "blend": quiet}).suspicion) == 6.0
     assert Scan({"latent": quiet, "patch": loud, "blend": quiet}).suspect == 7
+
+
+def test_drift_is_what_other_classes_lose_to_a_class(backdoored):
+    victim, batch = backdoored.victim, backdoored.score
+    images = ImageSet((batch.images * 255).round().to(torch.uint8), batch.labels, ("a", "b", "c", "d"))
+    attracted = drift(victim, images, 5)
+    pixels, labels = views(images.pixels(), DRIFT_COPIES, 5), images.labels.tolist() * DRIFT_COPIES
+    with torch.no_grad():
+        chance = victim.logits(pixels).softmax(1)
+    for k in range(4):
+        by_hand = [float(chance[row, k]) for row, label in enumerate(labels) if label != k]
+        assert float(attracted[k]) == pytest.approx(sum(by_hand) / len(by_hand), rel=1e-4)
+
+
+def test_drift_is_evidence_from_a_factor_of_e():
+    rates = torch.full((10,), 0.02)
+    rates[6] = 0.02 * torch.e**3
+    said = Scan({"drift": tuple((-rates.log()).tolist())}).witnesses["drift"]
+    assert said[6] == pytest.approx(3, abs=1e-4) and max(said[:6]) == pytest.approx(0, abs=1e-4)
 
 
 def test_adversarial_examples_stay_in_their_ball_and_help_their_target():

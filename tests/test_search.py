@@ -4,9 +4,9 @@ import torch
 
 from onp import search
 from onp.data import ImageSet
+from onp.env import VIEWS
 from onp.metrics import predictions
-from onp.search import changed_views
-from onp.tally import TriggeredBatch
+from onp.search import SearchConfig, changed_views
 
 
 def image_sets(batch):
@@ -20,12 +20,18 @@ def test_copies_that_the_network_gets_wrong_are_left_out(backdoored):
     parts = image_sets(backdoored.score)
     # A wrong label stands for an image that the network gets wrong however it is changed.
     spoilt = ImageSet(parts[0].images, (parts[0].labels + 1) % 4, parts[0].class_names)
-    (copies,) = changed_views(backdoored.victim, (spoilt, parts[1]), 3, 0)
-    assert isinstance(copies, TriggeredBatch) and 90 < len(copies.images) <= 3 * 60 + 12
-    assert torch.equal(predictions(backdoored.victim.model, copies.images), copies.target)
-    assert bool((copies.labels == -1).all()), "an image of any class counts"
+    config = SearchConfig(views=3, target_views=5)
+    others, hit = changed_views(backdoored.victim, (spoilt, parts[1]), 2, config, 0)
+    assert (others.family, hit.family) == VIEWS
+    members = int((parts[1].labels == 2).sum())
+    assert 1.5 * (60 - members) < len(others.images) <= 3 * (60 - members) + 12
+    assert 2.5 * members < len(hit.images) <= 5 * members + 12
+    assert bool((hit.target == 2).all()) and not bool((others.target == 2).any())
+    for copies in (others, hit):
+        assert torch.equal(predictions(backdoored.victim.model, copies.images), copies.target)
+        assert bool((copies.labels == -1).all()), "an image of any class counts"
 
 
 def test_no_batch_where_every_copy_is_wrong(backdoored, monkeypatch):
     monkeypatch.setattr(search, "predictions", lambda model, images: torch.full((len(images),), -1))
-    assert changed_views(backdoored.victim, image_sets(backdoored.score), 2, 0) == []
+    assert changed_views(backdoored.victim, image_sets(backdoored.score), 2, SearchConfig(), 0) == []
