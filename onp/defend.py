@@ -22,7 +22,7 @@ from onp.data import ImageSet, Normalisation, Splits, check_for, load_images, sp
 from onp.errors import InputError
 from onp.given import given_images, given_trigger
 from onp.mask import Mask
-from onp.metrics import accuracy, predictions
+from onp.metrics import Share, accuracy, predictions
 from onp.output import prepare, write_outputs
 from onp.presets import PRESETS, Preset
 from onp.repair import repair
@@ -85,6 +85,7 @@ def defend(config: DefendConfig) -> Outcome:
     report = Report(
         decision=decision,
         reason=reason,
+        warning=over_budget(before.acc, after.acc, config.max_acc_drop),
         target_class=target,
         target_name=None if target is None else clean.class_names[target],
         model={
@@ -253,6 +254,17 @@ def _decide(found_by: Scan | None, found: Found | None, clean: ImageSet) -> tupl
             f"(surrogate ASR {100 * left:.0f} % at best); the model was not touched."
         )
     return "repaired", f"A trigger leads to class {name}; {len(found.mask.keep) - int(found.mask.keep.sum())} units carried it."
+
+
+def over_budget(before: Share, after: Share, max_acc_drop: float) -> str | None:
+    """A sentence where images that the search never saw lost more accuracy than allowed; None where they did not."""
+    lost = before.value - after.value
+    if lost <= max_acc_drop + 1e-9:
+        return None
+    return (
+        f"Images that the search never saw lost {100 * lost:.1f} points of accuracy (n = {after.n}), more than the allowed "
+        f"{100 * max_acc_drop:g}; give more clean images, try another --seed or --preset thorough, or lower --max-acc-drop."
+    )
 
 
 def _evidence(found_by: Scan | None, found: Found | None) -> dict[str, object]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ class Report:
 
     decision: str  #: repaired, no-backdoor-evidence or not-repairable
     reason: str  #: one sentence
+    warning: str | None  #: what the reader must know before the model is used; None where there is nothing
     target_class: int | None
     target_name: str | None
     model: dict[str, Any]
@@ -46,6 +48,7 @@ class Report:
             "schema_version": SCHEMA_VERSION,
             "decision": self.decision,
             "reason": self.reason,
+            "warning": self.warning,
             "target_class": self.target_class,
             "target_name": self.target_name,
             "model": self.model,
@@ -68,7 +71,11 @@ class Report:
 
     def to_text(self) -> str:
         """The report as plain text, at most 100 columns."""
-        lines = [f"Decision: {self.decision}", f"  {self.reason}", ""]
+        sentences = [self.reason, *([f"Warning: {self.warning}"] if self.warning else [])]
+        lines = [f"Decision: {self.decision}"]
+        for sentence in sentences:
+            lines += textwrap.wrap(sentence, 98, initial_indent="  ", subsequent_indent="  ")
+        lines.append("")
         rows = [("", "before", "after"), ("ACC, clean images", _percent(self.before.acc), _percent(self.after.acc))]
         for family, share in self.before.asr_surrogate.items():
             rows.append((f"surrogate ASR, {family}", _percent(share), _percent(self.after.asr_surrogate[family])))

@@ -18,8 +18,9 @@ from onp.bundle import clean_images
 from onp.bundle.demos import ARCH, NORM, demo
 from onp.cli import main
 from onp.config import DefendConfig
-from onp.defend import defend
+from onp.defend import defend, over_budget
 from onp.mask import load_mask
+from onp.metrics import Share
 from onp.triggers import load_trigger
 
 BASE = ("--arch", ARCH, "--norm", NORM, "--quiet")
@@ -75,6 +76,12 @@ def test_the_report_holds_what_it_promises(repaired):
     assert {"versions", "hardware", "seed", "model", "data"} <= report.keys()
     assert "ASR, true trigger" in (out / "report.txt").read_text()
     assert sorted(path.name for path in out.iterdir()) == ["mask.json", "model.safetensors", "report.json", "report.txt"]
+
+
+def test_a_repair_that_costs_more_than_allowed_says_so():
+    assert over_budget(Share(90, 100), Share(89, 100), 0.01) is None
+    sentence = over_budget(Share(180, 200), Share(175, 200), 0.01)
+    assert "lost 2.5 points" in sentence and "n = 200" in sentence and "allowed 1;" in sentence
 
 
 def test_the_decision_does_not_see_what_is_only_for_measuring(repaired):
