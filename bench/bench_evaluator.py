@@ -82,8 +82,10 @@ def test_score(benchmark, setting, workload, scorer):
         masks = fresh_masks(victim, workload)[:2]
         scores, expected = evaluator.score(masks), eager.score(masks)
         counts = torch.cat([scores.acc_count[:, None], scores.asr_count], 1)
-        # Random weights put some images on a near-tie; trained networks are compared in the tests.
-        assert ((counts - expected).abs() <= 1).all(), (counts, expected)
+        # Random weights put some images on a near-tie, in bfloat16 more of them; trained networks are compared in the tests.
+        allowed = 1 if evaluator.precision == "float32" else IMAGES // 20
+        assert ((counts - expected).abs() <= allowed).all(), (counts, expected)
+        benchmark.extra_info["precision"] = evaluator.precision
     call = evaluator or eager
     benchmark.pedantic(call.score, setup=lambda: ((fresh_masks(victim, workload),), {}), rounds=3, warmup_rounds=1)
     flops = sum(build_plan(victim).cost) * 2 * IMAGES * COUNTS[workload]

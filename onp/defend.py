@@ -263,7 +263,7 @@ def over_budget(before: Share, after: Share, max_acc_drop: float) -> str | None:
         return None
     return (
         f"Images that the search never saw lost {100 * lost:.1f} points of accuracy (n = {after.n}), more than the allowed "
-        f"{100 * max_acc_drop:g}; give more clean images, try another --seed or --preset thorough, or lower --max-acc-drop."
+        f"{100 * max_acc_drop:g}; give more clean images or lower --max-acc-drop."
     )
 
 
