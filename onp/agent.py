@@ -29,7 +29,7 @@ class AgentConfig:
     max_evaluations: int = 400  #: masks scored in all, the unpruned network's included; never exceeded
     draws: int = 16  #: masks scored per state
     screening: int = 4  #: masks drawn for each one scored; half are picked by first-order prediction, 1 turns it off
-    prefixes: int = 16  #: first-order prefixes of the whole network scored before the first pass
+    prefixes: int = 16  #: of two orders of the units, first-order worth and carriers, scored before the first pass
     polish: float = 0.4  #: share of the evaluations kept for single flips of the best mask, both ways
     per_layer: bool = False  #: one agent a layer instead of one for all blocks
     blocks: int = 3  #: blocks of layers a pass visits, unless `per_layer`
@@ -113,7 +113,8 @@ def train(
     reserve = int(config.polish * config.max_evaluations)
 
     if config.prefixes:
-        search.choose(prefix_masks(features.taylor, config.prefixes)[: search.left], "prefixes")
+        orders = (features.carrier, features.taylor)
+        search.choose(torch.cat([prefix_masks(order, config.prefixes) for order in orders])[: search.left], "prefixes")
 
     flat, number, measured = 0, 0, torch.ones_like(env.keep)
     while flat < config.patience and search.left > reserve:

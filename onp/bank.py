@@ -18,6 +18,7 @@ from onp.adversarial import adversarial_reach, adversarial_size, targeted_exampl
 from onp.data import ImageSet, Splits
 from onp.fitting import Fit, FitConfig, Logits, fit, success_rate
 from onp.latent import latent_directions
+from onp.memory import pulls, remember
 from onp.program import constant, gated_forward, head_input, logits_node
 from onp.surrogates import FAMILIES
 from onp.tally import TriggeredBatch
@@ -28,8 +29,10 @@ Part = Literal["build", "score", "holdout"]
 ADVERSARIAL = "adversarial"
 FAMILY_NAMES = (*(family.name for family in FAMILIES), ADVERSARIAL)
 DRIFT = "drift"
+MEMORY = "memory"
 LEAST_SPREAD = 0.1  # ten per cent: classes of one network differ by that much without a reason
-LEAST_DRIFT_SPREAD = 1.0  # and by a factor of e in how many changed images they attract
+# And by a factor of e in how many changed images they attract, and by a fifth of the logits' spread in what is remembered.
+LEAST_SPREAD_OF = {DRIFT: 1.0, MEMORY: 0.2}
 DRIFT_COPIES = 4
 WORTHWHILE = 0.15  # share of the loudest family's weight
 QUIET = 0.5  # evidence below this is noise
@@ -63,16 +66,15 @@ class Surrogate:
 
 @dataclass(frozen=True)
 class Scan:
-    """How much effort it takes to reach each class, by every witness (`latent`, `drift` and the families)."""
+    """How much effort it takes to reach each class, by every witness (`latent`, `drift`, `memory` and the families)."""
 
-    efforts: dict[str, tuple[float, ...]]  #: log of cost over success, per class
+    efforts: dict[str, tuple[float, ...]]  #: log of cost over success, per class; of `memory`: the pull, negated
 
     @property
     def witnesses(self) -> dict[str, tuple[float, ...]]:
         """Evidence per class: positive where a class is anomalously cheap."""
-        least = {DRIFT: LEAST_DRIFT_SPREAD}
         return {
-            name: tuple(evidence(effort, k, least=least.get(name, LEAST_SPREAD)) for k in range(len(effort)))
+            name: tuple(evidence(effort, k, least=LEAST_SPREAD_OF.get(name, LEAST_SPREAD)) for k in range(len(effort)))
             for name, effort in self.efforts.items()
         }
 
@@ -144,6 +146,11 @@ def evidence(effort: Sequence[float], k: int, changed: float | None = None, leas
     return (float(middle) - (effort[k] if changed is None else changed)) / spread
 
 
+def loudness(said: float) -> float:
+    """How much a witness counts, 0 to `LOUDEST`, that gives so much evidence."""
+    return min(max(said - QUIET, 0.0), LOUDEST)
+
+
 def scan(
     victim: Victim, build: ImageSet, score: ImageSet, seed: int, config: BankConfig, tick: Callable[[], None] = lambda: None
 ) -> Scan:
@@ -156,6 +163,9 @@ def scan(
     if distances is not None:
         found["latent"] = efforts(distances, torch.ones_like(distances))
     found[DRIFT] = tuple((-drift(victim, build, seed).double().clamp_min(1e-3).log()).tolist())
+    pull = pulls(victim, remember(victim, pixels, labels), pixels, labels)
+    if pull is not None:
+        found[MEMORY] = tuple((-pull.double()).tolist())
     for family in FAMILIES:
         fitted = fit([victim.logits], family, pixels, labels, classes, seed, config.scan, tick)
         rates = [success_rate(victim.logits, partial(fitted.apply, row=k), unseen, unseen_labels, k) for k in classes]
@@ -194,7 +204,7 @@ def build_bank(
     pixels, labels = build.pixels().to(victim.device), build.labels.to(victim.device)
     unseen, unseen_labels = score.pixels().to(victim.device), score.labels.to(victim.device)
     said = {name: evidence(found.efforts[name], target) for name in FAMILY_NAMES}
-    heard = {name: min(max(each - QUIET, 0.0), LOUDEST) for name, each in said.items()}
+    heard = {name: loudness(each) for name, each in said.items()}
     if not any(heard.values()):
         heard = dict.fromkeys(heard, 1.0)
     kept: list[Surrogate] = []

@@ -24,11 +24,13 @@ class Objective:
     """The potential Phi that rewards are differences of.
 
     Phi = -S - accuracy * max(0, drop) - penalty * max(0, lost - max_acc_drop) / max(max_acc_drop, 0.005)
-    - changed * disagreement - size * share of units pruned,
+    - changed * disagreement - size * share of units pruned - remembered * share of the carriers left,
     where S is the ASR on the surrogate triggers, weighted by their evidence; drop the accuracy lost against the unpruned
     network, and lost its share of images alone; disagreement the share of changed copies of the clean images
     that were right and no longer are (0 without such copies): no gain here makes up for a loss there. Images of the target
     class weigh as much in it as all others together: pruning what leads to a class damages that class first.
+    The carriers are the units that bore the attack of the training images, as far as the norms remember it: without them, the
+    smallest mask that stops the surrogate triggers wins, and the attacker's trigger can still use the rest.
     Each is the mean of the share of images and of the mean probability: one is what counts, the other is smooth.
     """
 
@@ -37,6 +39,7 @@ class Objective:
     changed: float = 1.0
     penalty: float = 2.0
     size: float = 1.0
+    remembered: float = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +72,8 @@ class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     Reward: the difference of `Objective`'s Phi, so that an episode's return is Phi at its end minus Phi at its start.
 
     `evaluate` and `commit` are the same transitions for many masks from one state, without the gymnasium bookkeeping.
+    `carriers`: float [V], at least 0, summing to at most 1: how much each unit bore of the attack that the norms remember,
+    times how far that memory is believed; None for nothing remembered.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 (gymnasium declares it as an instance variable)
@@ -80,6 +85,7 @@ class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         weights: tuple[float, ...],
         objective: Objective | None = None,
         *,
+        carriers: Tensor | None = None,
         blocks: int = 8,
         passes: int = 1,
     ) -> None:
@@ -88,6 +94,7 @@ class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         if len(weights) != triggers or min(weights, default=0.0) < 0 or sum(weights) <= 0:
             raise InputError(f"{triggers} families of triggers need as many weights >= 0, not all 0.")
         self.victim, self.evaluator, self.objective = victim, evaluator, objective or Objective()
+        self._carriers = torch.zeros(victim.units, dtype=torch.float64) if carriers is None else carriers.double()
         self.passes = passes
         self.weights = torch.zeros(len(evaluator.families), dtype=torch.float64)
         self.weights[~copies] = torch.tensor(weights, dtype=torch.float64) / sum(weights)
@@ -173,7 +180,12 @@ class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         excess = (lost - o.max_acc_drop).clamp_min(0) / max(o.max_acc_drop, 0.005)
         disagreement = self._agreed - (scores.asr + scores.asr_soft) / 2 @ self._views
         phi = (
-            -asr - o.accuracy * drop.clamp_min(0) - o.changed * disagreement.clamp_min(0) - o.penalty * excess - o.size * pruned
+            -asr
+            - o.accuracy * drop.clamp_min(0)
+            - o.changed * disagreement.clamp_min(0)
+            - o.penalty * excess
+            - o.size * pruned
+            - o.remembered * (masks.double() @ self._carriers)
         )
         # Labels decide, not probabilities: a repair that makes the network less sure without changing its answers is fine.
         acceptable = lost <= o.max_acc_drop + 1e-9

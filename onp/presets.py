@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from onp.agent import PAPER, AgentConfig
 from onp.bank import BankConfig
+from onp.env import Objective
 from onp.fitting import FitConfig
 from onp.search import SearchConfig
 
@@ -30,5 +31,6 @@ PRESETS = {
     "fast": Preset(_FAST, SearchConfig(AgentConfig(max_evaluations=150))),
     "default": Preset(BankConfig(), SearchConfig(AgentConfig(max_evaluations=300))),
     "thorough": Preset(_THOROUGH, SearchConfig(AgentConfig(max_evaluations=3000, draws=24), rounds=2)),
-    "paper": Preset(BankConfig(), SearchConfig(replace(PAPER, max_evaluations=1000), rounds=1)),
+    # The paper reads the activations on clean images and no statistics of the norms.
+    "paper": Preset(BankConfig(), SearchConfig(replace(PAPER, max_evaluations=1000), Objective(remembered=0.0))),
 }

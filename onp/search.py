@@ -6,15 +6,31 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from onp.agent import AgentConfig, TrainResult, build_policies, train
-from onp.bank import ADVERSARIAL, Bank, BankConfig, Scan, TriggerBank, build_bank, efforts, evidence, weighed
+from onp.bank import (
+    ADVERSARIAL,
+    LEAST_SPREAD_OF,
+    LOUDEST,
+    MEMORY,
+    Bank,
+    BankConfig,
+    Scan,
+    TriggerBank,
+    build_bank,
+    efforts,
+    evidence,
+    loudness,
+    weighed,
+)
 from onp.data import ImageSet, Splits
 from onp.env import VIEWS, Objective, PruneEnv
 from onp.evaluator import Batch, Evaluator
 from onp.features import features
 from onp.graph import build_graph
 from onp.mask import Mask
+from onp.memory import pulls, remember
 from onp.metrics import predictions
 from onp.repair import repair
 from onp.tally import TriggeredBatch
@@ -62,18 +78,19 @@ def search(
     """
     graph = build_graph(victim, config.agent.relations)
     build = batch_of(victim, splits.build)
+    shifts, belief = remembered(victim, (splits.build, splits.score), bank.target)
     results: list[TrainResult] = []
     evaluations, seconds, asr_before = 0, 0.0, 1.0
     budget = config.agent.max_evaluations // config.rounds
     for number in range(config.rounds):
         agent = replace(config.agent, seed=seed + number, max_evaluations=budget)
-        known = features(victim, build, bank.batches(victim, splits, "build"), bank.weights)
+        known = features(victim, build, bank.batches(victim, splits, "build"), bank.weights, memory=shifts)
         # Clean accuracy is counted on both splits: neither trained the network, and more images make a finer scale.
         clean = batch_of(victim, splits.build, splits.score)
         copies = changed_views(victim, (splits.build, splits.score), bank.target, config, seed)
         evaluator = Evaluator(victim, clean, [*bank.batches(victim, splits, "score"), *copies])
         blocks = len(victim.layers) if agent.per_layer else agent.blocks
-        env = PruneEnv(victim, evaluator, bank.weights, config.objective, blocks=blocks)
+        env = PruneEnv(victim, evaluator, bank.weights, config.objective, carriers=belief * known.carrier, blocks=blocks)
         asr_before = float(env.outcome.asr) if number == 0 else asr_before
         policies = build_policies(graph, known, env, agent)
         results.append(train(env, policies, known, agent, progress))
@@ -116,6 +133,18 @@ def surviving(
     if not missed:
         return None
     return weighed((*bank.surrogates, *missed), bank.target)
+
+
+def remembered(victim: Victim, parts: Sequence[ImageSet], target: int) -> tuple[Tensor, float]:
+    """What the norms remember of each unit, float32 `[V]`, and how far that is believed to be about `target`, 0 to 1.
+
+    Memory that pulls to no class, or to another one, may be anything and is not acted upon.
+    """
+    pixels, labels = torch.cat([part.pixels() for part in parts]), torch.cat([part.labels for part in parts])
+    memory = remember(victim, pixels, labels)
+    pull = pulls(victim, memory, pixels, labels)
+    said = 0.0 if pull is None else evidence((-pull.double()).tolist(), target, least=LEAST_SPREAD_OF[MEMORY])
+    return memory.of_units(victim), loudness(said) / LOUDEST
 
 
 def batch_of(victim: Victim, *parts: ImageSet) -> Batch:

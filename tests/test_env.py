@@ -93,3 +93,14 @@ def test_weights_must_match_the_families(backdoored, weights):
     b = backdoored
     with pytest.raises(InputError, match="weights"):
         PruneEnv(b.victim, Evaluator(b.victim, b.score, b.score_triggered), weights)
+
+
+def test_carriers_left_lower_the_potential_by_their_share(backdoored):
+    carriers = torch.zeros(backdoored.victim.units)
+    carriers[:4] = torch.tensor([0.4, 0.3, 0.2, 0.1])
+    masks = torch.ones(3, backdoored.victim.units, dtype=torch.bool)
+    masks[1, 0] = masks[2, 1:3] = False
+    plain, pressed = env_of(backdoored), env_of(backdoored, carriers=carriers)
+    difference = plain.evaluate(masks).phi - pressed.evaluate(masks).phi
+    expected = Objective().remembered * torch.tensor([1.0, 0.6, 0.5])
+    torch.testing.assert_close(difference, expected, rtol=0, atol=1e-5)

@@ -81,6 +81,18 @@ def test_bn_divergence_is_zero_where_the_running_statistics_fit():
     assert divergence[torch.arange(8) != 5].abs().max() < 0.01
 
 
+def test_carriers_bear_attack_and_are_remembered(backdoored, known):
+    b = backdoored
+    assert not known.carrier.any(), "nothing was said to be remembered"
+    memory = torch.randn(b.victim.units, generator=torch.Generator().manual_seed(0))
+    carrier = features(b.victim, b.build, b.build_triggered, (1.0,), memory=memory).carrier
+    assert float(carrier.sum()) == pytest.approx(1, abs=1e-5)
+    assert bool(((carrier > 0) == ((memory > 0) & (known.attack > 0))).all())
+    pair = (carrier > 0).nonzero()[:2, 0]
+    ratio = memory[pair] * known.attack[pair]
+    assert float(carrier[pair[0]] / carrier[pair[1]]) == pytest.approx(float(ratio[0] / ratio[1]), rel=1e-3)
+
+
 def test_networks_without_norms_and_with_depthwise_convs_have_finite_features():
     for spec, size in (("mobilenet_v2:width=8", 32), ("preact_resnet18:width=4", 16)):
         victim = victim_from_module(build_network(spec), Normalisation.parse("none"), (3, size, size))

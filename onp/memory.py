@@ -1,0 +1,138 @@
+"""What the batch norms remember of the training images that the clean ones do not show.
+
+A batch norm keeps the mean of each channel over the images it was trained on. Where a share of them carried a trigger, that
+mean lies away from the mean over clean images, by the share times what the trigger changes in the channel: a backdoored
+network with batch norms carries an average of its own attack with it, whatever the trigger looks like. (That the statistics
+differ is what BNP prunes by: Zheng et al., NeurIPS 2022, "Pre-activation Distributions Expose Backdoor Neurons".)
+
+Another mix of classes moves the means too. Those moves lie in the span of the class means, which clean images show, and what
+lies in that span is taken out: what is left is not explained by any mix of the clean images' classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from onp.capture import op_name
+from onp.program import constant, run_graph
+from onp.victim import Victim
+
+SHARE = 0.1  # of the training images, taken to carry the trigger; what is remembered is divided by it
+LATE = 0.25  # share of the norms, the last ones, that are asked which class they pull to: there channels mean classes
+CHANNELS_PER_CLASS = 2  # fewer, and a mix of classes could explain anything
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """Per batch norm of the captured graph, in execution order, what it remembers beyond the clean images' classes."""
+
+    shifts: dict[str, Tensor]  #: node name: float32 [C] on the CPU, in running standard deviations; above 0: more in training
+
+    def of_units(self, victim: Victim) -> Tensor:
+        """The shift of each unit, float32 [V]; 0 where no norm reads it.
+
+        A unit has the shift of its own norm, or of the first norm that reads the sum it is added to.
+        """
+        out = torch.zeros(victim.units)
+        readers = _reading_norms(victim)
+        for layer in victim.layers:
+            shift = self.shifts.get(readers.get(layer.node, ""))
+            if shift is not None and len(shift) == layer.units:
+                out[layer.offset : layer.offset + layer.units] = shift
+        return out
+
+
+def remember(victim: Victim, images: Tensor, labels: Tensor) -> Memory:
+    """Compare the running means with those of clean images float32 `[N, C, H, W]` in [0, 1] with labels int64 `[N]`.
+
+    One forward pass. Norms without running statistics or with too few channels for the number of classes are left out.
+    """
+    norms = _norms(victim.program)
+    means: dict[str, list[Tensor]] = {norm.name: [] for norm in norms}
+    read: dict[fx.Node, list[str]] = {}
+    for norm in norms:
+        read.setdefault(norm.args[0], []).append(norm.name)
+
+    def record(node: fx.Node, value: Any) -> Any:
+        for name in read.get(node, ()):
+            means[name].append(value.flatten(2).mean(2) if value.dim() > 2 else value)
+        return value
+
+    with torch.no_grad():
+        for part in images.split(64):
+            run_graph(victim.program, victim.normalisation(part.to(victim.device)), record)
+    classes = labels.unique()
+    shifts = {}
+    for norm in norms:
+        found = torch.cat(means[norm.name]).double().cpu()
+        if found.shape[1] >= CHANNELS_PER_CLASS * len(classes):
+            running, variance = (constant(victim.program, norm.args[i]).double().cpu() for i in (3, 4))
+            spread = variance.clamp_min(1e-12).sqrt()
+            by_class = torch.stack([found[labels.cpu() == k].mean(0) for k in classes.cpu()]) - found.mean(0)
+            shifts[norm.name] = _outside((running - found.mean(0)) / spread, by_class / spread).float()
+    return Memory(shifts)
+
+
+@torch.no_grad()
+def pulls(victim: Victim, memory: Memory, images: Tensor, labels: Tensor) -> Tensor | None:
+    """How far what is remembered pulls images of other classes to each class, float32 `[classes]`.
+
+    The late norms' outputs are shifted, one norm at a time, as a trigger on `SHARE` of the training images would have to shift
+    them; a class's pull is the rise of its logit, in standard deviations of all logits, mean over images and norms.
+    None without such a norm.
+    """
+    names = list(memory.shifts)
+    late = names[-max(1, round(LATE * len(_norms(victim.program)))) :]
+    if not late:
+        return None
+    inputs = victim.normalisation(images.to(victim.device))
+    plain = torch.cat([victim.model(part) for part in inputs.split(64)]).cpu()
+    rises = []
+    for name in late:
+
+        def push(node: fx.Node, value: Any, name: str = name) -> Any:
+            if node.name != name:
+                return value
+            scale = constant(victim.program, node.args[1]) if isinstance(node.args[1], fx.Node) else 1.0
+            shift = scale * memory.shifts[name].to(value) / SHARE
+            return value + shift.view(1, -1, *[1] * (value.dim() - 2))
+
+        pushed = torch.cat([run_graph(victim.program, part, push)[0] for part in inputs.split(64)]).cpu()
+        rises.append((pushed - plain) / plain.std())
+    rise = torch.stack(rises).mean(0)
+    return torch.stack([rise[labels.cpu() != k, k].mean() for k in range(victim.classes)])
+
+
+def _outside(shift: Tensor, span: Tensor) -> Tensor:
+    """The part of `shift` [C] that no combination of the rows of `span` [K, C] makes."""
+    return shift - span.T @ torch.linalg.lstsq(span.T, shift[:, None]).solution[:, 0]
+
+
+def _norms(program: fx.GraphModule) -> list[fx.Node]:
+    """Batch norms with stored statistics, in execution order."""
+    nodes = [node for node in program.graph.nodes if op_name(node) == "batch_norm"]
+    return [node for node in nodes if all(isinstance(node.args[i], fx.Node) for i in (3, 4))]
+
+
+def _reading_norms(victim: Victim) -> dict[str, str]:
+    """Per layer node, the first batch norm that reads it through sums and other channelwise operations of its width."""
+    readers = {}
+    for layer in victim.layers:
+        reached = {layer.node}
+        for node in victim.program.graph.nodes:
+            if not any(source.name in reached for source in node.all_input_nodes):
+                continue
+            if op_name(node) == "batch_norm":
+                readers[layer.node] = node.name
+                break
+            if op_name(node) in _PASSING:
+                reached.add(node.name)
+    return readers
+
+
+# Channel k of the output is made of channel k of the inputs.
+_PASSING = frozenset({"add", "relu", "max_pool2d", "avg_pool2d"})
