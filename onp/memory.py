@@ -55,7 +55,7 @@ def remember(victim: Victim, images: Tensor, labels: Tensor) -> Memory:
     means: dict[str, list[Tensor]] = {norm.name: [] for norm in norms}
     read: dict[fx.Node, list[str]] = {}
     for norm in norms:
-        read.setdefault(norm.args[0], []).append(norm.name)
+        read.setdefault(_argument(norm, 0), []).append(norm.name)
 
     def record(node: fx.Node, value: Any) -> Any:
         for name in read.get(node, ()):
@@ -70,7 +70,7 @@ def remember(victim: Victim, images: Tensor, labels: Tensor) -> Memory:
     for norm in norms:
         found = torch.cat(means[norm.name]).double().cpu()
         if found.shape[1] >= CHANNELS_PER_CLASS * len(classes):
-            running, variance = (constant(victim.program, norm.args[i]).double().cpu() for i in (3, 4))
+            running, variance = (constant(victim.program, _argument(norm, i)).double().cpu() for i in (3, 4))
             spread = variance.clamp_min(1e-12).sqrt()
             by_class = torch.stack([found[labels.cpu() == k].mean(0) for k in classes.cpu()]) - found.mean(0)
             shifts[norm.name] = _outside((running - found.mean(0)) / spread, by_class / spread).float()
@@ -116,6 +116,12 @@ def _norms(program: fx.GraphModule) -> list[fx.Node]:
     """Batch norms with stored statistics, in execution order."""
     nodes = [node for node in program.graph.nodes if op_name(node) == "batch_norm"]
     return [node for node in nodes if all(isinstance(node.args[i], fx.Node) for i in (3, 4))]
+
+
+def _argument(norm: fx.Node, i: int) -> fx.Node:
+    argument = norm.args[i]
+    assert isinstance(argument, fx.Node)
+    return argument
 
 
 def _reading_norms(victim: Victim) -> dict[str, str]:
