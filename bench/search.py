@@ -1,6 +1,7 @@
 """The agent against simpler searches at an equal number of evaluations: `python bench/search.py --seeds 0 1 2`.
 
-Same victims, same bank, same objective; the true trigger only measures. Also, on at least 200 random masks per victim, the
+Same victims, same bank, same objective, but for the agent without memory, which is not told what the norms remember; the true
+trigger only measures. Also, on at least 200 random masks per victim, the
 rank correlation between the surrogate ASR that the search sees and the true ASR. Writes bench/results/search.json.
 """
 
@@ -28,27 +29,35 @@ from onp.graph import build_graph
 from onp.peers import random_search, taylor
 from onp.presets import PRESETS
 from onp.report import hardware, versions
-from onp.search import batch_of, changed_views
+from onp.search import batch_of, changed_views, remembered
 from onp.tally import TriggeredBatch
 from onp.triggers import load_trigger
 from onp.victim import Victim, load_victim
 
 PRESET = PRESETS["default"].with_max_acc_drop(0.01)
-SEARCHES = ("agent", "agent without edges", "greedy first-order", "random")
+SEARCHES = ("agent", "agent without edges", "agent without memory", "greedy carriers", "greedy first-order", "random")
 
 
-def run(name: str, victim: Victim, splits: Splits, bank: Bank, known: NodeFeatures, evaluations: int, seed: int) -> Tensor:
+def run(name: str, victim: Victim, splits: Splits, bank: Bank, evaluations: int, seed: int) -> Tensor:
     """The mask, bool [U], that a search finds with so many evaluations."""
     parts = (splits.build, splits.score)
     copies = changed_views(victim, parts, bank.target, PRESET.search, seed)
     evaluator = Evaluator(victim, batch_of(victim, *parts), [*bank.batches(victim, splits, "score"), *copies])
     agent = replace(PRESET.search.agent, seed=seed, max_evaluations=evaluations)
-    env = PruneEnv(victim, evaluator, bank.weights, PRESET.search.objective, blocks=agent.blocks)
+    shifts, belief = remembered(victim, parts, bank.target)
+    if name == "agent without memory":
+        shifts, belief = torch.zeros_like(shifts), 0.0
+    triggered = bank.batches(victim, splits, "build")
+    known = features(victim, batch_of(victim, splits.build), triggered, bank.weights, memory=shifts)
+    carriers = belief * known.carrier
+    env = PruneEnv(victim, evaluator, bank.weights, PRESET.search.objective, carriers=carriers, blocks=agent.blocks)
+    if name == "greedy carriers":
+        return taylor.search(env, known.carrier, evaluations, seed)
     if name == "greedy first-order":
         return taylor.search(env, known.taylor, evaluations, seed)
     if name == "random":
         return random_search.search(env, None, evaluations, seed)
-    agent = agent if name == "agent" else replace(agent, relations=())
+    agent = replace(agent, relations=()) if name == "agent without edges" else agent
     graph = build_graph(victim, agent.relations)
     return train(env, build_policies(graph, known, env, agent), known, agent).keep
 
@@ -89,10 +98,9 @@ def main() -> None:
             found = scan(victim, splits.build, splits.score, seed, PRESET.bank)
             models = (victim.logits,)
             bank = build_bank(victim, models, found, found.suspect, splits.build, splits.score, seed, PRESET.bank)
-            known = features(victim, batch_of(victim, splits.build), bank.batches(victim, splits, "build"), bank.weights)
             for search in SEARCHES:
                 start = time.monotonic()
-                keep = run(search, victim, splits, bank, known, options.evaluations, seed)
+                keep = run(search, victim, splits, bank, options.evaluations, seed)
                 scores = truth.score(keep[None])
                 row = {"demo": name, "seed": seed, "search": search, "asr": float(scores.asr[0, 0])}
                 row |= {"acc_drop": float(untouched.acc[0] - scores.acc[0]), "pruned": int((~keep).sum())}
@@ -100,6 +108,7 @@ def main() -> None:
                 print(json.dumps(rows[-1]), flush=True)
             if seed == options.seeds[0]:
                 seen = Evaluator(victim, batch_of(victim, splits.score), bank.batches(victim, splits, "score"))
+                known = features(victim, batch_of(victim, splits.build), bank.batches(victim, splits, "build"), bank.weights)
                 masks = random_masks(victim, known, options.masks, seed)
                 surrogate, real = seen.score(masks), truth.score(masks)
                 weighted = (surrogate.asr_soft @ torch.tensor(bank.weights, dtype=torch.float64)).numpy()
