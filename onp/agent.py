@@ -113,7 +113,7 @@ def train(
     reserve = int(config.polish * config.max_evaluations)
 
     if config.prefixes:
-        orders = (features.carrier, features.taylor)
+        orders = (features.density, features.taylor)
         search.choose(torch.cat([prefix_masks(order, config.prefixes) for order in orders])[: search.left], "prefixes")
 
     flat, number, measured = 0, 0, torch.ones_like(env.keep)

@@ -33,6 +33,7 @@ from onp.victim import Victim
 ACTIVATION_MOMENTS = ("act_mean", "act_std", "act_skew", "act_zero", "act_max")
 # A backdoored network may lose 1 point of accuracy for 100 points of ASR; scores must not trade them one to one.
 COST_WEIGHT = 10.0
+LEAST_COST = 0.002  # soft accuracy; a first-order cost below it is as good as none
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,11 @@ class NodeFeatures:
     def taylor(self) -> Tensor:
         """float32 [V]; above 0 where pruning the unit alone should take more of the attack than it costs accuracy."""
         return _worth(self.attack, self.cost)
+
+    @property
+    def density(self) -> Tensor:
+        """float32 [V], at least 0: remembered attack that goes with the unit for each bit of accuracy that does."""
+        return self.carrier / (self.cost.clamp_min(0) + LEAST_COST)
 
     def at(self, keep: Tensor) -> NodeFeatures:
         """The same features with `attack` and `cost` measured anew in the network pruned to `keep`, bool [V].

@@ -28,8 +28,8 @@ _FAST = BankConfig(scan=FitConfig(steps=40, images=8), refine=FitConfig(steps=40
 _THOROUGH = BankConfig(scan=FitConfig(steps=120, images=24), refine=FitConfig(steps=150, images=32, keep=0.97), starts=8)
 
 PRESETS = {
-    "fast": Preset(_FAST, SearchConfig(AgentConfig(max_evaluations=150))),
-    "default": Preset(BankConfig(), SearchConfig(AgentConfig(max_evaluations=300))),
+    "fast": Preset(_FAST, SearchConfig(AgentConfig(max_evaluations=100))),
+    "default": Preset(BankConfig(), SearchConfig(AgentConfig(max_evaluations=200))),
     "thorough": Preset(_THOROUGH, SearchConfig(AgentConfig(max_evaluations=3000, draws=24), rounds=2)),
     # The paper reads the activations on clean images and no statistics of the norms.
     "paper": Preset(BankConfig(), SearchConfig(replace(PAPER, max_evaluations=1000), Objective(remembered=0.0))),
