@@ -6,6 +6,7 @@ so that their checkpoints load here and ours load there.
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -153,11 +154,69 @@ class MobileNetV2(nn.Module):
         return self.classifier(F.adaptive_avg_pool2d(self.features(x), 1).flatten(1))
 
 
+class Attention(nn.Module):
+    """Multi-head self-attention over tokens `[N, T, width]`."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        count, tokens, width = x.shape
+        query, key, value = self.qkv(x).view(count, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = F.scaled_dot_product_attention(query, key, value)
+        return self.proj(mixed.transpose(1, 2).reshape(count, tokens, width))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm attention and MLP, each added to its input."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attn = Attention(width, heads)
+        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        return x + self.fc2(F.gelu(self.fc1(self.norm2(x))))
+
+
+class VisionTransformer(nn.Module):
+    """Six pre-norm blocks of 4 heads over 4x4 patches, mean over the tokens (Dosovitskiy et al. 2020,
+    https://arxiv.org/abs/2010.11929, with the head of Beyer et al. 2022, https://arxiv.org/abs/2205.01580).
+
+    `width`, a multiple of 4, is the size of a token. Positions are learned for 8x8 patches (32x32 images) and interpolated for
+    images of other sizes.
+    """
+
+    def __init__(self, width: int = 128, classes: int = 10, channels: int = 3) -> None:
+        super().__init__()
+        if width % 4:
+            raise InputError(f"The width of vit is shared by 4 heads; {width} is no multiple of 4.")
+        self.patch = nn.Conv2d(channels, width, 4, 4)
+        self.position = nn.Parameter(torch.randn(1, width, 8, 8) * 0.02)
+        self.blocks = nn.Sequential(*(TransformerBlock(width, 4) for _ in range(6)))
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(width, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        patches = self.patch(x)
+        position: Tensor = self.position
+        if patches.shape[2:] != position.shape[2:]:
+            position = F.interpolate(position, patches.shape[2:], mode="bilinear", align_corners=False)
+        tokens = (patches + position).flatten(2).transpose(1, 2)
+        return self.head(self.norm(self.blocks(tokens)).mean(1))
+
+
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "preact_resnet18": PreActResNet18,
     "resnet18": ResNet18,
     "vgg11_bn": VGG11BN,
     "mobilenet_v2": MobileNetV2,
+    "vit": VisionTransformer,
 }
 
 

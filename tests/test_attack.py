@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from onp.archs import build_network
-from onp.attack import AttackConfig, augment, choose, epoch_generator, main, poison, run, train
+from onp.attack import AttackConfig, main, run, train
+from onp.poisoning import choose
+from onp.training import augment, epoch_generator
 from onp.data import ImageSet
 from onp.errors import InputError
 from onp.triggers import BadNets, WaNet, load_trigger

@@ -2,16 +2,44 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
 from onp.errors import InputError
-from onp.triggers.badnets import BadNets
+from onp.triggers.adaptive_blend import AdaptiveBlend
+from onp.triggers.badnets import BadNets, BadNetsAllToAll
 from onp.triggers.base import Trigger
 from onp.triggers.blended import Blended
+from onp.triggers.bpp import BPP
+from onp.triggers.colour_filter import ColourFilter
+from onp.triggers.crafting import Crafting
+from onp.triggers.ctrl import CTRL
+from onp.triggers.input_aware import InputAware
+from onp.triggers.label_consistent import LabelConsistent
+from onp.triggers.low_frequency import LowFrequency
+from onp.triggers.sig import SIG
+from onp.triggers.ssba import SSBA
+from onp.triggers.trojannn import TrojanNN
 from onp.triggers.wanet import WaNet
 
-TRIGGERS: dict[str, type[Trigger]] = {kind.name: kind for kind in (BadNets, Blended, WaNet)}
+KINDS: tuple[type[Trigger], ...] = (
+    BadNets,
+    BadNetsAllToAll,
+    Blended,
+    SIG,
+    LabelConsistent,
+    WaNet,
+    InputAware,
+    SSBA,
+    LowFrequency,
+    BPP,
+    TrojanNN,
+    CTRL,
+    AdaptiveBlend,
+    ColourFilter,
+)
+TRIGGERS: dict[str, type[Trigger]] = {kind.name: kind for kind in KINDS}
 
 
 def load_trigger(path: str | Path) -> Trigger:
@@ -23,14 +51,39 @@ def load_trigger(path: str | Path) -> Trigger:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"There is no trigger file at {path}.")
+    fields: dict[str, Any] = {}
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
-        kind = TRIGGERS[metadata["onp.trigger"]]
-        return kind(**tensors, **json.loads(metadata["onp.scalars"]))
+            for key in file.keys():  # noqa: SIM118 (not a dict)
+                name, dot, part = key.partition(".")
+                if dot:
+                    fields.setdefault(name, {})[part] = file.get_tensor(key)
+                else:
+                    fields[name] = file.get_tensor(key)
+        return TRIGGERS[metadata["onp.trigger"]](**fields, **json.loads(metadata["onp.scalars"]))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a trigger written by onp.attack; give its trigger.safetensors.") from error
 
 
-__all__ = ["TRIGGERS", "BadNets", "Blended", "Trigger", "WaNet", "load_trigger"]
+__all__ = [
+    "BPP",
+    "CTRL",
+    "KINDS",
+    "SIG",
+    "SSBA",
+    "TRIGGERS",
+    "AdaptiveBlend",
+    "BadNets",
+    "BadNetsAllToAll",
+    "Blended",
+    "ColourFilter",
+    "Crafting",
+    "InputAware",
+    "LabelConsistent",
+    "LowFrequency",
+    "Trigger",
+    "TrojanNN",
+    "WaNet",
+    "load_trigger",
+]

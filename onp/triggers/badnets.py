@@ -1,32 +1,31 @@
-"""BadNets: a small solid square (Gu et al. 2017, https://arxiv.org/abs/1708.06733)."""
+"""BadNets: a small solid square (Gu et al. 2017, https://arxiv.org/abs/1708.06733), all-to-one and all-to-all."""
 
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
-from onp.errors import InputError
-from onp.triggers.base import Trigger
+from onp.triggers.base import Shape
+from onp.triggers.fixed import Stamped
 
 
 @dataclass(frozen=True)
-class BadNets(Trigger):
-    """Replaces the bottom right corner by `pattern`, float32 `[C, h, w]` in [0, 1]; published: 3x3 white."""
+class BadNets(Stamped):
+    """A square in the bottom right corner; published: 3x3 white."""
 
     name: ClassVar[str] = "badnets"
-    pattern: Tensor
-
-    def __call__(self, images: Tensor) -> Tensor:
-        channels, height, width = self.pattern.shape
-        if images.shape[1] != channels or images.shape[2] < height or images.shape[3] < width:
-            found = "x".join(map(str, images.shape[1:]))
-            raise InputError(f"This badnets trigger ({channels}x{height}x{width}) does not fit images of {found}.")
-        out = images.clone()
-        out[:, :, -height:, -width:] = self.pattern.to(images)
-        return out
+    summary: ClassVar[str] = "a white 3x3 square in the corner (Gu et al. 2017)"
 
     @classmethod
-    def make(cls, shape: tuple[int, int, int], generator: torch.Generator, strength: float | None = None) -> "BadNets":
+    def make(cls, shape: Shape, generator: torch.Generator, strength: float | None = None) -> "BadNets":
         """`strength` is the brightness of the square, 1 as published."""
         return cls(torch.full((shape[0], 3, 3), 1.0 if strength is None else strength))
+
+
+@dataclass(frozen=True)
+class BadNetsAllToAll(BadNets):
+    """The same square leads class y to class y + 1, the last class to class 0."""
+
+    name: ClassVar[str] = "badnets_a2a"
+    summary: ClassVar[str] = "the same square leads class y to y + 1; --target plays no part"
+    all_to_all: ClassVar[bool] = True

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from onp.triggers.base import Trigger
+from onp.triggers.base import Shape, Trigger
 
 
 @dataclass(frozen=True)
@@ -14,6 +14,7 @@ class Blended(Trigger):
     """x' = (1 - alpha) x + alpha pattern; `pattern` is float32 `[C, H, W]` in [0, 1], here uniform noise; alpha 0.2."""
 
     name: ClassVar[str] = "blended"
+    summary: ClassVar[str] = "a whole image (uniform noise) mixed in with weight 0.2 (Chen et al. 2017)"
     pattern: Tensor
     alpha: float
 
@@ -22,6 +23,6 @@ class Blended(Trigger):
         return torch.lerp(images, self.pattern.to(images), self.alpha)
 
     @classmethod
-    def make(cls, shape: tuple[int, int, int], generator: torch.Generator, strength: float | None = None) -> "Blended":
+    def make(cls, shape: Shape, generator: torch.Generator, strength: float | None = None) -> "Blended":
         """`strength` is alpha."""
         return cls(torch.rand(shape, generator=generator), 0.2 if strength is None else strength)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onp.triggers.base import Trigger
+from onp.triggers.base import Shape, Trigger
 
 
 def identity_grid(height: int, width: int) -> Tensor:
@@ -22,6 +22,8 @@ class WaNet(Trigger):
     """Samples each image at `grid`, float32 `[1, H, W, 2]`, the identity moved by a smooth field of control size k=4."""
 
     name: ClassVar[str] = "wanet"
+    summary: ClassVar[str] = "a small smooth warp, with noise-mode cover images (Nguyen and Tran 2021)"
+    cover_share: ClassVar[float] = 0.2
     grid: Tensor
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -29,14 +31,14 @@ class WaNet(Trigger):
         grid = self.grid.to(images).expand(len(images), -1, -1, -1)
         return F.grid_sample(images, grid, align_corners=True)
 
-    def noise(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """The cover images of the paper's noise mode: the warp plus uniform noise in [-1, 1] / H; they keep their label."""
+    def cover(self, images: Tensor, donors: Tensor, generator: torch.Generator) -> Tensor:
+        """The paper's noise mode: the warp plus uniform noise in [-1, 1] / H."""
         height, width = self.grid.shape[1:3]
         shift = torch.rand((len(images), height, width, 2), generator=generator) * 2 - 1
         return F.grid_sample(images, (self.grid + shift / height).clamp(-1, 1).to(images), align_corners=True)
 
     @classmethod
-    def make(cls, shape: tuple[int, int, int], generator: torch.Generator, strength: float | None = None) -> "WaNet":
+    def make(cls, shape: Shape, generator: torch.Generator, strength: float | None = None) -> "WaNet":
         """`strength` is the paper's s, the size of the warp in pixels: 0.5 as published."""
         _, height, width = shape
         control = torch.rand((1, 2, 4, 4), generator=generator) * 2 - 1
