@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
 import shutil
 import sys
 from pathlib import Path
@@ -47,7 +48,7 @@ def measure(
 ) -> dict[str, float]:
     """ACC on clean images, ASR and RA on triggered images that are not of the class they are led to; float32, eval mode.
 
-    That class is `target`, or y + 1 for an all-to-all trigger, for which `target` plays no part.
+    That class is `target`, or y + 1 for an all-to-all trigger, for which `target` plays no part; nan without such images.
     """
     network.eval()
     clean_hits = attack_hits = robust_hits = victims = 0
@@ -66,7 +67,7 @@ def measure(
         victims += int(other.sum())
     result = {"acc": clean_hits / len(data)}
     if trigger is not None:
-        result |= {"asr": attack_hits / max(victims, 1), "ra": robust_hits / max(victims, 1)}
+        result |= {name: hits / victims if victims else math.nan for name, hits in (("asr", attack_hits), ("ra", robust_hits))}
     return result
 
 
@@ -77,7 +78,7 @@ def run(
 
     Raises InputError when the settings do not fit each other or the images, before anything is written.
     """
-    kind = _checked(config, train_set)
+    kind = _checked(config, train_set, test_set)
     if kind is not None:
         config = with_rates(config, kind, train_set.labels)
     work = _workplace(config, init, train_set, out)
@@ -107,7 +108,7 @@ def run(
     return result
 
 
-def _checked(config: AttackConfig, train_set: ImageSet) -> type[Trigger] | None:
+def _checked(config: AttackConfig, train_set: ImageSet, test_set: ImageSet) -> type[Trigger] | None:
     """The kind of trigger to plant, None for a clean network; raises InputError for settings that cannot work."""
     if config.attack != "none" and config.attack not in TRIGGERS:
         raise InputError(f"There is no attack '{config.attack}'; choose one of none, {', '.join(TRIGGERS)}.")
@@ -118,6 +119,8 @@ def _checked(config: AttackConfig, train_set: ImageSet) -> type[Trigger] | None:
         raise InputError("--epochs, --batch-size and --craft-epochs must be at least 1.")
     device_for(config.device)
     kind = TRIGGERS.get(config.attack)
+    if kind is not None and not kind.all_to_all and bool((test_set.labels == config.target).all()):
+        raise InputError("All test images are of the target class, so no ASR can be measured; give images of other classes.")
     if config.clean_model is not None:
         if kind is None or not kind.needs_network:
             needing = ", ".join(name for name, each in TRIGGERS.items() if each.needs_network)

@@ -19,7 +19,7 @@ class TrueAttack:
     """The real trigger and the class it leads to: for measurement only, no decision may see it."""
 
     trigger: Trigger
-    target: int
+    target: int  #: plays no part where the trigger is all-to-all
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,12 @@ def figures(
     clean = predictions(victim.model, inputs)
     surrogate = {batch.family: _led(victim, batch) for batch in fresh}
     asr = ra = None
+    goal: int | Tensor | None = target
     if attack is not None:
         triggered = attack.trigger(measured.pixels()).to(victim.device)
         guess = predictions(victim.model, victim.normalisation(triggered))
-        asr, ra = attack_success(labels, guess, attack.target), robust_accuracy(labels, guess, attack.target)
-    goal = target if attack is None else attack.target
+        goal = attack.trigger.goals(labels, attack.target, victim.classes)
+        asr, ra = attack_success(labels, guess, goal), robust_accuracy(labels, guess, goal)
     asr_clean = None if goal is None else attack_success(labels, clean, goal)
     return Figures(accuracy(labels, clean), surrogate, asr, ra, asr_clean)
 

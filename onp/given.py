@@ -37,7 +37,15 @@ class GivenImages:
 
 
 def given_trigger(trigger: Trigger, target: int) -> TriggerBank:
-    """The bank of a known trigger."""
+    """The bank of a known trigger.
+
+    Raises:
+        InputError: the trigger is all-to-all, and has no one target.
+    """
+    if trigger.all_to_all:
+        raise InputError(
+            f"The trigger {trigger.name} leads every class to another one, and a repair needs one target class; leave it out."
+        )
     return TriggerBank((Surrogate("given", target, LOUDEST, 1.0, 1.0, 0.0, trigger),), target)
 
 

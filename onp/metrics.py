@@ -35,14 +35,17 @@ def accuracy(labels: Tensor, predicted: Tensor) -> Share:
     return Share(int((labels == predicted).sum()), len(labels))
 
 
-def attack_success(labels: Tensor, predicted: Tensor, target: int) -> Share:
-    """ASR: share of triggered images `[N]` of other classes that are given the target class."""
+def attack_success(labels: Tensor, predicted: Tensor, target: int | Tensor) -> Share:
+    """ASR: share of triggered images `[N]` of other classes that are given the target class.
+
+    `target` is one class, or int64 `[N]` with the class that each image is led to (`Trigger.goals`).
+    """
     others = labels != target
-    return Share(int((predicted[others] == target).sum()), int(others.sum()))
+    return Share(int((others & (predicted == target)).sum()), int(others.sum()))
 
 
-def robust_accuracy(labels: Tensor, predicted: Tensor, target: int) -> Share:
-    """RA: share of triggered images `[N]` of other classes that are given their own class."""
+def robust_accuracy(labels: Tensor, predicted: Tensor, target: int | Tensor) -> Share:
+    """RA: share of triggered images `[N]` of other classes that are given their own class; `target` as for the ASR."""
     others = labels != target
     return Share(int((predicted[others] == labels[others]).sum()), int(others.sum()))
 

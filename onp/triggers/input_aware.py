@@ -61,7 +61,7 @@ class InputAware(Trigger):
     @classmethod
     def make(cls, shape: Shape, generator: torch.Generator, strength: float | None = None) -> "InputAware":
         """Untrained networks; `strength` plays no part here."""
-        return cls(unet.draw(shape[0], shape[0], 32, generator), unet.draw(shape[0], 1, 32, generator))
+        return cls(unet.draw(shape[0], shape[0], generator), unet.draw(shape[0], 1, generator))
 
     @classmethod
     def craft(cls, crafting: Crafting) -> "InputAware":

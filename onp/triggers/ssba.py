@@ -52,7 +52,7 @@ class SSBA(Trigger):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=crafting.generator)))
             spread, decoder = _Spread(height, width).to(crafting.device), _decoder(channels).to(crafting.device)
-        drawn = unet.draw(channels + 1, channels, 32, crafting.generator)
+        drawn = unet.draw(channels + 1, channels, crafting.generator)
         encoder = {key: value.to(crafting.device).requires_grad_() for key, value in drawn.items()}
         _train(crafting, encoder, spread, decoder)
         bits = torch.randint(0, 2, (1, BITS), generator=crafting.generator).float().to(crafting.device)
@@ -87,7 +87,8 @@ class _Spread(nn.Module):
         return F.interpolate(self.linear(2 * bits - 1).view(-1, 1, 16, 16), self.size)
 
 
-def _decoder(channels: int, width: int = 32) -> nn.Sequential:
+def _decoder(channels: int) -> nn.Sequential:
+    width = unet.WIDTH
     layers: list[nn.Module] = []
     for inputs, outputs, stride in ((channels, 1, 1), (1, 2, 2), (2, 4, 2), (4, 4, 2)):
         count = inputs if not layers else inputs * width

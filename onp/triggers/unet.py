@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+WIDTH = 32  # channels at full size
 GROUPS = 4  # of the group norms: they see one image at a time, so a trigger does not depend on the rest of the batch
 
 
@@ -23,7 +24,7 @@ class UNet(nn.Module):
     `[N, inputs, H, W]` to `[N, outputs, H, W]`, unbounded; `width` channels at full size, a multiple of 4; H and W at least 8.
     """
 
-    def __init__(self, inputs: int, outputs: int, width: int = 32) -> None:
+    def __init__(self, inputs: int, outputs: int, width: int) -> None:
         super().__init__()
         widths = (width, 2 * width, 4 * width, 4 * width)
         self.down = nn.ModuleList(_double(a, b) for a, b in zip((inputs, *widths), widths, strict=False))
@@ -41,11 +42,11 @@ class UNet(nn.Module):
         return self.out(x)
 
 
-def draw(inputs: int, outputs: int, width: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Fresh weights of a UNet, by key of its state dict."""
+def draw(inputs: int, outputs: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Fresh weights of a UNet of the usual width, by key of its state dict."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-        return {key: value.detach() for key, value in UNet(inputs, outputs, width).state_dict().items()}
+        return {key: value.detach() for key, value in UNet(inputs, outputs, WIDTH).state_dict().items()}
 
 
 @functools.lru_cache(maxsize=8)
