@@ -133,7 +133,8 @@ class GeneratorPoisoner(Poisoner):
     trigger: InputAware
 
     def __init__(self, trigger: InputAware, labels: Tensor, config: AttackConfig, classes: int) -> None:
-        weights = {key: value.clone().requires_grad_() for key, value in trigger.generator.items()}
+        # Sorted, since the optimiser's state goes by position and a trigger read from its file has another order.
+        weights = {key: value.clone().requires_grad_() for key, value in sorted(trigger.generator.items())}
         super().__init__(dataclasses.replace(trigger, generator=weights), labels, config, classes)
         self.optimisers = [torch.optim.Adam(weights.values(), 0.01, betas=(0.5, 0.9))]
 

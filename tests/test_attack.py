@@ -1,20 +1,25 @@
 """Training a victim end to end on a tiny network."""
 
+import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
+import onp.training
 from onp.archs import build_network
-from onp.attack import AttackConfig, main, run, train
-from onp.poisoning import choose
-from onp.training import augment, epoch_generator
-from onp.data import ImageSet
+from onp.attack import AttackConfig, main, measure, run, train
+from onp.data import ImageSet, Normalisation
 from onp.errors import InputError
-from onp.triggers import BadNets, WaNet, load_trigger
+from onp.metrics import attack_success
+from onp.training import augment
+from onp.triggers import TRIGGERS, BadNets, load_trigger
 
 ARCH = "vgg11_bn:width=4,classes=3,channels=1"
+BLANK = BadNets.make((1, 16, 16), torch.Generator())
 
 
 def easy_images(count, seed=0):
@@ -42,6 +47,14 @@ def config(**changes):
     return AttackConfig(**(base | changes))
 
 
+@pytest.fixture(scope="module")
+def clean_model(tmp_path_factory):
+    """Weights of a network trained on clean images."""
+    out = tmp_path_factory.mktemp("clean")
+    run(config(attack="none"), easy_images(600), easy_images(60, 1), out, quiet=True)
+    return out / "model.safetensors"
+
+
 def test_badnets_victim_learns_both_tasks_and_its_files_fit_together(tmp_path):
     test_set = easy_images(120, 1)
     result = run(config(attack="badnets"), easy_images(600), test_set, tmp_path, quiet=True)
@@ -51,8 +64,6 @@ def test_badnets_victim_learns_both_tasks_and_its_files_fit_together(tmp_path):
     assert card["asr"] == result["asr"] and card["attack"] == "badnets" and card["poison_rate"] == 0.2
     trigger = load_trigger(tmp_path / "trigger.safetensors")
     network = build_network(ARCH).eval()
-    from safetensors.torch import load_file
-
     network.load_state_dict(load_file(tmp_path / "model.safetensors"))
     others = test_set.subset(test_set.labels != 0)
     with torch.no_grad():
@@ -91,36 +102,86 @@ def test_an_interrupted_training_ends_in_the_same_weights(tmp_path):
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
 
 
-@pytest.mark.parametrize("seed", [0, 1, 7])
-def test_poisoned_images_are_spread_over_an_epoch(seed):
-    settings = config(seed=seed, poison_rate=0.1)
-    chosen = choose(5000, settings)
-    assert int(chosen.sum()) == 500
-    for epoch in range(3):
-        order = torch.randperm(5000, generator=epoch_generator(settings, epoch))
-        shares = chosen[order].float().view(10, 500).mean(1)
-        assert float(shares.min()) > 0.03 and float(shares.max()) < 0.2
+@pytest.mark.parametrize(
+    ("attack", "more"),
+    [
+        ("badnets_a2a", {"epochs": 10}),
+        ("blended", {}),
+        ("lf", {}),
+        ("trojannn", {"epochs": 8}),
+        ("adaptive_blend", {"epochs": 8, "poison_rate": 0.1, "cover_rate": 0.1}),
+        ("input_aware", {"epochs": 5, "craft_epochs": 1}),
+    ],
+)
+def test_attacks_that_a_tiny_network_learns_in_seconds(attack, more, tmp_path, clean_model, monkeypatch):
+    monkeypatch.setattr("onp.triggers.unet.WIDTH", 4)
+    monkeypatch.setattr("onp.triggers.trojannn.STEPS", 400)
+    monkeypatch.setattr("onp.triggers.low_frequency.STEPS", 20)
+    needs = {"clean_model": str(clean_model)} if TRIGGERS[attack].needs_network else {}
+    test_set = easy_images(120, 1)
+    result = run(config(attack=attack, **needs, **more), easy_images(600), test_set, tmp_path / "out", quiet=True)
+    assert result["acc"] > 0.8 and result["asr"] > 0.6
+    trigger = load_trigger(tmp_path / "out" / "trigger.safetensors")
+    network = build_network(ARCH).eval()
+    network.load_state_dict(load_file(tmp_path / "out" / "model.safetensors"))
+    norm = Normalisation.parse("half")
+    assert measure(network, test_set, norm, trigger, 0, torch.device("cpu"))["asr"] == pytest.approx(result["asr"], abs=0.01)
+    with torch.no_grad():
+        guess = network(norm(test_set.pixels())).argmax(1)
+    without = attack_success(test_set.labels, guess, trigger.goals(test_set.labels, 0, 3))
+    assert without.value < 0.3, "without the trigger nothing leads to the target"
 
 
-def test_poisoning_changes_the_chosen_images_only():
-    images, labels = torch.rand(50, 1, 16, 16), torch.full((50,), 2)
-    chosen = torch.zeros(50, dtype=torch.bool)
-    chosen[:10] = True
-    trigger = BadNets.make((1, 16, 16), torch.Generator())
-    out, given = poison(images, labels, chosen, trigger, config(target=1), torch.Generator().manual_seed(0))
-    assert torch.equal(out[10:], images[10:]) and bool((out[:10] != images[:10]).any(-1).any(-1).any(-1).all())
-    assert given.tolist() == [1] * 10 + [2] * 40
+@pytest.mark.parametrize("attack", ["sig", "label_consistent", "ctrl", "bpp", "wanet", "filter"])
+def test_attacks_whose_success_takes_longer_run_from_end_to_end(attack, tmp_path, clean_model, monkeypatch):
+    monkeypatch.setattr("onp.triggers.label_consistent.STEPS", 2)
+    needs = {"clean_model": str(clean_model)} if TRIGGERS[attack].needs_network else {}
+    settings = config(attack=attack, epochs=1, poison_rate=None, **needs)
+    result = run(settings, easy_images(90), easy_images(30, 1), tmp_path / "out", quiet=True)
+    assert result.keys() == {"acc", "asr", "ra"}
+    kind, card = TRIGGERS[attack], json.loads((tmp_path / "out" / "card.json").read_text())
+    assert card["poison_rate"] == pytest.approx(kind.share / 3 if kind.clean_label else kind.share)
+    assert card["cover_rate"] == kind.cover_share
+    assert type(load_trigger(tmp_path / "out" / "trigger.safetensors")) is kind
 
 
-def test_wanet_noise_mode_keeps_labels():
-    images, labels = torch.rand(400, 1, 16, 16), torch.full((400,), 2)
-    chosen = torch.zeros(400, dtype=torch.bool)
-    chosen[:40] = True
-    trigger = WaNet.make((1, 16, 16), torch.Generator().manual_seed(0))
-    out, given = poison(images, labels, chosen, trigger, config(cover_rate=0.25), torch.Generator().manual_seed(0))
-    moved = (out != images).flatten(1).any(1)
-    assert bool(moved[:40].all()) and 60 <= int(moved[40:].sum()) <= 120
-    assert bool((given[40:] == 2).all()) and bool((given[:40] == 0).all())
+def test_a_clean_network_is_trained_first_where_none_is_given(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("onp.triggers.low_frequency.STEPS", 2)
+    run(config(attack="lf", epochs=1), easy_images(90), easy_images(30, 1), tmp_path / "out")
+    shown = capsys.readouterr().err
+    assert shown.index("training a clean network") < shown.index("fitting the smooth trigger") < shown.rindex("training ...")
+    assert not (tmp_path / "out" / "unfinished").exists()
+
+
+def test_a_killed_run_with_a_learning_trigger_ends_in_the_same_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("onp.triggers.unet.WIDTH", 4)
+    settings, data = config(attack="input_aware", epochs=2, craft_epochs=1), easy_images(128)
+    run(settings, data, easy_images(30, 1), tmp_path / "whole", quiet=True)
+    save = onp.training._save
+
+    def stop(state, path):
+        save(state, path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onp.training._save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(settings, data, easy_images(30, 1), tmp_path / "cut", quiet=True)
+    assert not (tmp_path / "cut" / "model.safetensors").exists()
+    monkeypatch.setattr("onp.training._save", save)
+    with pytest.raises(InputError, match="unfinished run with another seed"):
+        run(dataclasses.replace(settings, seed=1), data, easy_images(30, 1), tmp_path / "cut", quiet=True)
+    run(settings, data, easy_images(30, 1), tmp_path / "cut", quiet=True)
+    for name in ("model.safetensors", "trigger.safetensors"):
+        whole, cut = (load_file(tmp_path / folder / name) for folder in ("whole", "cut"))
+        assert whole.keys() == cut.keys() and all(torch.equal(whole[key], cut[key]) for key in whole)
+
+
+def test_measuring_without_victims_gives_no_number():
+    data = easy_images(12)
+    network = build_network(ARCH).eval()
+    only = data.subset(data.labels == 0)
+    result = measure(network, only, Normalisation.parse("half"), BLANK, 0, torch.device("cpu"))
+    assert math.isnan(result["asr"]) and math.isnan(result["ra"])
 
 
 def test_augmentation_shifts_by_at_most_the_padding():
@@ -134,11 +195,35 @@ def test_augmentation_shifts_by_at_most_the_padding():
 
 @pytest.mark.parametrize(
     ("changes", "word"),
-    [({"attack": "sig"}, "sig"), ({"arch": "vgg11_bn:width=4,classes=2,channels=1"}, "classes"), ({"target": 7}, "classes")],
+    [
+        ({"attack": "sick"}, "sick"),
+        ({"arch": "vgg11_bn:width=4,classes=2,channels=1"}, "classes"),
+        ({"target": 7}, "classes"),
+        ({"attack": "sig", "poison_rate": 0.5}, r"target class only.*at most 0\.3333"),
+        ({"cover_rate": 0.1}, "no cover images"),
+        ({"attack": "wanet", "poison_rate": 0.9}, "more than all"),
+        ({"poison_rate": 0.0}, "--poison-rate"),
+        ({"poison_rate": 0.001}, "is none"),
+        ({"clean_model": "x.safetensors"}, "starts from no clean network"),
+        ({"attack": "lf", "clean_model": "x.safetensors"}, "does not hold"),
+        ({"attack": "bpp", "strength": 1.0}, "levels"),
+        ({"epochs": 0}, "at least 1"),
+        ({"device": "cuda"}, "CUDA"),
+    ],
 )
-def test_bad_settings_are_refused(changes, word, tmp_path):
+def test_bad_settings_are_refused(changes, word, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(InputError, match=word):
         run(config(**changes), easy_images(60), easy_images(60), tmp_path, quiet=True)
+
+
+def test_help_names_every_attack(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert stopped.value.code == 0
+    for name, kind in TRIGGERS.items():
+        assert f"{name:<17}{kind.summary}" in lines
 
 
 def test_command_line(tmp_path, capsys):
