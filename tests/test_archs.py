@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from onp.archs import NETWORKS, build_network
+from onp.data import Normalisation
 from onp.errors import InputError
+from onp.evaluator import Batch, Evaluator, TriggeredBatch
+from onp.mask import Mask
+from onp.repair import repair
+from onp.victim import victim_from_module
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -27,8 +32,24 @@ def test_published_sizes():
 
 
 @pytest.mark.parametrize(
-    "spec", ["resnet19", "resnet18:width", "resnet18:width=x", "resnet18:width=0", "resnet18:depth=3", "resnet18:width=-4"]
+    "spec", ["resnet19", "resnet18:width", "resnet18:width=x", "resnet18:width=0", "resnet18:depth=3", "resnet18:width=-4", "vit:width=6"]
 )
 def test_bad_specs_are_refused(spec):
     with pytest.raises(InputError):
         build_network(spec)
+
+
+def test_the_hidden_units_of_the_vision_transformer_are_prunable():
+    torch.manual_seed(0)
+    network = build_network("vit:width=8,classes=3,channels=1").eval()
+    victim = victim_from_module(network, Normalisation.parse("none"), (1, 28, 28), 3)
+    hidden = [layer for layer in victim.layers if layer.name.endswith("fc1")]
+    assert [layer.units for layer in hidden] == [32] * 6 and len({layer.group for layer in hidden}) == 6
+    images, labels = torch.rand(40, 1, 28, 28), torch.randint(3, (40,))
+    evaluator = Evaluator(victim, Batch(images, labels), [TriggeredBatch("x", images, labels, (labels + 1) % 3)])
+    keep = torch.rand(4, victim.units) > 0.3
+    scores = evaluator.score(keep)
+    for index, row in enumerate(keep):
+        with torch.no_grad():
+            guess = repair(victim, Mask.of(victim, row)).model(images).argmax(1)
+        assert abs(float(scores.acc[index]) - float((guess == labels).float().mean())) <= 1 / 40

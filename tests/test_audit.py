@@ -1,10 +1,13 @@
 """The final figures, against a count by hand on a victim with a real backdoor."""
 
+import pytest
 import torch
 
 from onp.audit import TrueAttack, figures
 from onp.data import ImageSet
-from onp.triggers import BadNets
+from onp.errors import InputError
+from onp.given import given_trigger
+from onp.triggers import BadNets, BadNetsAllToAll
 
 
 def test_figures_count_what_they_say(backdoored):
@@ -28,3 +31,18 @@ def test_figures_count_what_they_say(backdoored):
     assert measured.asr.hits == int((stamped[others] == 1).sum()) and measured.ra.n == int(others.sum())
     assert measured.asr_clean.n == int(others.sum()), "the class of the true attack, where one is given"
     assert figures(victim, images, [], None, None, None).asr_clean is None
+
+
+def test_an_all_to_all_trigger_leads_each_class_to_the_next(backdoored):
+    victim, batch = backdoored.victim, backdoored.score
+    images = ImageSet((batch.images * 255).round().to(torch.uint8), batch.labels, ("a", "b", "c", "d"))
+    trigger = BadNetsAllToAll.make((1, 8, 8), torch.Generator())
+    measured = figures(victim, images, [], None, images, TrueAttack(trigger, 0))
+    with torch.no_grad():
+        stamped, clean = victim.model(trigger(images.pixels())).argmax(1), victim.model(images.pixels()).argmax(1)
+    goals = (images.labels + 1) % 4
+    assert measured.asr.hits == int((stamped == goals).sum()) and measured.asr.n == len(images)
+    assert measured.ra.hits == int((stamped == images.labels).sum())
+    assert measured.asr_clean.hits == int((clean == goals).sum())
+    with pytest.raises(InputError, match="one target"):
+        given_trigger(trigger, 0)

@@ -13,6 +13,14 @@ def test_asr_and_ra_leave_the_target_class_out():
     assert robust_accuracy(labels, guess, 0) == Share(1, 3)
 
 
+def test_each_image_may_have_a_target_of_its_own():
+    labels = torch.tensor([0, 0, 1, 2, 2])
+    guess = torch.tensor([1, 0, 2, 2, 1])
+    goals = (labels + 1) % 3
+    assert attack_success(labels, guess, goals) == Share(2, 5)
+    assert robust_accuracy(labels, guess, goals) == Share(2, 5)
+
+
 def test_exact_interval_against_published_values():
     # Clopper-Pearson for 0/10 and 8/10 at 95 %: 1 - 0.025 ** (1 / 10), and the table of Newcombe 1998 style examples.
     low, high = Share(0, 10).interval

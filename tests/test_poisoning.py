@@ -111,7 +111,7 @@ def test_the_generator_learns_from_the_loss_and_goes_on_from_its_state(monkeypat
     monkeypatch.setattr("onp.triggers.unet.WIDTH", 4)
     trigger = make(InputAware)
     poisoner = poisoner_for(trigger, LABELS, config(), 4)
-    images, labels, penalty = poisoner(torch.rand(400, *SHAPE), LABELS, torch.arange(400), torch.Generator().manual_seed(0))
+    images, _, penalty = poisoner(torch.rand(400, *SHAPE), LABELS, torch.arange(400), torch.Generator().manual_seed(0))
     (images.square().mean() + penalty).backward()
     poisoner.optimisers[0].step()
     assert not torch.equal(poisoner.trigger.generator["out.weight"], trigger.generator["out.weight"])
