@@ -32,7 +32,16 @@ def test_published_sizes():
 
 
 @pytest.mark.parametrize(
-    "spec", ["resnet19", "resnet18:width", "resnet18:width=x", "resnet18:width=0", "resnet18:depth=3", "resnet18:width=-4", "vit:width=6"]
+    "spec",
+    [
+        "resnet19",
+        "resnet18:width",
+        "resnet18:width=x",
+        "resnet18:width=0",
+        "resnet18:depth=3",
+        "resnet18:width=-4",
+        "vit:width=6",
+    ],
 )
 def test_bad_specs_are_refused(spec):
     with pytest.raises(InputError):

@@ -72,7 +72,7 @@ def test_clean_label_attacks_leave_every_label(name):
     changed = (out != images).flatten(1).any(1)
     assert torch.equal(given, LABELS) and torch.equal(changed, poisoner.chosen)
     assert bool((LABELS[changed] == 1).all()) and int(changed.sum()) == {"ctrl": 50}.get(name, 80)
-    with pytest.raises(InputError, match="at most 0.25"):
+    with pytest.raises(InputError, match=r"at most 0\.25"):
         poisoner_for(make(TRIGGERS[name]), LABELS, config(poison_rate=0.3), 4)
 
 
