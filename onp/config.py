@@ -36,7 +36,7 @@ class DefendConfig:
     )
     image_size: int | None = option(None, "resize the shorter side to this many pixels and crop the centre", metavar="PIXELS")
     out: str | None = option(
-        None, "new or empty folder for the repaired checkpoint, mask.json, report.json and report.txt", metavar="DIR"
+        None, "new or empty folder for the repaired checkpoint, mask.json and the report (.html, .json, .txt)", metavar="DIR"
     )
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda"))
     preset: str = option(

@@ -7,32 +7,28 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from onp import progress
-from onp.audit import TrueAttack, der, figures, find_target
+from onp.audit import der, figures
 from onp.bank import Bank, Scan, TriggerBank, build_bank, refine_steps, scan, scan_steps
-from onp.bundle.demos import ARCH, DEFAULT, NORM, demo
 from onp.config import DefendConfig
-from onp.data import ImageSet, Normalisation, Splits, check_for, load_images, split
+from onp.data import ImageSet, Splits
+from onp.details import Details, details
 from onp.errors import InputError
-from onp.given import given_images, given_trigger
+from onp.inputs import Case, read_case, with_demo
 from onp.mask import Mask
-from onp.metrics import Share, accuracy, predictions
+from onp.metrics import Share
+from onp.monitor import Monitor
 from onp.output import prepare, write_outputs
 from onp.presets import PRESETS, Preset
 from onp.repair import repair
 from onp.report import Report
 from onp.search import Found, search
-from onp.triggers import Trigger, load_trigger
-from onp.victim import Victim, load_victim
+from onp.tally import TriggeredBatch
+from onp.victim import Victim
 
 FRESH = 1000  # added to the seed of the bank that audits
-USELESS = 0.2  # of the way from chance to certainty: a model below that, or its data, is not what the user thinks
 REMOVED = 0.5  # share of the surrogate ASR that a repair must take away to be called one
 
 
@@ -41,6 +37,7 @@ class Outcome:
     """What `defend` returns: the report, and for a repair the mask and the repaired victim (else the untouched one)."""
 
     report: Report
+    details: Details
     mask: Mask
     victim: Victim
 
@@ -51,36 +48,44 @@ def defend(config: DefendConfig) -> Outcome:
     Raises:
         InputError: something given cannot be used.
     """
-    start = time.monotonic()
-    config = _with_demo(config)
+    config = with_demo(config)
     if config.out is not None:
         prepare(Path(config.out))
-    preset = _preset(config)
-    victim, clean = _load(config)
-    splits = split(clean, config.seed)
-    bank = _known_trigger(config, victim, clean, splits)
-    evaluation, attack = _measurement(config, victim, clean)
+    preset, monitor = _preset(config), Monitor(config.quiet)
+    with monitor.stage("reading the model and the images"):
+        case = read_case(config)
+    outcome = run(case, config, preset, monitor)
+    if config.out is not None:
+        write_outputs(Path(config.out), outcome.report, outcome.details, outcome.mask, outcome.victim)
+    return outcome
 
+
+def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> Outcome:
+    """The pipeline itself: evidence, triggers, search, repair, audit; reads and writes no file."""
+    victim, clean, splits, bank = case.victim, case.clean, case.splits, case.known
     found_by = None
     if bank is None:
-        found_by = _scan(victim, splits, config, preset)
+        found_by = _scan(victim, splits, config, preset, monitor)
         if max(found_by.suspicion) >= preset.bank.threshold:
-            bank = _bank(victim, found_by, found_by.suspect, splits, config.seed, config, preset)
-    found = None if bank is None else _search(victim, splits, bank, found_by, config, preset)
+            bank = _bank(victim, found_by, found_by.suspect, splits, config.seed, preset, monitor)
+    found = None if bank is None else _search(victim, splits, bank, found_by, config, preset, monitor)
 
     decision, reason = _decide(found_by, found, clean)
     mask = found.mask if found is not None and decision == "repaired" else Mask.of(victim)
     repaired = repair(victim, mask) if decision == "repaired" else victim
-    fresh = []
+    fresh: list[TriggeredBatch] = []
+    audit_bank = bank
     if bank is not None:
-        audit_bank = (
-            bank if found_by is None else _bank(victim, found_by, bank.target, splits, config.seed + FRESH, config, preset)
-        )
+        if found_by is not None:
+            audit_bank = _bank(victim, found_by, bank.target, splits, config.seed + FRESH, preset, monitor)
+        assert audit_bank is not None
         fresh = audit_bank.batches(victim, splits, "holdout")
     target = bank.target if bank else None
-    before = figures(victim, splits.holdout, fresh, target, evaluation, attack)
-    after = figures(repaired, splits.holdout, fresh, target, evaluation, attack)
-    seconds = time.monotonic() - start
+    with monitor.stage("measuring the result"):
+        before = figures(victim, splits.holdout, fresh, target, case.evaluation, case.attack)
+        after = figures(repaired, splits.holdout, fresh, target, case.evaluation, case.attack)
+        shown = details(victim, repaired, mask, splits.holdout, audit_bank, fresh, case.evaluation, case.attack)
+    seconds = sum(monitor.seconds.values())
     evaluations = found.evaluations if found else 0
     report = Report(
         decision=decision,
@@ -116,34 +121,11 @@ def defend(config: DefendConfig) -> Outcome:
             "masks_per_second": evaluations / found.seconds if found and found.seconds else 0.0,
             "wall_seconds": seconds,
         },
+        timings=dict(monitor.seconds),
         config=dataclasses.asdict(config) | {"preset": dataclasses.asdict(preset)},
         seed=config.seed,
     )
-    if config.out is not None:
-        write_outputs(Path(config.out), report, mask, repaired)
-    return Outcome(report, mask, repaired)
-
-
-def _with_demo(config: DefendConfig) -> DefendConfig:
-    """Fill in the embedded victim where no model was given."""
-    if config.model is not None:
-        if config.demo is not None:
-            raise InputError("Give either --model or --demo, not both.")
-        return config
-    if config.arch or config.data or config.norm:
-        raise InputError("There is no --model; give the checkpoint to repair, or nothing at all for the embedded example.")
-    chosen = demo(config.demo or DEFAULT)
-    trigger = str(chosen.trigger) if chosen.trigger else None
-    return dataclasses.replace(
-        config,
-        demo=chosen.name,
-        model=str(chosen.model),
-        arch=ARCH,
-        norm=NORM,
-        data=str(chosen.clean),
-        eval_data=config.eval_data or str(chosen.evaluation),
-        eval_trigger=config.eval_trigger or trigger,
-    )
+    return Outcome(report, shown, mask, repaired)
 
 
 def _preset(config: DefendConfig) -> Preset:
@@ -154,86 +136,21 @@ def _preset(config: DefendConfig) -> Preset:
     return PRESETS[config.preset].with_max_acc_drop(config.max_acc_drop)
 
 
-def _load(config: DefendConfig) -> tuple[Victim, ImageSet]:
-    """The victim and the clean images, checked against each other."""
-    if config.data is None:
-        raise InputError(
-            "Give a few hundred clean images with --data: a folder with one sub-folder per class, .npz, IDX or a tar."
-        )
-    if config.norm is None:
-        raise InputError("Say with --norm how the model's images are normalised: a preset such as cifar10, or MEAN/STD.")
-    normalisation = Normalisation.parse(config.norm)
-    clean = load_images(config.data, size=config.image_size)
-    device = _device(config.device)
-    shape = (clean.images.shape[1], clean.images.shape[2], clean.images.shape[3])
-    victim = load_victim(str(config.model), config.arch, normalisation, shape, device)
-    check_for(clean, victim.classes, victim.input_shape)
-    guess = predictions(victim.model, victim.normalisation(clean.pixels().to(device)))
-    acc, chance = accuracy(clean.labels, guess.cpu()).value, 1 / victim.classes
-    if acc < chance + USELESS * (1 - chance):
-        raise InputError(
-            f"The model is right on only {100 * acc:.0f} % of the clean images; check --norm and the order of the classes."
-        )
-    return victim, clean
-
-
-def _device(name: str) -> str:
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"There is no device '{name}'; choose auto, cpu or cuda.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("This machine has no usable CUDA device; use --device cpu.")
-    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def _images_like(path: str, victim: Victim, clean: ImageSet, config: DefendConfig, labelled: bool = True) -> ImageSet:
-    images = load_images(path, size=config.image_size, channels=victim.input_shape[0], labelled=labelled)
-    images = images.relabelled(clean.class_names)
-    if tuple(images.images.shape[1:]) != victim.input_shape:
-        found, wanted = ("x".join(map(str, shape)) for shape in (images.images.shape[1:], victim.input_shape))
-        raise InputError(f"The images in {path} are {found}, those of the model {wanted}; give images of that size.")
-    return images
-
-
-def _known_trigger(config: DefendConfig, victim: Victim, clean: ImageSet, splits: Splits) -> Bank | None:
-    """The bank of a trigger that the user has, as a function or as images; None when it must be found."""
-    if config.trigger and config.triggered_data:
-        raise InputError("Give either --trigger or --triggered-data, not both.")
-    if config.trigger:
-        known = load_trigger(config.trigger)
-        return given_trigger(known, find_target(victim, splits.score, known))
-    if config.triggered_data:
-        return given_images(victim, _images_like(config.triggered_data, victim, clean, config, labelled=False), config.seed)
-    return None
-
-
-def _measurement(config: DefendConfig, victim: Victim, clean: ImageSet) -> tuple[ImageSet | None, TrueAttack | None]:
-    """What only the report may see."""
-    if config.eval_data is None:
-        if config.eval_trigger is not None:
-            raise InputError("--eval-trigger needs --eval-data, the images to put the trigger on.")
-        return None, None
-    evaluation = _images_like(config.eval_data, victim, clean, config)
-    if config.eval_trigger is None:
-        return evaluation, None
-    true_trigger: Trigger = load_trigger(config.eval_trigger)
-    return evaluation, TrueAttack(true_trigger, find_target(victim, evaluation, true_trigger))
-
-
-def _scan(victim: Victim, splits: Splits, config: DefendConfig, preset: Preset) -> Scan:
-    with progress.stage("looking for a trigger", scan_steps(preset.bank), config.quiet) as bar:
+def _scan(victim: Victim, splits: Splits, config: DefendConfig, preset: Preset, monitor: Monitor) -> Scan:
+    with monitor.stage("looking for a trigger", scan_steps(preset.bank)) as bar:
         return scan(victim, splits.build, splits.score, config.seed, preset.bank, bar.advance)
 
 
-def _bank(
-    victim: Victim, found: Scan, target: int, splits: Splits, seed: int, config: DefendConfig, preset: Preset
-) -> TriggerBank:
-    with progress.stage("fitting surrogate triggers", refine_steps(preset.bank), config.quiet) as bar:
+def _bank(victim: Victim, found: Scan, target: int, splits: Splits, seed: int, preset: Preset, monitor: Monitor) -> TriggerBank:
+    with monitor.stage("fitting surrogate triggers", refine_steps(preset.bank)) as bar:
         models = (victim.logits,)
         return build_bank(victim, models, found, target, splits.build, splits.score, seed, preset.bank, bar.advance)
 
 
-def _search(victim: Victim, splits: Splits, bank: Bank, found: Scan | None, config: DefendConfig, preset: Preset) -> Found:
-    with progress.stage("searching for the mask", preset.search.agent.max_evaluations, config.quiet) as bar:
+def _search(
+    victim: Victim, splits: Splits, bank: Bank, found: Scan | None, config: DefendConfig, preset: Preset, monitor: Monitor
+) -> Found:
+    with monitor.stage("searching for the mask", preset.search.agent.max_evaluations) as bar:
         return search(victim, splits, bank, found, config.seed, preset.bank, preset.search, bar.advance)
 
 

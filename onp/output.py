@@ -6,8 +6,10 @@ import contextlib
 import tempfile
 from pathlib import Path
 
+from onp.details import Details
 from onp.errors import InputError
 from onp.files import write_atomically
+from onp.html import render
 from onp.mask import Mask
 from onp.repair import save_checkpoint
 from onp.report import Report
@@ -38,18 +40,20 @@ def prepare(folder: Path) -> None:
                 path.rmdir()
 
 
-def write_outputs(folder: Path, report: Report, mask: Mask, repaired: Victim) -> None:
-    """Write report.json, report.txt and, for a repair, mask.json and the checkpoint under its own name.
+def write_outputs(folder: Path, report: Report, details: Details, mask: Mask, repaired: Victim) -> None:
+    """Write report.html, report.json, report.txt and, for a repair, mask.json and the checkpoint under its own name.
 
     Raises:
         InputError: the disk refused.
     """
     try:
+        page = render(report, details)
         folder.mkdir(parents=True, exist_ok=True)
         if report.decision == "repaired":
             mask.save(folder / "mask.json")
             if repaired.checkpoint is not None:
                 save_checkpoint(repaired, folder / repaired.checkpoint.path.name)
+        write_atomically(folder / "report.html", page)
         write_atomically(folder / "report.txt", report.to_text())
         write_atomically(folder / "report.json", report.to_json())
     except OSError as error:

@@ -36,6 +36,7 @@ class Report:
     pruned: dict[str, list[int]]  #: layer -> units
     units: int  #: prunable units in all
     budget: dict[str, float]
+    timings: dict[str, float]  #: seconds by stage
     config: dict[str, Any]
     seed: int
 
@@ -58,6 +59,7 @@ class Report:
             "after": after,
             "pruned": {"count": self.pruned_count, "units": self.units, "layers": self.pruned},
             "budget": self.budget,
+            "timings": self.timings,
             "config": self.config,
             "seed": self.seed,
             "versions": versions(),

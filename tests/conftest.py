@@ -7,11 +7,15 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 import random
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from onp.config import DefendConfig
+from onp.defend import run
 from onp.features import features
+from onp.monitor import Monitor
 
 
 @pytest.fixture
@@ -23,9 +27,21 @@ def rng() -> torch.Generator:
 
 
 @pytest.fixture(scope="session")
-def backdoored():
+def small():
+    """The functions of small_backdoor.py."""
+    return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small_backdoor.py"))))
+
+
+@pytest.fixture(scope="session")
+def backdoored(small):
     """A tiny victim with a planted patch backdoor; trained once, read by all."""
-    return runpy.run_path(str(Path(__file__).with_name("small_backdoor.py")))["backdoored"]()
+    return small.backdoored()
+
+
+@pytest.fixture(scope="session")
+def outcome(small, backdoored):
+    """A repair of the tiny victim."""
+    return run(small.case(backdoored.victim), DefendConfig(quiet=True), small.PRESET, Monitor(quiet=True))
 
 
 @pytest.fixture(scope="session")

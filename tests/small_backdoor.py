@@ -6,9 +6,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onp.data import Normalisation
+from onp.agent import AgentConfig
+from onp.bank import LOUDEST, BankConfig, Surrogate, TriggerBank
+from onp.data import ImageSet, Normalisation, split
+from onp.env import Objective
 from onp.evaluator import Batch, TriggeredBatch
-from onp.victim import victim_from_module
+from onp.fitting import FitConfig
+from onp.inputs import Case
+from onp.presets import Preset
+from onp.search import SearchConfig
+from onp.victim import Victim, victim_from_module
+
+CLASSES = ("upper left", "upper right", "lower left", "lower <right>")
+FIT = FitConfig(steps=15, images=8, keep=0.97)
+PRESET = Preset(
+    BankConfig(scan=FIT, refine=FIT, starts=2), SearchConfig(AgentConfig(max_evaluations=100), Objective(max_acc_drop=0.02))
+)
 
 
 def pictures(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -59,3 +72,15 @@ def backdoored() -> SimpleNamespace:
     return SimpleNamespace(
         victim=victim, build=build, build_triggered=build_triggered, score=score, score_triggered=score_triggered
     )
+
+
+def clean_images(count: int = 200) -> ImageSet:
+    images, labels = pictures(count, torch.Generator().manual_seed(5))
+    return ImageSet((images * 255).round().byte(), labels, CLASSES)
+
+
+def case(victim: Victim) -> Case:
+    """What a run on the tiny victim is given: 200 clean images and its trigger, since four classes are few to tell it by."""
+    known = TriggerBank((Surrogate("given", 0, LOUDEST, 1.0, 1.0, 0.0, stamp),), 0)
+    clean = clean_images()
+    return Case(victim, clean, split(clean, 0), known, None, None)

@@ -97,7 +97,7 @@ def test_a_clean_model_is_left_alone(tmp_path):
     outcome = defend(DefendConfig(demo="clean", preset="fast", out=str(tmp_path / "out"), quiet=True))
     assert outcome.report.decision == "no-backdoor-evidence"
     assert bool(outcome.mask.keep.all())
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.json", "report.txt"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json", "report.txt"]
 
 
 def test_a_known_trigger_is_used():

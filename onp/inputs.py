@@ -1,0 +1,132 @@
+"""Everything a run is given, read and checked before any work: the victim, the clean images, what is for measuring only."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+
+from onp.audit import TrueAttack, find_target
+from onp.bank import Bank
+from onp.bundle.demos import ARCH, DEFAULT, NORM, demo
+from onp.config import DefendConfig
+from onp.data import ImageSet, Normalisation, Splits, check_for, load_images, split
+from onp.errors import InputError
+from onp.given import given_images, given_trigger
+from onp.metrics import accuracy, predictions
+from onp.triggers import Trigger, load_trigger
+from onp.victim import Victim, load_victim
+
+USELESS = 0.2  # of the way from chance to certainty: a model below that, or its data, is not what the user thinks
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """What a run works on."""
+
+    victim: Victim
+    clean: ImageSet
+    splits: Splits
+    known: Bank | None  #: of the trigger that the user has; None when it must be found
+    evaluation: ImageSet | None  #: other images, for measuring only
+    attack: TrueAttack | None  #: for measuring only
+
+
+def read_case(config: DefendConfig) -> Case:
+    """Read and check what the options name.
+
+    Raises:
+        InputError: something given cannot be used.
+    """
+    victim, clean = _load(config)
+    splits = split(clean, config.seed)
+    known = _known_trigger(config, victim, clean, splits)
+    return Case(victim, clean, splits, known, *_measurement(config, victim, clean))
+
+
+def with_demo(config: DefendConfig) -> DefendConfig:
+    """Fill in the embedded victim where no model was given."""
+    if config.model is not None:
+        if config.demo is not None:
+            raise InputError("Give either --model or --demo, not both.")
+        return config
+    if config.arch or config.data or config.norm:
+        raise InputError("There is no --model; give the checkpoint to repair, or nothing at all for the embedded example.")
+    chosen = demo(config.demo or DEFAULT)
+    trigger = str(chosen.trigger) if chosen.trigger else None
+    return dataclasses.replace(
+        config,
+        demo=chosen.name,
+        model=str(chosen.model),
+        arch=ARCH,
+        norm=NORM,
+        data=str(chosen.clean),
+        eval_data=config.eval_data or str(chosen.evaluation),
+        eval_trigger=config.eval_trigger or trigger,
+    )
+
+
+def _load(config: DefendConfig) -> tuple[Victim, ImageSet]:
+    """The victim and the clean images, checked against each other."""
+    if config.data is None:
+        raise InputError(
+            "Give a few hundred clean images with --data: a folder with one sub-folder per class, .npz, IDX or a tar."
+        )
+    if config.norm is None:
+        raise InputError("Say with --norm how the model's images are normalised: a preset such as cifar10, or MEAN/STD.")
+    normalisation = Normalisation.parse(config.norm)
+    clean = load_images(config.data, size=config.image_size)
+    device = _device(config.device)
+    shape = (clean.images.shape[1], clean.images.shape[2], clean.images.shape[3])
+    victim = load_victim(str(config.model), config.arch, normalisation, shape, device)
+    check_for(clean, victim.classes, victim.input_shape)
+    guess = predictions(victim.model, victim.normalisation(clean.pixels().to(device)))
+    acc, chance = accuracy(clean.labels, guess.cpu()).value, 1 / victim.classes
+    if acc < chance + USELESS * (1 - chance):
+        raise InputError(
+            f"The model is right on only {100 * acc:.0f} % of the clean images; check --norm and the order of the classes."
+        )
+    return victim, clean
+
+
+def _device(name: str) -> str:
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"There is no device '{name}'; choose auto, cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("This machine has no usable CUDA device; use --device cpu.")
+    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
+
+
+def _images_like(path: str, victim: Victim, clean: ImageSet, config: DefendConfig, labelled: bool = True) -> ImageSet:
+    images = load_images(path, size=config.image_size, channels=victim.input_shape[0], labelled=labelled)
+    images = images.relabelled(clean.class_names)
+    if tuple(images.images.shape[1:]) != victim.input_shape:
+        found, wanted = ("x".join(map(str, shape)) for shape in (images.images.shape[1:], victim.input_shape))
+        raise InputError(f"The images in {path} are {found}, those of the model {wanted}; give images of that size.")
+    return images
+
+
+def _known_trigger(config: DefendConfig, victim: Victim, clean: ImageSet, splits: Splits) -> Bank | None:
+    """The bank of a trigger that the user has, as a function or as images; None when it must be found."""
+    if config.trigger and config.triggered_data:
+        raise InputError("Give either --trigger or --triggered-data, not both.")
+    if config.trigger:
+        known = load_trigger(config.trigger)
+        return given_trigger(known, find_target(victim, splits.score, known))
+    if config.triggered_data:
+        return given_images(victim, _images_like(config.triggered_data, victim, clean, config, labelled=False), config.seed)
+    return None
+
+
+def _measurement(config: DefendConfig, victim: Victim, clean: ImageSet) -> tuple[ImageSet | None, TrueAttack | None]:
+    """What only the report may see."""
+    if config.eval_data is None:
+        if config.eval_trigger is not None:
+            raise InputError("--eval-trigger needs --eval-data, the images to put the trigger on.")
+        return None, None
+    evaluation = _images_like(config.eval_data, victim, clean, config)
+    if config.eval_trigger is None:
+        return evaluation, None
+    true_trigger: Trigger = load_trigger(config.eval_trigger)
+    return evaluation, TrueAttack(true_trigger, find_target(victim, evaluation, true_trigger))
