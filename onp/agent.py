@@ -96,11 +96,11 @@ def train(
     policies: Sequence[Policy],
     features: NodeFeatures,
     config: AgentConfig | None = None,
-    progress: Callable[[int, str], None] | None = None,
+    progress: Callable[[Update], None] | None = None,
 ) -> TrainResult:
     """Train `policies` (in place) in `env` within the budget; the env ends in the best mask found.
 
-    progress: called with (evaluations done since the last call, short note).
+    progress: called with every update.
     Raises InputError for a budget without an evaluation or a group without a comparison.
     """
     config = config or AgentConfig()
@@ -230,9 +230,9 @@ def _polish(search: _Search, features: NodeFeatures, config: AgentConfig) -> Non
 class _Search:
     """The budget, the history, and the rule for what is committed."""
 
-    def __init__(self, env: PruneEnv, budget: int, progress: Callable[[int, str], None] | None) -> None:
+    def __init__(self, env: PruneEnv, budget: int, progress: Callable[[Update], None] | None) -> None:
         self.env, self.history = env, list[Update]()
-        self._first, self._budget, self._progress, self._told = env.evaluations - 1, budget, progress, 0
+        self._first, self._budget, self._progress = env.evaluations - 1, budget, progress
 
     @property
     def evaluations(self) -> int:
@@ -262,5 +262,4 @@ class _Search:
         pruned = int((~self.env.keep).sum())
         self.history.append(Update(stage, block, self.evaluations, phi, asr, drop, pruned, *diagnostics))
         if self._progress:
-            self._progress(self.evaluations - self._told, f"{stage}: ASR {asr:.3f}, {pruned} units pruned")
-            self._told = self.evaluations
+            self._progress(self.history[-1])

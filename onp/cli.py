@@ -6,11 +6,13 @@ import argparse
 import dataclasses
 import logging
 import sys
+from pathlib import Path
 
 from onp.bundle.demos import DEMOS
 from onp.config import DefendConfig
 from onp.defend import defend
 from onp.errors import InputError
+from onp.state import FOLDER as STATE
 
 EPILOG = """\
 exit codes: 0 done (see the decision); 2 something given cannot be used; 3 a backdoor that could not be repaired
@@ -44,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     options = vars(parser().parse_args(arguments))
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=logging.INFO if options["verbose"] else logging.WARNING, format="%(message)s")
     if options.pop("list_demos"):
         print("\n".join(f"{name:<9}{text}" for name, text in DEMOS.items()))
         return 0
@@ -55,11 +57,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("Interrupted; nothing was written.", file=sys.stderr)
+        kept = config.out is not None and (Path(config.out) / STATE).exists()
+        print("Interrupted; " + ("continue with --resume." if kept else "nothing was written."), file=sys.stderr)
         return 130
+    if config.json:
+        print(outcome.report.to_json(), end="")
+        return 3 if outcome.report.decision == "not-repairable" else 0
     print(outcome.report.to_text(), end="")
     if config.out is not None:
-        print(f"Written to {config.out}")
+        print(f"Written to {config.out}; open report.html there in a browser.")
     elif outcome.report.decision == "repaired":
         print("Nothing was written; give --out DIR to keep the repaired checkpoint and the report.")
     return 3 if outcome.report.decision == "not-repairable" else 0

@@ -51,4 +51,10 @@ class DefendConfig:
     eval_trigger: str | None = option(None, "the true trigger, for measuring only", metavar="FILE")
     demo: str | None = option(None, "repair an embedded example instead; see --list-demos", metavar="NAME")
     seed: int = option(0, "same seed, same machine: same mask", metavar="N")
+    resume: bool = option(False, "continue the run that was begun in --out, or begin it")
     quiet: bool = option(False, "no progress")
+    verbose: bool = option(False, "a line for every step of the search")
+    json: bool = option(False, "for machines: report.json on stdout, progress as JSON lines on stderr")
+    tensorboard: str | None = option(
+        None, "write the course of the search and the triggers there for TensorBoard (pip install tensorboard)", metavar="DIR"
+    )

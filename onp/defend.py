@@ -6,10 +6,14 @@ Without arguments it repairs the embedded example.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
+from onp import progress
 from onp.audit import der, figures
 from onp.bank import Bank, Scan, TriggerBank, build_bank, refine_steps, scan, scan_steps
 from onp.config import DefendConfig
@@ -25,7 +29,9 @@ from onp.presets import PRESETS, Preset
 from onp.repair import repair
 from onp.report import Report
 from onp.search import Found, search
+from onp.state import State, kept_in
 from onp.tally import TriggeredBatch
+from onp.trouble import NO_MEMORY, trouble
 from onp.victim import Victim
 
 FRESH = 1000  # added to the seed of the bank that audits
@@ -45,19 +51,58 @@ class Outcome:
 def defend(config: DefendConfig) -> Outcome:
     """Look for a backdoor and repair it; writes the files when `config.out` is given.
 
+    Where `config.device` is auto and the GPU fails, the run goes on without it.
+
     Raises:
-        InputError: something given cannot be used.
+        InputError: something given cannot be used, or the machine has too little memory or disk.
     """
     config = with_demo(config)
+    if config.quiet and config.verbose:
+        raise InputError("Give either --quiet or --verbose, not both.")
+    if config.resume and config.out is None:
+        raise InputError("--resume needs --out, the folder of the run to continue.")
     if config.out is not None:
-        prepare(Path(config.out))
-    preset, monitor = _preset(config), Monitor(config.quiet)
+        prepare(Path(config.out), config.resume)
+    preset = _preset(config)
+    monitor = Monitor(config.quiet, config.verbose, config.json, config.tensorboard)
+    try:
+        return _defend(config, preset, monitor)
+    except RuntimeError as error:
+        problem = trouble(error)
+        if problem is None:
+            raise
+        if config.device != "auto" or problem == NO_MEMORY:
+            kept = " What was worked out is kept: give the same command with --resume." if config.out is not None else ""
+            raise InputError(f"{problem}; use fewer images or --device cpu.{kept}") from error
+        progress.say(f"{problem}; going on without it.")
+    # Outside the handler, so that the failed run's memory is free.
+    return _defend(dataclasses.replace(config, device="cpu"), preset, monitor)
+
+
+def _defend(config: DefendConfig, preset: Preset, monitor: Monitor) -> Outcome:
     with monitor.stage("reading the model and the images"):
         case = read_case(config)
-    outcome = run(case, config, preset, monitor)
+    state = None if config.out is None else State(Path(config.out), _facts(config, case))
+    with kept_in(state):
+        outcome = run(case, config, preset, monitor)
+    monitor.pictures(outcome.details.pictures)
     if config.out is not None:
         write_outputs(Path(config.out), outcome.report, outcome.details, outcome.mask, outcome.victim)
+    if state is not None:
+        state.remove()
     return outcome
+
+
+def _facts(config: DefendConfig, case: Case) -> dict[str, object]:
+    """What two runs must have in common for one to continue the other."""
+    wanted = ("preset", "max_acc_drop", "seed", "arch", "norm", "image_size", "trigger", "triggered_data")
+    model = hashlib.sha256()
+    for tensor in case.victim.model.state_dict().values():
+        model.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    images = hashlib.sha256(case.clean.images.contiguous().numpy().tobytes())
+    images.update(case.clean.labels.numpy().tobytes())
+    facts: dict[str, object] = {name.replace("_", "-"): getattr(config, name) for name in wanted}
+    return facts | {"model": model.hexdigest(), "data": images.hexdigest()}
 
 
 def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> Outcome:
@@ -151,7 +196,7 @@ def _search(
     victim: Victim, splits: Splits, bank: Bank, found: Scan | None, config: DefendConfig, preset: Preset, monitor: Monitor
 ) -> Found:
     with monitor.stage("searching for the mask", preset.search.agent.max_evaluations) as bar:
-        return search(victim, splits, bank, found, config.seed, preset.bank, preset.search, bar.advance)
+        return search(victim, splits, bank, found, config.seed, preset.bank, preset.search, monitor.steps(bar))
 
 
 def _decide(found_by: Scan | None, found: Found | None, clean: ImageSet) -> tuple[str, str]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onp.state import recalled
 from onp.surrogates import Family
 
 Logits = Callable[[Tensor], Tensor]  # float32 images [N, C, H, W] in [0, 1] -> [N, classes]
@@ -60,6 +61,23 @@ def fit(
         images: float32 `[N, C, H, W]` in [0, 1]; those of the target class itself are left out.
         labels: int64 `[N]`.
     """
+    name = f"fit-{family.name}-{seed}-{len(models)}-{len(targets)}-{targets[0]}"
+    found = recalled(name, lambda: _fit(models, family, images, labels, targets, seed, config, tick))
+    found = {key: value.to(images.device) for key, value in found.items()}
+    parameters = tuple(found[f"parameter.{index}"] for index in range(len(found) - 2))
+    return Fit(family, tuple(targets), parameters, found["cost"], found["worked"])
+
+
+def _fit(
+    models: Sequence[Logits],
+    family: Family,
+    images: Tensor,
+    labels: Tensor,
+    targets: Sequence[int],
+    seed: int,
+    config: FitConfig,
+    tick: Callable[[], None],
+) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     count, goal = len(targets), torch.tensor(list(targets), device=images.device)
     parameters = tuple(
@@ -99,7 +117,7 @@ def fit(
         best[~worked] = value.detach()[~worked]
     with torch.no_grad():
         final = family.cost(tuple(kept))
-    return Fit(family, tuple(targets), tuple(kept), final, worked)
+    return {"cost": final, "worked": worked, **{f"parameter.{index}": value for index, value in enumerate(kept)}}
 
 
 @torch.no_grad()

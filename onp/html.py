@@ -31,6 +31,7 @@ def render(report: Report, details: Details) -> str:
     )
     environment.filters["percent"] = lambda value, digits=1: f"{100 * value:.{digits}f}\u202f%"
     environment.filters["png"] = png
+    environment.globals["difference"] = difference
     names = details.class_names
     # The network may know classes of which no image was given.
     environment.globals["class_name"] = lambda k: names[k] if 0 <= k < len(names) else f"class {k}" if k >= 0 else "unknown"
@@ -55,6 +56,12 @@ def png(image: Tensor) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def difference(clean: Tensor, triggered: Tensor) -> Tensor:
+    """What a trigger changed, uint8 as the images: the size of the difference, the largest one white."""
+    size = (triggered.int() - clean.int()).abs()
+    return (size * 255 // size.max().clamp_min(1)).byte()
 
 
 def _rows(report: Report) -> list[dict[str, Any]]:

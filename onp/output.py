@@ -13,21 +13,27 @@ from onp.html import render
 from onp.mask import Mask
 from onp.repair import save_checkpoint
 from onp.report import Report
+from onp.state import FOLDER as STATE
 from onp.victim import Victim
 
 
-def prepare(folder: Path) -> None:
-    """Make sure, before any work, that `folder` can be written and holds nothing.
+def prepare(folder: Path, resume: bool) -> None:
+    """Make sure, before any work, that `folder` can be written and holds nothing, or where `resume` an unfinished run.
 
     Raises:
-        InputError: it is a file, holds something, or cannot be written.
+        InputError: it is a file, holds something else, or cannot be written.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; give --out the name of a new folder.")
     created = [parent for parent in (folder, *folder.absolute().parents) if not parent.exists()]
     try:
-        if folder.exists() and any(folder.iterdir()):
-            raise InputError(f"The folder {folder} is not empty; give --out a new one, so that nothing is overwritten.")
+        begun = (folder / STATE / "run.json").exists()
+        if begun and not resume:
+            raise InputError(f"The folder {folder} holds an unfinished run; continue it with --resume or give --out a new one.")
+        if not begun and folder.exists() and any(folder.iterdir()):
+            finished = resume and (folder / "report.json").exists()
+            why = "holds a finished run" if finished else "is not empty"
+            raise InputError(f"The folder {folder} {why}; give --out a new one, so that nothing is overwritten.")
         # Permissions do not tell everything (read-only disks, special file systems): try it, and leave no trace.
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -57,4 +63,7 @@ def write_outputs(folder: Path, report: Report, details: Details, mask: Mask, re
         write_atomically(folder / "report.txt", report.to_text())
         write_atomically(folder / "report.json", report.to_json())
     except OSError as error:
-        raise InputError(f"The results could not be written to {folder}: {error.strerror}.") from error
+        raise InputError(
+            f"The results could not be written to {folder} ({error.strerror}); free some space and give the same command with "
+            "--resume, which takes seconds."
+        ) from error

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from onp.agent import AgentConfig, TrainResult, build_policies, train
+from onp.agent import AgentConfig, TrainResult, Update, build_policies, train
 from onp.bank import (
     ADVERSARIAL,
     LEAST_SPREAD_OF,
@@ -33,6 +33,7 @@ from onp.mask import Mask
 from onp.memory import pulls, remember
 from onp.metrics import predictions
 from onp.repair import repair
+from onp.state import remembering
 from onp.tally import TriggeredBatch
 from onp.victim import Victim
 from onp.views import views
@@ -70,11 +71,11 @@ def search(
     seed: int,
     bank_config: BankConfig,
     config: SearchConfig,
-    progress: Callable[[int, str], None],
+    progress: Callable[[Update], None],
 ) -> Found:
     """Find the mask; `found` is None for a known trigger, whose bank is never extended.
 
-    `progress` is called with (evaluations since the last call, short note).
+    `progress` is called with every step of the search.
     """
     graph = build_graph(victim, config.agent.relations)
     build = batch_of(victim, splits.build)
@@ -88,7 +89,7 @@ def search(
         # Clean accuracy is counted on both splits: neither trained the network, and more images make a finer scale.
         clean = batch_of(victim, splits.build, splits.score)
         copies = changed_views(victim, (splits.build, splits.score), bank.target, config, seed)
-        evaluator = Evaluator(victim, clean, [*bank.batches(victim, splits, "score"), *copies])
+        evaluator = remembering(Evaluator(victim, clean, [*bank.batches(victim, splits, "score"), *copies]), f"scores-{number}")
         blocks = len(victim.layers) if agent.per_layer else agent.blocks
         env = PruneEnv(victim, evaluator, bank.weights, config.objective, carriers=belief * known.carrier, blocks=blocks)
         asr_before = float(env.outcome.asr) if number == 0 else asr_before

@@ -88,14 +88,13 @@ def test_one_agent_per_layer_in_the_paper_preset(backdoored, known):
     assert policies[0].static.shape[1] == len(PAPER.features) and not policies[0].hint.any()
 
 
-def test_progress_reports_every_evaluation(backdoored, known):
+def test_progress_reports_every_update(backdoored, known):
     seen = []
     config = AgentConfig(max_evaluations=50)
     env = env_of(backdoored)
     policies = build_policies(build_graph(backdoored.victim), known, env, config)
-    result = train(env, policies, known, config, lambda count, note: seen.append((count, note)))
-    assert sum(count for count, _ in seen) == result.evaluations
-    assert all("ASR" in note for _, note in seen)
+    result = train(env, policies, known, config, seen.append)
+    assert tuple(seen) == result.history and seen[-1].evaluations == result.evaluations
 
 
 def test_first_order_prefixes_prune_the_highest_scores():

@@ -75,7 +75,13 @@ def test_the_report_holds_what_it_promises(repaired):
     assert report["budget"]["evaluations"] <= 150
     assert {"versions", "hardware", "seed", "model", "data"} <= report.keys()
     assert "ASR, true trigger" in (out / "report.txt").read_text()
-    assert sorted(path.name for path in out.iterdir()) == ["mask.json", "model.safetensors", "report.json", "report.txt"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        "mask.json",
+        "model.safetensors",
+        "report.html",
+        "report.json",
+        "report.txt",
+    ]
 
 
 def test_a_repair_that_costs_more_than_allowed_says_so():
@@ -179,9 +185,15 @@ def test_list_demos(capsys):
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["badnets", "blended", "wanet", "clean"]
 
 
-@pytest.mark.parametrize("stage", ["looking for a trigger", "searching for the mask"])
-def test_an_interrupt_leaves_nothing(tmp_path, stage):
-    command = [sys.executable, "-m", "onp.defend", "--out", "out"]
+@pytest.mark.parametrize(
+    ("stage", "options", "said_last", "left"),
+    [
+        ("looking for a trigger", [], "nothing was written.", []),
+        ("searching for the mask", ["--out", "out"], "continue with --resume.", ["out/state"]),
+    ],
+)
+def test_an_interrupt_leaves_nothing_but_the_state(tmp_path, stage, options, said_last, left):
+    command = [sys.executable, "-m", "onp.defend", *options]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     process = subprocess.Popen(
         command,
@@ -201,5 +213,5 @@ def test_an_interrupt_leaves_nothing(tmp_path, stage):
         _, said = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == 130 and "Interrupted; nothing was written." in said and "Traceback" not in said
-    assert list(tmp_path.iterdir()) == []
+    assert process.returncode == 130 and f"Interrupted; {said_last}" in said and "Traceback" not in said
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")] == left
