@@ -9,9 +9,11 @@ import dataclasses
 import hashlib
 import sys
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from onp import progress
 from onp.audit import der, figures
@@ -20,6 +22,7 @@ from onp.config import DefendConfig
 from onp.data import ImageSet, Splits
 from onp.details import Details, details
 from onp.errors import InputError
+from onp.html import render
 from onp.inputs import Case, read_case, with_demo
 from onp.mask import Mask
 from onp.metrics import Share
@@ -47,6 +50,24 @@ class Outcome:
     mask: Mask
     victim: Victim
 
+    @property
+    def network(self) -> nn.Module:
+        """The repaired network, in eval mode, float32; a copy of the given one where nothing was repaired."""
+        return self.victim.model
+
+    def html(self) -> str:
+        """The page: one self-contained document."""
+        return render(self.report, self.details)
+
+    def __str__(self) -> str:
+        return self.report.to_text()
+
+    def _repr_html_(self) -> str:
+        # In a frame of its own, so that the styles of page and notebook leave each other alone.
+        return (
+            f'<iframe title="onp report" style="width: 100%; height: 40em; border: 0" srcdoc="{escape(self.html())}"></iframe>'
+        )
+
 
 def defend(config: DefendConfig) -> Outcome:
     """Look for a backdoor and repair it; writes the files when `config.out` is given.
@@ -63,7 +84,7 @@ def defend(config: DefendConfig) -> Outcome:
         raise InputError("--resume needs --out, the folder of the run to continue.")
     if config.out is not None:
         prepare(Path(config.out), config.resume)
-    preset = _preset(config)
+    preset = preset_of(config)
     monitor = Monitor(config.quiet, config.verbose, config.json, config.tensorboard)
     try:
         return _defend(config, preset, monitor)
@@ -110,7 +131,7 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
     victim, clean, splits, bank = case.victim, case.clean, case.splits, case.known
     found_by = None
     if bank is None:
-        found_by = _scan(victim, splits, config, preset, monitor)
+        found_by = look(victim, splits, config, preset, monitor)
         if max(found_by.suspicion) >= preset.bank.threshold:
             bank = _bank(victim, found_by, found_by.suspect, splits, config.seed, preset, monitor)
     found = None if bank is None else _search(victim, splits, bank, found_by, config, preset, monitor)
@@ -173,7 +194,7 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
     return Outcome(report, shown, mask, repaired)
 
 
-def _preset(config: DefendConfig) -> Preset:
+def preset_of(config: DefendConfig) -> Preset:
     if config.preset not in PRESETS:
         raise InputError(f"There is no preset '{config.preset}'; choose one of {', '.join(PRESETS)}.")
     if not 0 <= config.max_acc_drop < 1:
@@ -181,7 +202,7 @@ def _preset(config: DefendConfig) -> Preset:
     return PRESETS[config.preset].with_max_acc_drop(config.max_acc_drop)
 
 
-def _scan(victim: Victim, splits: Splits, config: DefendConfig, preset: Preset, monitor: Monitor) -> Scan:
+def look(victim: Victim, splits: Splits, config: DefendConfig, preset: Preset, monitor: Monitor) -> Scan:
     with monitor.stage("looking for a trigger", scan_steps(preset.bank)) as bar:
         return scan(victim, splits.build, splits.score, config.seed, preset.bank, bar.advance)
 

@@ -81,13 +81,18 @@ def _load(config: DefendConfig) -> tuple[Victim, ImageSet]:
     shape = (clean.images.shape[1], clean.images.shape[2], clean.images.shape[3])
     victim = load_victim(str(config.model), config.arch, normalisation, shape, device)
     check_for(clean, victim.classes, victim.input_shape)
-    guess = predictions(victim.model, victim.normalisation(clean.pixels().to(device)))
+    check_useful(victim, clean)
+    return victim, clean
+
+
+def check_useful(victim: Victim, clean: ImageSet) -> None:
+    """Raise InputError where the model is hardly better than chance on the images: one of them is not what it seems."""
+    guess = predictions(victim.model, victim.normalisation(clean.pixels().to(victim.device)))
     acc, chance = accuracy(clean.labels, guess.cpu()).value, 1 / victim.classes
     if acc < chance + USELESS * (1 - chance):
         raise InputError(
             f"The model is right on only {100 * acc:.0f} % of the clean images; check --norm and the order of the classes."
         )
-    return victim, clean
 
 
 def _device(name: str) -> str:

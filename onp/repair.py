@@ -25,7 +25,7 @@ def repair(victim: Victim, mask: Mask) -> Victim:
     the mask names from the original checkpoint. Raises InputError when the mask is one of another model.
     """
     mask.check(victim)
-    rows = _pruned_rows(victim, mask)
+    rows = pruned_rows(victim, mask)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations inside torch's copy of graphs
         # One copy for both, so that the new program still shares the tensors of the new model.
@@ -49,7 +49,7 @@ def repair(victim: Victim, mask: Mask) -> Victim:
     return replace(victim, model=model, program=program, checkpoint=checkpoint)
 
 
-def _pruned_rows(victim: Victim, mask: Mask) -> Mapping[str, Tensor]:
+def pruned_rows(victim: Victim, mask: Mask) -> Mapping[str, Tensor]:
     """Per state-dict key, bool [K], True = zero this row; keys of layers that lose nothing are absent."""
     rows = {}
     views = mask.keep.split([layer.units for layer in victim.layers])
