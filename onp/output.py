@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 from pathlib import Path
 
+from onp.card import model_card
 from onp.details import Details
 from onp.errors import InputError
 from onp.files import write_atomically
@@ -47,7 +48,7 @@ def prepare(folder: Path, resume: bool) -> None:
 
 
 def write_outputs(folder: Path, report: Report, details: Details, mask: Mask, repaired: Victim) -> None:
-    """Write report.html, report.json, report.txt and, for a repair, mask.json and the checkpoint under its own name.
+    """Write the report (.html, .json, .txt) and, for a repair, mask.json, model_card.md and the checkpoint under its own name.
 
     Raises:
         InputError: the disk refused.
@@ -57,6 +58,7 @@ def write_outputs(folder: Path, report: Report, details: Details, mask: Mask, re
         folder.mkdir(parents=True, exist_ok=True)
         if report.decision == "repaired":
             mask.save(folder / "mask.json")
+            write_atomically(folder / "model_card.md", model_card(report))
             if repaired.checkpoint is not None:
                 save_checkpoint(repaired, folder / repaired.checkpoint.path.name)
         write_atomically(folder / "report.html", page)

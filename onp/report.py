@@ -78,19 +78,19 @@ class Report:
         for sentence in sentences:
             lines += textwrap.wrap(sentence, 98, initial_indent="  ", subsequent_indent="  ")
         lines.append("")
-        rows = [("", "before", "after"), ("ACC, clean images", _percent(self.before.acc), _percent(self.after.acc))]
+        rows = [("", "before", "after"), ("ACC, clean images", percent(self.before.acc), percent(self.after.acc))]
         for family, share in self.before.asr_surrogate.items():
-            rows.append((f"surrogate ASR, {family}", _percent(share), _percent(self.after.asr_surrogate[family])))
+            rows.append((f"surrogate ASR, {family}", percent(share), percent(self.after.asr_surrogate[family])))
         if self.before.asr_clean is not None and self.after.asr_clean is not None:
-            rows.append(("ASR without a trigger", _percent(self.before.asr_clean), _percent(self.after.asr_clean)))
+            rows.append(("ASR without a trigger", percent(self.before.asr_clean), percent(self.after.asr_clean)))
         if (
             self.before.asr is not None
             and self.before.ra is not None
             and self.after.asr is not None
             and self.after.ra is not None
         ):
-            rows.append(("ASR, true trigger", _percent(self.before.asr), _percent(self.after.asr)))
-            rows.append(("RA, true trigger", _percent(self.before.ra), _percent(self.after.ra)))
+            rows.append(("ASR, true trigger", percent(self.before.asr), percent(self.after.asr)))
+            rows.append(("RA, true trigger", percent(self.before.ra), percent(self.after.ra)))
         lines += [f"{name:<28}{before:<26}{after}".rstrip() for name, before, after in rows]
         if self.der is not None:
             lines.append(f"{'DER':<54}{self.der:.3f}")
@@ -130,7 +130,8 @@ def _share(share: Share) -> dict[str, Any]:
     return {"value": share.value, "ci": share.interval, "images": share.n}
 
 
-def _percent(share: Share) -> str:
+def percent(share: Share) -> str:
+    """A share in per cent with its 95 % interval."""
     low, high = share.interval
     return f"{100 * share.value:5.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 

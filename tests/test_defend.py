@@ -78,6 +78,7 @@ def test_the_report_holds_what_it_promises(repaired):
     assert sorted(path.name for path in out.iterdir()) == [
         "mask.json",
         "model.safetensors",
+        "model_card.md",
         "report.html",
         "report.json",
         "report.txt",
