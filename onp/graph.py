@@ -19,7 +19,7 @@ from torch import Tensor, fx
 
 from onp.capture import op_name, value
 from onp.errors import InputError
-from onp.ops import Csr
+from onp.csr import Csr
 from onp.units import Layer
 from onp.victim import Victim
 
@@ -54,7 +54,7 @@ class NeuronGraph:
 
     def gather(self, x: Tensor) -> Tensor:
         """Weighted mean of the neighbours' rows: float32 [V, F] -> [V, F]; 0 for a node without edges."""
-        return self.csr.spmm(self.weight, x)
+        return spmm(self.csr, self.weight, x)
 
 
 def build_graph(
