@@ -23,19 +23,31 @@ onp::Rows rows_at(Pointer data, Size row, Size copy) {
   require(row >= 0 && copy >= 0, "strides must not be negative");
   return {at<const void>(data), row, copy};
 }
-onp::Values values_at(Pointer data, Size copy) { return {at<const float>(data), copy}; }
-onp::Keep keep_at(Pointer data, Size copy) { return {at<const uint8_t>(data), copy}; }
+onp::Values values_at(Pointer data, Size copy) {
+  return {at<const float>(data), copy};
+}
+onp::Keep keep_at(Pointer data, Size copy) {
+  return {at<const uint8_t>(data), copy};
+}
 
 // A graph whose arrays were looked at once; whoever made it keeps them alive and unchanged.
 struct Graph {
   onp::Csr csr;
   bool cuda;
 
-  Graph(Pointer indptr, Pointer indices, Pointer edge, Size rows, Size columns, Size edges, int index_bytes, bool on_cuda,
-        Pointer segment_row, Pointer segment_begin, Pointer row_segment, Size segments)
-      : csr{at<const void>(indptr),          at<const void>(indices),       at<const void>(edge), rows, columns, edges,
-            index_bytes,                     at<const int32_t>(segment_row), at<const int64_t>(segment_begin),
-            at<const int32_t>(row_segment), segments},
+  Graph(Pointer indptr, Pointer indices, Pointer edge, Size rows, Size columns, Size edges, int index_bytes,
+        bool on_cuda, Pointer segment_row, Pointer segment_begin, Pointer row_segment, Size segments)
+      : csr{at<const void>(indptr),
+            at<const void>(indices),
+            at<const void>(edge),
+            rows,
+            columns,
+            edges,
+            index_bytes,
+            at<const int32_t>(segment_row),
+            at<const int64_t>(segment_begin),
+            at<const int32_t>(row_segment),
+            segments},
         cuda(on_cuda) {
     require(rows >= 0 && columns >= 0 && edges >= 0 && segments >= 0, "sizes must not be negative");
     require(index_bytes == 4 || index_bytes == 8, "indptr and indices must be int32 or int64");
@@ -64,8 +76,7 @@ void check_sizes(Size copies, Size heads, Size channels) {
 
 void spmm(const Graph& graph, Pointer keep, Size keep_copy, Pointer x, Size x_row, Size x_copy, Pointer weight,
           Size weight_copy, Pointer scale, Size scale_copy, Pointer out, Pointer mean, Pointer arg, Pointer partial,
-          Size copies, Size heads, Size channels, int reduce, bool bf16, int threads,
-          Pointer stream) {
+          Size copies, Size heads, Size channels, int reduce, bool bf16, int threads, Pointer stream) {
   check_sizes(copies, heads, channels);
   require(reduce >= 0 && reduce <= 2, "reduce must be 0 (sum), 1 (mean) or 2 (max)");
   require(x != 0 || graph.csr.columns * copies * channels == 0, "x must not be null");
@@ -88,8 +99,8 @@ void spmm(const Graph& graph, Pointer keep, Size keep_copy, Pointer x, Size x_ro
   run(graph, op, threads, stream);
 }
 
-void spmm_max_grad(const Graph& graph, const Graph& transposed, Pointer arg, Pointer grad, Size grad_row, Size grad_copy,
-                   Pointer x, Size x_row, Size x_copy, Pointer weight, Size weight_copy, Pointer grad_x,
+void spmm_max_grad(const Graph& graph, const Graph& transposed, Pointer arg, Pointer grad, Size grad_row,
+                   Size grad_copy, Pointer x, Size x_row, Size x_copy, Pointer weight, Size weight_copy, Pointer grad_x,
                    Pointer grad_weight, Size copies, Size features, bool bf16, int threads, Pointer stream) {
   check_sizes(copies, 1, features);
   const onp::SpmmMaxGrad op{graph.csr,
@@ -126,16 +137,16 @@ void edge_dot(const Graph& graph, Pointer keep, Size keep_copy, Pointer grad, Si
 void edge_softmax(const Graph& graph, Pointer keep, Size keep_copy, Pointer score, Size score_copy, Pointer out,
                   Size copies, Size heads, int threads, Pointer stream) {
   check_sizes(copies, heads, 0);
-  const onp::EdgeSoftmax op{graph.csr,      keep_at(keep, keep_copy), values_at(score, score_copy),
-                            at<float>(out), copies,                   heads};
+  const onp::EdgeSoftmax op{graph.csr, keep_at(keep, keep_copy), values_at(score, score_copy), at<float>(out), copies,
+                            heads};
   run(graph, op, threads, stream);
 }
 
 void edge_softmax_grad(const Graph& graph, Pointer alpha, Size alpha_copy, Pointer grad, Size grad_copy, Pointer out,
                        Size copies, Size heads, int threads, Pointer stream) {
   check_sizes(copies, heads, 0);
-  const onp::EdgeSoftmaxGrad op{graph.csr,      values_at(alpha, alpha_copy), values_at(grad, grad_copy),
-                                at<float>(out), copies,                       heads};
+  const onp::EdgeSoftmaxGrad op{
+      graph.csr, values_at(alpha, alpha_copy), values_at(grad, grad_copy), at<float>(out), copies, heads};
   run(graph, op, threads, stream);
 }
 

@@ -10,7 +10,7 @@ namespace {
 
 const Kernels& kernels() {
 #if defined(__x86_64__)
-  static const Kernels& chosen = [] () -> const Kernels& {
+  static const Kernels& chosen = []() -> const Kernels& {
     __builtin_cpu_init();
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
@@ -78,7 +78,9 @@ void by_rows(void (*kernel)(const Op&, const Part&), const Op& op, const Csr& cs
   in_parts(kernel, op, csr, copies, together, threads * kPartsPerThread, threads);
 }
 
-float to_float(float value) { return value; }
+float to_float(float value) {
+  return value;
+}
 float to_float(uint16_t value) {
   const uint32_t bits = uint32_t{value} << 16;
   float wide;
@@ -146,7 +148,9 @@ void max_grad(const SpmmMaxGrad& op, int threads) {
 
 }  // namespace
 
-const char* cpu_isa() { return kernels().isa; }
+const char* cpu_isa() {
+  return kernels().isa;
+}
 
 const char* csr_fault(const Csr& csr) {
   if (start_of(csr, 0) != 0) return "indptr must start at 0";

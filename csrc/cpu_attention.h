@@ -1,5 +1,5 @@
-// Softmax over the edges of a row, and GATv2 attention in one visit per row: its neighbours' rows come from memory once,
-// for the scores, and are still in the first-level cache for the weighted sum.
+// Softmax over the edges of a row, and GATv2 attention in one visit per row: its neighbours' rows come from memory
+// once, for the scores, and are still in the first-level cache for the weighted sum.
 #pragma once
 
 #include "cpu_spmm.h"
@@ -50,9 +50,8 @@ void edge_softmax_rows(const EdgeSoftmax& op, const Part& part) {
       const int64_t begin = graph.indptr[row], count = graph.indptr[row + 1] - begin;
       float* out = op.out + (copy * op.csr.edges + begin) * op.heads;
       memcpy(out, of_copy(op.score, copy) + begin * op.heads, count * op.heads * sizeof(float));
-      softmax_of_left(out, count, op.heads, [&](int64_t e) {
-        return kept(keep, row) && kept(keep, graph.indices[begin + e]);
-      });
+      softmax_of_left(out, count, op.heads,
+                      [&](int64_t e) { return kept(keep, row) && kept(keep, graph.indices[begin + e]); });
     }
   }
 }

@@ -77,11 +77,9 @@ bool falls(const Csr& csr) {
 }  // namespace
 
 const Kernels& ONP_JOIN(kernels_, ONP_ISA)() {
-  static const Kernels table = {ONP_TEXT(ONP_ISA), spmm,
-                                edge_dot,          edge_softmax,
-                                edge_softmax_grad, attention,
-                                attention_grad_target, attention_grad_source,
-                                outside,           falls};
+  static const Kernels table = {
+      ONP_TEXT(ONP_ISA),     spmm,    edge_dot, edge_softmax, edge_softmax_grad, attention, attention_grad_target,
+      attention_grad_source, outside, falls};
   return table;
 }
 

@@ -139,7 +139,8 @@ void spmm_rows(const Spmm& op, const Part& part) {
     for (int64_t row = part.first_row; row < part.last_row; ++row) {
       for_blocks(op.channels, [&](auto count, int64_t f, int lanes) {
         // Twice the registers of a sum: values and winners.
-        constexpr int kVectors = decltype(count)::value, kAtOnce = kVectors < kRegisters / 2 ? kVectors : kRegisters / 2;
+        constexpr int kVectors = decltype(count)::value,
+                      kAtOnce = kVectors < kRegisters / 2 ? kVectors : kRegisters / 2;
         for (int v = 0; v < kVectors; v += kAtOnce) {
           max_block<kAtOnce, Index, Element>(op, graph, copy, row, f + v * kLanes, lanes);
         }

@@ -72,7 +72,9 @@ struct ScoreTerm {
 struct Two {
   float first, second;
 };
-__device__ inline Two operator+(Two a, Two b) { return {a.first + b.first, a.second + b.second}; }
+__device__ inline Two operator+(Two a, Two b) {
+  return {a.first + b.first, a.second + b.second};
+}
 
 // What a receiver gathers: the gradients of its own features and of att.
 template <typename Element>
@@ -82,7 +84,8 @@ struct ToTarget {
 
   __device__ Two add(int64_t copy, int64_t row, int64_t source, int64_t edge, int64_t f) const {
     const Attention& forward = op.forward;
-    const float z = value_at<Element>(forward.source, copy, source, f) + value_at<Element>(forward.target, copy, row, f);
+    const float z =
+        value_at<Element>(forward.source, copy, source, f) + value_at<Element>(forward.target, copy, row, f);
     const float ds = op.grad_score[(copy * forward.csr.edges + edge) * forward.heads + f / forward.channels];
     const float slope = ds * (z > 0 ? 1.0f : forward.slope);
     return {slope, slope * z};
@@ -102,7 +105,8 @@ struct ToSource {
 
   __device__ Two add(int64_t copy, int64_t row, int64_t receiver, int64_t edge, int64_t f) const {
     const Attention& forward = op.forward;
-    const float z = value_at<Element>(forward.source, copy, row, f) + value_at<Element>(forward.target, copy, receiver, f);
+    const float z =
+        value_at<Element>(forward.source, copy, row, f) + value_at<Element>(forward.target, copy, receiver, f);
     const int64_t at = (copy * forward.csr.edges + edge) * forward.heads + f / forward.channels;
     return {forward.alpha[at] * value_at<Element>(op.grad, copy, receiver, f),
             op.grad_score[at] * (z > 0 ? 1.0f : forward.slope)};
@@ -119,8 +123,7 @@ const char* run_cuda(const EdgeSoftmax& op, void* stream) {
   const int64_t items = op.copies * op.csr.rows * op.heads;
   if (items == 0) return nullptr;
   with_types(op.csr, false, [&](auto index, auto) {
-    softmax_rows<decltype(index)>
-        <<<blocks_for(items * kWarp), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(op);
+    softmax_rows<decltype(index)><<<blocks_for(items * kWarp), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(op);
   });
   return launch_error();
 }
@@ -153,12 +156,13 @@ const char* run_cuda(const Attention& op, void* stream) {
 
 const char* run_cuda(const AttentionGradTarget& op, void* stream) {
   const Attention& forward = op.forward;
-  const EdgeDot dot{forward.csr,    forward.keep,  op.grad,          forward.source,   Values{},
-                    op.grad_score, forward.copies, forward.heads,    forward.channels, forward.bf16};
+  const EdgeDot dot{forward.csr,   forward.keep,   op.grad,       forward.source,   Values{},
+                    op.grad_score, forward.copies, forward.heads, forward.channels, forward.bf16};
   if (const char* error = run_cuda(dot, stream)) return error;
   const int64_t copy = forward.csr.edges * forward.heads;
-  const EdgeSoftmaxGrad softmax{forward.csr,    Values{forward.alpha, copy}, Values{op.grad_score, copy},
-                                op.grad_score, forward.copies,              forward.heads};
+  const EdgeSoftmaxGrad softmax{
+      forward.csr,  Values{forward.alpha, copy}, Values{op.grad_score, copy}, op.grad_score, forward.copies,
+      forward.heads};
   if (const char* error = run_cuda(softmax, stream)) return error;
   with_types(forward.csr, forward.bf16, [&](auto index, auto element) {
     sum_over_edges<decltype(index)>(forward.csr, forward.keep, forward.copies, forward.heads * forward.channels,

@@ -1,6 +1,6 @@
-// The two loops of the CUDA half. Over rows: a group of 1 to 32 lanes takes a row (or a segment of a long one); each lane
-// owns features and adds them up in edge order. Over edges: a warp takes one and adds up its features. No atomics, so the
-// same bits every time.
+// The two loops of the CUDA half. Over rows: a group of 1 to 32 lanes takes a row (or a segment of a long one); each
+// lane owns features and adds them up in edge order. Over edges: a warp takes one and adds up its features. No atomics,
+// so the same bits every time.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -15,10 +15,18 @@ namespace {
 constexpr int kWarp = 32;
 constexpr int kThreads = 256;
 
-__device__ inline float to_float(float value) { return value; }
-__device__ inline float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
-__device__ inline void put(float* to, float value) { *to = value; }
-__device__ inline void put(__nv_bfloat16* to, float value) { *to = __float2bfloat16_rn(value); }
+__device__ inline float to_float(float value) {
+  return value;
+}
+__device__ inline float to_float(__nv_bfloat16 value) {
+  return __bfloat162float(value);
+}
+__device__ inline void put(float* to, float value) {
+  *to = value;
+}
+__device__ inline void put(__nv_bfloat16* to, float value) {
+  *to = __float2bfloat16_rn(value);
+}
 
 template <typename Element>
 __device__ inline float value_at(const Rows& rows, int64_t copy, int64_t row, int64_t f) {
@@ -57,7 +65,9 @@ __device__ inline Segment segment_at(const Csr& csr, int64_t segment) {
   return {csr.segment_row[segment], csr.segment_begin[segment], csr.segment_begin[segment + 1]};
 }
 
-inline int64_t segments_of(const Csr& csr) { return csr.segment_row ? csr.segments : csr.rows; }
+inline int64_t segments_of(const Csr& csr) {
+  return csr.segment_row ? csr.segments : csr.rows;
+}
 
 // Lanes that take one row: as many as there are features, up to a warp.
 inline int lanes_for(int64_t features) {
@@ -72,16 +82,16 @@ inline unsigned blocks_for(int64_t threads) {
 }
 
 // Groups of `lanes` threads, numbered through the whole grid: a loop over `items` of them, any number of blocks.
-#define ONP_FOR_GROUPS(item, items, lanes)                                                                      \
+#define ONP_FOR_GROUPS(item, items, lanes)                                                                     \
   for (int64_t item = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / (lanes); item < (items); \
        item += static_cast<int64_t>(gridDim.x) * blockDim.x / (lanes))
 
 // Message: `Sums add(copy, row, source, edge, f)` is the term of an edge; `void finish(copy, row, f, total)` writes the
 // row's result. Sums is float, or two of them.
 template <typename Index, typename Message>
-__global__ void __launch_bounds__(kThreads) sum_segments(const Csr csr, const Keep keep, int64_t copies, int64_t features,
-                                                         int lanes, int64_t segments, const Message message,
-                                                         typename Message::Sums* partial) {
+__global__ void __launch_bounds__(kThreads)
+    sum_segments(const Csr csr, const Keep keep, int64_t copies, int64_t features, int lanes, int64_t segments,
+                 const Message message, typename Message::Sums* partial) {
   const int lane = threadIdx.x % lanes;
   ONP_FOR_GROUPS(item, copies * segments, lanes) {
     const int64_t copy = item / segments, number = item % segments;
@@ -104,9 +114,9 @@ __global__ void __launch_bounds__(kThreads) sum_segments(const Csr csr, const Ke
 
 // Second half where rows are cut: adds up the segments of each row, in order.
 template <typename Message>
-__global__ void __launch_bounds__(kThreads) join_segments(const Csr csr, int64_t copies, int64_t features,
-                                                          const Message message,
-                                                          const typename Message::Sums* partial) {
+__global__ void __launch_bounds__(kThreads)
+    join_segments(const Csr csr, int64_t copies, int64_t features, const Message message,
+                  const typename Message::Sums* partial) {
   ONP_FOR_GROUPS(item, copies * csr.rows * features, 1) {
     const int64_t f = item % features, row = item / features % csr.rows, copy = item / features / csr.rows;
     typename Message::Sums total = {};
@@ -124,10 +134,11 @@ void sum_over_edges(const Csr& csr, const Keep& keep, int64_t copies, int64_t fe
   auto* parts = csr.segment_row ? reinterpret_cast<typename Message::Sums*>(partial) : nullptr;
   const int64_t segments = segments_of(csr);
   const int lanes = lanes_for(features);
-  sum_segments<Index><<<blocks_for(copies * segments * lanes), kThreads, 0, stream>>>(
-      csr, keep, copies, features, lanes, segments, message, parts);
+  sum_segments<Index><<<blocks_for(copies * segments * lanes), kThreads, 0, stream>>>(csr, keep, copies, features,
+                                                                                      lanes, segments, message, parts);
   if (!parts) return;
-  join_segments<<<blocks_for(copies * csr.rows * features), kThreads, 0, stream>>>(csr, copies, features, message, parts);
+  join_segments<<<blocks_for(copies * csr.rows * features), kThreads, 0, stream>>>(csr, copies, features, message,
+                                                                                   parts);
 }
 
 // One warp an edge and head: lanes share the features, and the sum of the lanes is made in a fixed order.

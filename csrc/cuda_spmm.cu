@@ -30,7 +30,8 @@ __global__ void __launch_bounds__(kThreads) mean_factors(const Spmm op) {
     int64_t count = 0;
     const int64_t begin = start_of<Index>(op.csr, row), end = start_of<Index>(op.csr, row + 1);
     if (!op.keep.data) count = end - begin;
-    for (int64_t p = begin; op.keep.data && p < end; ++p) count += left(op.keep, copy, row, source_of<Index>(op.csr, p));
+    for (int64_t p = begin; op.keep.data && p < end; ++p)
+      count += left(op.keep, copy, row, source_of<Index>(op.csr, p));
     op.mean[item] = count ? 1.0f / static_cast<float>(count) : 0.0f;
   }
 }
@@ -136,8 +137,8 @@ const char* run_cuda(const SpmmMaxGrad& op, void* stream) {
 
 const char* run_cuda(const EdgeDot& op, void* stream) {
   with_types(op.csr, op.bf16, [&](auto index, auto element) {
-    for_edges<decltype(index)>(op.csr, op.keep, op.copies, op.heads, op.channels, DotTerm<decltype(element)>{op}, op.out,
-                               static_cast<cudaStream_t>(stream));
+    for_edges<decltype(index)>(op.csr, op.keep, op.copies, op.heads, op.channels, DotTerm<decltype(element)>{op},
+                               op.out, static_cast<cudaStream_t>(stream));
   });
   return launch_error();
 }

@@ -1,8 +1,8 @@
-// Message passing over CSR rows: the contract that the CPU half (cpu*.cpp, rows.h, ...) and the CUDA half (cuda*.cu) share.
-// No Python and no torch below this line of the project: raw pointers, element counts, a stream.
+// Message passing over CSR rows: the contract that the CPU half (cpu*.cpp, rows.h, ...) and the CUDA half (cuda*.cu)
+// share. No Python and no torch below this line of the project: raw pointers, element counts, a stream.
 //
-// Letters: K copies that share the structure, V rows, U columns (source rows), E edges, H heads of C channels, F = H * C
-// features. Every op works on K copies at once; an array with copy stride 0 is shared by all of them. Strides count
+// Letters: K copies that share the structure, V rows, U columns (source rows), E edges, H heads of C channels, F = H *
+// C features. Every op works on K copies at once; an array with copy stride 0 is shared by all of them. Strides count
 // elements. Arrays without a named row stride are contiguous. `bf16` says that x-like arrays (Rows and the outputs of
 // their kind) hold bfloat16 instead of float; sums are made in float either way, edge by edge in stored order, so
 // results repeat bit for bit and do not depend on the number of threads.
@@ -24,9 +24,9 @@ struct Csr {
   int index_bytes;  // 4 or 8, of all three arrays
   // CUDA only: rows cut into segments of bounded length, so that no warp works alone on a long row. Segment s is the
   // positions segment_begin[s] .. segment_begin[s + 1] - 1 of row segment_row[s]; rising, every row at least once.
-  const int32_t* segment_row;      // [segments], or null: every row is one segment
-  const int64_t* segment_begin;    // [segments + 1]
-  const int32_t* row_segment;      // [V + 1] segments of row r: row_segment[r] .. row_segment[r + 1] - 1
+  const int32_t* segment_row;    // [segments], or null: every row is one segment
+  const int64_t* segment_begin;  // [segments + 1]
+  const int32_t* row_segment;    // [V + 1] segments of row r: row_segment[r] .. row_segment[r + 1] - 1
   int64_t segments;
 };
 
@@ -55,11 +55,11 @@ struct Spmm {
   Csr csr;
   Keep keep;
   Rows x;
-  Values weight;  // [K, E, H], or null: every weight is one
-  Values scale;   // [K, U] a factor per source row, or null
-  void* out;      // [K, V, F]
-  float* mean;    // [K, V] receives 1 / number of edges left (0 where none); or null, but not for mean on CUDA
-  int32_t* arg;   // [K, V, F] max only: the winner's position counted from the row's first, -1: none; or null
+  Values weight;   // [K, E, H], or null: every weight is one
+  Values scale;    // [K, U] a factor per source row, or null
+  void* out;       // [K, V, F]
+  float* mean;     // [K, V] receives 1 / number of edges left (0 where none); or null, but not for mean on CUDA
+  int32_t* arg;    // [K, V, F] max only: the winner's position counted from the row's first, -1: none; or null
   float* partial;  // CUDA with segments: [K, segments, F] to work in, but for max, whose rows are not cut
   int64_t copies, heads, channels;
   Reduce reduce;
@@ -69,11 +69,11 @@ struct Spmm {
 // Gradients of max: the winner alone gets them. csr is the graph of the forward call.
 struct SpmmMaxGrad {
   Csr csr;
-  Csr transposed;   // CUDA only
+  Csr transposed;  // CUDA only
   const int32_t* arg;
-  Rows grad;        // [K, V, F] of the result
-  Rows x;           // read for grad_weight only
-  Values weight;    // [K, E] or null
+  Rows grad;           // [K, V, F] of the result
+  Rows x;              // read for grad_weight only
+  Values weight;       // [K, E] or null
   float* grad_x;       // [K, U, F] or null
   float* grad_weight;  // [K, E] or null
   int64_t copies, features;
@@ -115,12 +115,12 @@ struct EdgeSoftmaxGrad {
 struct Attention {
   Csr csr;
   Keep keep;
-  Rows source;  // [K, U, H, C]
-  Rows target;  // [K, V, H, C]
+  Rows source;       // [K, U, H, C]
+  Rows target;       // [K, V, H, C]
   const float* att;  // [H, C]
   float slope;
-  float* alpha;  // [K, E, H]
-  void* out;     // [K, V, H, C]
+  float* alpha;    // [K, E, H]
+  void* out;       // [K, V, H, C]
   float* partial;  // as in Spmm, for the gradients two of them
   int64_t copies, heads, channels;
   bool bf16;
@@ -131,10 +131,10 @@ constexpr int64_t kAttParts = 16;  // pieces in which grad_att is summed, whatev
 // First half of its gradient: what the receiving rows gather.
 struct AttentionGradTarget {
   Attention forward;
-  Rows grad;            // [K, V, H, C]
-  float* grad_score;    // [K, E, H]
-  void* grad_target;    // [K, V, H, C]
-  float* grad_att;      // to be added up: CPU [kAttParts, H, C], CUDA [K * V, H, C]
+  Rows grad;          // [K, V, H, C]
+  float* grad_score;  // [K, E, H]
+  void* grad_target;  // [K, V, H, C]
+  float* grad_att;    // to be added up: CPU [kAttParts, H, C], CUDA [K * V, H, C]
 };
 
 // Second half: what the senders gather. forward.csr is the transposed graph, `partial` fits it.
@@ -142,7 +142,7 @@ struct AttentionGradSource {
   Attention forward;
   Rows grad;
   const float* grad_score;
-  void* grad_source;    // [K, U, H, C]
+  void* grad_source;  // [K, U, H, C]
 };
 
 // What is wrong with the arrays of csr, which lie in host memory, or null if nothing is.
