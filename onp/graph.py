@@ -21,6 +21,7 @@ from torch import Tensor, fx
 from onp.capture import op_name, value
 from onp.csr import Csr
 from onp.errors import InputError
+from onp.ops import spmm
 from onp.units import Layer
 from onp.victim import Victim
 

@@ -22,10 +22,11 @@ def mlp() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
 
 
+SIZES = {"in_channels": 6, "out_channels": 5}
 PAIRS = {
-    **{f"sage-{aggr}": (SAGEConv, "SAGEConv", {"in_channels": 6, "out_channels": 5, "aggr": aggr}) for aggr in ("mean", "sum", "max")},
-    "gatv2": (GATv2Conv, "GATv2Conv", {"in_channels": 6, "out_channels": 5, "heads": 3}),
-    "gatv2-mean": (GATv2Conv, "GATv2Conv", {"in_channels": 6, "out_channels": 5, "heads": 2, "concat": False}),
+    **{f"sage-{aggr}": (SAGEConv, "SAGEConv", {**SIZES, "aggr": aggr}) for aggr in ("mean", "sum", "max")},
+    "gatv2": (GATv2Conv, "GATv2Conv", {**SIZES, "heads": 3}),
+    "gatv2-mean": (GATv2Conv, "GATv2Conv", {**SIZES, "heads": 2, "concat": False}),
     "gin": (GINConv, "GINConv", {"eps": 0.3, "train_eps": True}),
 }
 

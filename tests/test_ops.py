@@ -425,7 +425,12 @@ def test_auto_does_without_the_native_module(fresh_backend, monkeypatch, caplog,
 
 @pytest.mark.parametrize(
     ("environment", "requested", "device", "chosen"),
-    [("torch", None, "cpu", "torch"), ("torch", "native", "cpu", "native"), ("", None, "cpu", "native"), ("", None, "mps", "torch")],
+    [
+        ("torch", None, "cpu", "torch"),
+        ("torch", "native", "cpu", "native"),
+        ("", None, "cpu", "native"),
+        ("", None, "mps", "torch"),
+    ],
 )
 def test_the_environment_chooses(fresh_backend, monkeypatch, environment, requested, device, chosen):
     monkeypatch.setenv("ONP_BACKEND", environment)
