@@ -9,7 +9,7 @@ namespace onp {
 namespace {
 
 const Kernels& kernels() {
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(ONP_ONE_ISA)
   static const Kernels& chosen = []() -> const Kernels& {
     __builtin_cpu_init();
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
