@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--jobs", nargs="+", default=["sum", "mean", "max", "gatv2"], choices=["sum", "mean", "max", "gatv2"])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "message_passing.json")
-    parser.add_argument("--cpu-time", action="store_true", help="one thread's processor time: for a machine busy with other work")
+    parser.add_argument("--cpu-time", action="store_true", help="processor time of one thread: for a busy machine")
     options = parser.parse_args()
     if options.cpu_time:
         global clock
