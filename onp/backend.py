@@ -52,7 +52,7 @@ def choose(requested: str | None, device_type: str) -> Backend:
     requested = requested or os.environ.get("ONP_BACKEND") or "auto"
     if requested != "auto" and requested not in BACKENDS:
         raise InputError(f"The backend {requested!r} is not known: choose {', '.join(BACKENDS)} or auto.")
-    refused = []
+    refused: list[str] = []
     for backend in BACKENDS:
         if requested not in ("auto", backend):
             continue

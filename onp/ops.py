@@ -164,8 +164,8 @@ _GRAPHS: OrderedDict[tuple[Any, ...], Csr] = OrderedDict()
 
 def _graph_of(indptr: Tensor, indices: Tensor, columns: int) -> Csr:
     """The Csr of these arrays: one of the last eight, unless they have changed, so that nothing is prepared twice."""
-    key = (indptr.data_ptr(), indices.data_ptr(), indptr._version, indices._version, indptr.shape, indices.shape)
-    key = (*key, indptr.dtype, indices.dtype, indptr.device, columns)
+    arrays = ((t.data_ptr(), t._version, t.shape, t.dtype, t.device) for t in (indptr, indices))
+    key = (*arrays, columns)
     graph = _GRAPHS.get(key)  # an entry keeps its arrays, so that their memory is not given to others
     if graph is None:
         graph = _GRAPHS[key] = Csr(indptr, indices, columns)
@@ -209,7 +209,7 @@ def _edge_softmax_backward(
 ) -> list[Tensor]:
     leaves = _leaves([score])
     with torch.enable_grad():
-        out = edge_softmax(_graph_of(indptr, indices, columns), *leaves, keep)
+        out = edge_softmax(_graph_of(indptr, indices, columns), leaves[0], keep)
     return _gradients(out, leaves, grad)
 
 
@@ -241,7 +241,7 @@ def _attention_backward(
 ) -> list[Tensor]:
     leaves = _leaves([source, target, att])
     with torch.enable_grad():
-        out = attention(_graph_of(indptr, indices, columns), *leaves, slope, keep)
+        out = attention(_graph_of(indptr, indices, columns), leaves[0], leaves[1], leaves[2], slope, keep)
     return _gradients(out, leaves, grad)
 
 

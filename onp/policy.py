@@ -69,11 +69,11 @@ class Policy(nn.Module):
         self._initialise(generator)
 
     def _initialise(self, generator: torch.Generator) -> None:
-        linears = [module for module in self.modules() if isinstance(module, nn.Linear)]
+        convs = [module for module in self.modules() if isinstance(module, SAGEConv)]
         # Own features, then neighbours': the order in which a seed's numbers are dealt out.
-        convs = [conv.lin_r for conv in self.convs] + [conv.lin_l for conv in self.convs]
-        others = [linear for linear in linears if not any(linear is conv for conv in convs)]
-        for linear in (others[0], *convs, *others[1:]):
+        linears = [self.embed, *(conv.lin_r for conv in convs), *(conv.lin_l for conv in convs)]
+        linears += [module for module in (*self.unit_head, self.layer_head) if isinstance(module, nn.Linear)]
+        for linear in linears:
             nn.init.orthogonal_(linear.weight, generator=generator)
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
