@@ -1,4 +1,5 @@
-"""Message passing: onp.ops.spmm against torch's own ways and, where installed, torch-sparse and torch-scatter.
+"""A quick look at message passing (the full table: bench/message_passing.py): onp.ops.spmm against torch's own ways and,
+where installed, torch-sparse and torch-scatter.
 
 Every row is checked against float64 before it is timed. `forward` is one weighted sum; `training` adds the gradient
 of x. Each implementation may prepare what it keeps between calls (a transpose, a sparse tensor) outside the timing.
@@ -11,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from onp.ops import Csr
+from onp.csr import Csr
+from onp.ops import spmm
 from onp_kernels import reference
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -23,7 +25,7 @@ Op = Callable[[Tensor], Tensor]
 
 
 def onp(graph: Csr, weight: Tensor) -> Op:
-    return lambda x: graph.spmm(weight, x, backend="native")
+    return lambda x: spmm(graph, weight, x, backend="native")
 
 
 def index_add(graph: Csr, weight: Tensor) -> Op:

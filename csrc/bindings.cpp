@@ -1,83 +1,226 @@
-// The Python face of the native module: checks, then the CPU or the CUDA function. No loops here.
+// The Python face of the native module: checks of sizes, then the CPU or the CUDA function. No loops here.
 #include <pybind11/pybind11.h>
 
 #include <stdexcept>
 
-#include "spmm.h"
+#include "ops.h"
 
 namespace {
+
+using Pointer = uintptr_t;
+using Size = int64_t;
 
 void require(bool holds, const char* message) {
   if (!holds) throw std::invalid_argument(message);
 }
 
-template <typename Index>
-void run(const onp::Spmm<Index>& problem, bool cuda, int threads, uintptr_t stream) {
+template <typename T>
+T* at(Pointer pointer) {
+  return reinterpret_cast<T*>(pointer);
+}
+
+onp::Rows rows_at(Pointer data, Size row, Size copy) {
+  require(row >= 0 && copy >= 0, "strides must not be negative");
+  return {at<const void>(data), row, copy};
+}
+onp::Values values_at(Pointer data, Size copy) {
+  return {at<const float>(data), copy};
+}
+onp::Keep keep_at(Pointer data, Size copy) {
+  return {at<const uint8_t>(data), copy};
+}
+
+// A graph whose arrays were looked at once; whoever made it keeps them alive and unchanged.
+struct Graph {
+  onp::Csr csr;
+  bool cuda;
+
+  Graph(Pointer indptr, Pointer indices, Pointer edge, Size rows, Size columns, Size edges, int index_bytes,
+        bool on_cuda, Pointer segment_row, Pointer segment_begin, Pointer row_segment, Size segments)
+      : csr{at<const void>(indptr),
+            at<const void>(indices),
+            at<const void>(edge),
+            rows,
+            columns,
+            edges,
+            index_bytes,
+            at<const int32_t>(segment_row),
+            at<const int64_t>(segment_begin),
+            at<const int32_t>(row_segment),
+            segments},
+        cuda(on_cuda) {
+    require(rows >= 0 && columns >= 0 && edges >= 0 && segments >= 0, "sizes must not be negative");
+    require(index_bytes == 4 || index_bytes == 8, "indptr and indices must be int32 or int64");
+    require(indptr != 0, "indptr must not be null");
+    require(indices != 0 || edges == 0, "indices must not be null");
+    if (cuda) return;
+    if (const char* fault = onp::csr_fault(csr)) throw std::invalid_argument(fault);
+  }
+};
+
+template <typename Op>
+void run(const Graph& graph, const Op& op, int threads, Pointer stream) {
   pybind11::gil_scoped_release release;
-  if (cuda) {
+  if (!graph.cuda) return onp::run_cpu(op, threads);
 #ifdef ONP_WITH_CUDA
-    if (const char* error = onp::spmm_cuda(problem, reinterpret_cast<void*>(stream))) throw std::runtime_error(error);
+  if (const char* error = onp::run_cuda(op, at<void>(stream))) throw std::runtime_error(error);
 #else
-    (void)stream;
-    throw std::runtime_error("onp_native was built without CUDA");
+  (void)stream;
+  throw std::runtime_error("onp_native was built without CUDA");
 #endif
-  } else {
-    if (const char* fault = onp::csr_fault(problem.csr)) throw std::invalid_argument(fault);
-    onp::spmm_cpu(problem, threads);
-  }
 }
 
-template <typename Index>
-const Index* in(uintptr_t pointer) {
-  return reinterpret_cast<const Index*>(pointer);
+void check_sizes(Size copies, Size heads, Size channels) {
+  require(copies >= 0 && heads >= 1 && channels >= 0, "there must be at least one head, and no negative size");
 }
 
-void spmm(uintptr_t indptr, uintptr_t indices, int index_bytes, uintptr_t weight, uintptr_t x, uintptr_t out,
-          int64_t rows, int64_t columns, int64_t edges, int64_t features, int64_t x_stride, int64_t out_stride,
-          bool mean, bool cuda, int threads, uintptr_t stream) {
-  require(rows >= 0 && columns >= 0 && edges >= 0 && features >= 0, "sizes must not be negative");
-  require(x_stride >= 0 && out_stride >= 0, "strides must not be negative");
-  require(rows < 2 || out_stride >= features, "rows of out must not overlap");
-  require(indptr != 0, "indptr must not be null");
-  require(indices != 0 || edges == 0, "indices must not be null");
-  require(x != 0 || columns == 0 || features == 0, "x must not be null");
-  require(out != 0 || rows == 0 || features == 0, "out must not be null");
-  require(index_bytes == 4 || index_bytes == 8, "indptr and indices must be int32 or int64");
-  const auto problem = [&](auto index) {
-    using Index = decltype(index);
-    return onp::Spmm<Index>{{in<Index>(indptr), in<Index>(indices), rows, columns, edges},
-                            in<float>(weight),
-                            in<float>(x),
-                            reinterpret_cast<float*>(out),
+void spmm(const Graph& graph, Pointer keep, Size keep_copy, Pointer x, Size x_row, Size x_copy, Pointer weight,
+          Size weight_copy, Pointer scale, Size scale_copy, Pointer out, Pointer mean, Pointer arg, Pointer partial,
+          Size copies, Size heads, Size channels, int reduce, bool bf16, int threads, Pointer stream) {
+  check_sizes(copies, heads, channels);
+  require(reduce >= 0 && reduce <= 2, "reduce must be 0 (sum), 1 (mean) or 2 (max)");
+  require(x != 0 || graph.csr.columns * copies * channels == 0, "x must not be null");
+  require(out != 0 || graph.csr.rows * copies * channels == 0, "out must not be null");
+  require(reduce != 2 || (heads == 1 && scale == 0 && !graph.csr.edge), "max has one head and the edges' own order");
+  const onp::Spmm op{graph.csr,
+                     keep_at(keep, keep_copy),
+                     rows_at(x, x_row, x_copy),
+                     values_at(weight, weight_copy),
+                     values_at(scale, scale_copy),
+                     at<void>(out),
+                     at<float>(mean),
+                     at<int32_t>(arg),
+                     at<float>(partial),
+                     copies,
+                     heads,
+                     channels,
+                     static_cast<onp::Reduce>(reduce),
+                     bf16};
+  run(graph, op, threads, stream);
+}
+
+void spmm_max_grad(const Graph& graph, const Graph& transposed, Pointer arg, Pointer grad, Size grad_row,
+                   Size grad_copy, Pointer x, Size x_row, Size x_copy, Pointer weight, Size weight_copy, Pointer grad_x,
+                   Pointer grad_weight, Size copies, Size features, bool bf16, int threads, Pointer stream) {
+  check_sizes(copies, 1, features);
+  const onp::SpmmMaxGrad op{graph.csr,
+                            transposed.csr,
+                            at<const int32_t>(arg),
+                            rows_at(grad, grad_row, grad_copy),
+                            rows_at(x, x_row, x_copy),
+                            values_at(weight, weight_copy),
+                            at<float>(grad_x),
+                            at<float>(grad_weight),
+                            copies,
                             features,
-                            x_stride,
-                            out_stride,
-                            mean};
-  };
-  if (index_bytes == 4) {
-    run(problem(int32_t{}), cuda, threads, stream);
-  } else {
-    run(problem(int64_t{}), cuda, threads, stream);
-  }
+                            bf16};
+  run(graph, op, threads, stream);
+}
+
+void edge_dot(const Graph& graph, Pointer keep, Size keep_copy, Pointer grad, Size grad_row, Size grad_copy, Pointer x,
+              Size x_row, Size x_copy, Pointer scale, Size scale_copy, Pointer out, Size copies, Size heads,
+              Size channels, bool bf16, int threads, Pointer stream) {
+  check_sizes(copies, heads, channels);
+  const onp::EdgeDot op{graph.csr,
+                        keep_at(keep, keep_copy),
+                        rows_at(grad, grad_row, grad_copy),
+                        rows_at(x, x_row, x_copy),
+                        values_at(scale, scale_copy),
+                        at<float>(out),
+                        copies,
+                        heads,
+                        channels,
+                        bf16};
+  run(graph, op, threads, stream);
+}
+
+void edge_softmax(const Graph& graph, Pointer keep, Size keep_copy, Pointer score, Size score_copy, Pointer out,
+                  Size copies, Size heads, int threads, Pointer stream) {
+  check_sizes(copies, heads, 0);
+  const onp::EdgeSoftmax op{graph.csr, keep_at(keep, keep_copy), values_at(score, score_copy), at<float>(out), copies,
+                            heads};
+  run(graph, op, threads, stream);
+}
+
+void edge_softmax_grad(const Graph& graph, Pointer alpha, Size alpha_copy, Pointer grad, Size grad_copy, Pointer out,
+                       Size copies, Size heads, int threads, Pointer stream) {
+  check_sizes(copies, heads, 0);
+  const onp::EdgeSoftmaxGrad op{
+      graph.csr, values_at(alpha, alpha_copy), values_at(grad, grad_copy), at<float>(out), copies, heads};
+  run(graph, op, threads, stream);
+}
+
+onp::Attention attention_of(const Graph& graph, Pointer keep, Size keep_copy, Pointer source, Size source_row,
+                            Size source_copy, Pointer target, Size target_row, Size target_copy, Pointer att,
+                            float slope, Pointer alpha, Pointer out, Pointer partial, Size copies, Size heads,
+                            Size channels, bool bf16) {
+  check_sizes(copies, heads, channels);
+  return {graph.csr,
+          keep_at(keep, keep_copy),
+          rows_at(source, source_row, source_copy),
+          rows_at(target, target_row, target_copy),
+          at<const float>(att),
+          slope,
+          at<float>(alpha),
+          at<void>(out),
+          at<float>(partial),
+          copies,
+          heads,
+          channels,
+          bf16};
+}
+
+void attention(const Graph& graph, Pointer keep, Size keep_copy, Pointer source, Size source_row, Size source_copy,
+               Pointer target, Size target_row, Size target_copy, Pointer att, float slope, Pointer alpha, Pointer out,
+               Pointer partial, Size copies, Size heads, Size channels, bool bf16, int threads, Pointer stream) {
+  const auto op = attention_of(graph, keep, keep_copy, source, source_row, source_copy, target, target_row, target_copy,
+                               att, slope, alpha, out, partial, copies, heads, channels, bf16);
+  run(graph, op, threads, stream);
+}
+
+void attention_grad(const Graph& graph, const Graph& transposed, Pointer keep, Size keep_copy, Pointer source,
+                    Size source_row, Size source_copy, Pointer target, Size target_row, Size target_copy, Pointer att,
+                    float slope, Pointer alpha, Pointer partial, Pointer partial_transposed, Size copies, Size heads,
+                    Size channels, bool bf16, Pointer grad, Size grad_row, Size grad_copy, Pointer grad_score,
+                    Pointer grad_source, Pointer grad_target, Pointer grad_att, int threads, Pointer stream) {
+  auto forward = attention_of(graph, keep, keep_copy, source, source_row, source_copy, target, target_row, target_copy,
+                              att, slope, alpha, 0, partial, copies, heads, channels, bf16);
+  const auto upstream = rows_at(grad, grad_row, grad_copy);
+  const onp::AttentionGradTarget by_target{forward, upstream, at<float>(grad_score), at<void>(grad_target),
+                                           at<float>(grad_att)};
+  run(graph, by_target, threads, stream);
+  forward.csr = transposed.csr;
+  forward.partial = at<float>(partial_transposed);
+  run(graph, onp::AttentionGradSource{forward, upstream, at<const float>(grad_score), at<void>(grad_source)}, threads,
+      stream);
 }
 
 }  // namespace
 
 PYBIND11_MODULE(onp_native, m) {
   m.doc() =
-      "Compiled half of onp: raw pointers in, nothing allocated. Call it through onp.ops, which owns the checks of "
-      "tensors.";
+      "Compiled half of onp, see csrc/ops.h: pointers (as integers; 0 for null) and sizes in, nothing returned.\n"
+      "The pointers must fit the sizes. Call it through onp.ops, which owns the checks of tensors.";
 #ifdef ONP_WITH_CUDA
   m.attr("with_cuda") = true;
 #else
   m.attr("with_cuda") = false;
 #endif
+  m.attr("att_parts") = onp::kAttParts;
+  m.def("cpu_isa", &onp::cpu_isa, "The instruction set that the CPU half uses here: avx512, avx2 or generic.");
   namespace py = pybind11;
-  m.def("spmm", &spmm,
-        "CSR rows times a dense float32 matrix, written to out (see csrc/spmm.h). Pointers are integers and must fit\n"
-        "the sizes; weight 0 means all ones. Raises ValueError for sizes, strides, index width, or (on the CPU) an\n"
-        "indptr or indices that do not describe edges between existing rows; RuntimeError for a failed CUDA launch.",
-        py::arg("indptr"), py::arg("indices"), py::arg("index_bytes"), py::arg("weight"), py::arg("x"), py::arg("out"),
-        py::arg("rows"), py::arg("columns"), py::arg("edges"), py::arg("features"), py::arg("x_stride"),
-        py::arg("out_stride"), py::arg("mean"), py::arg("cuda"), py::arg("threads"), py::arg("stream"));
+  py::class_<Graph>(m, "Graph",
+                    "Rows of edges. On the CPU the arrays are checked here: ValueError if they describe no edges\n"
+                    "between existing rows. They must stay as they are while the graph is in use.")
+      .def(py::init<Pointer, Pointer, Pointer, Size, Size, Size, int, bool, Pointer, Pointer, Pointer, Size>(),
+           py::arg("indptr"), py::arg("indices"), py::arg("edge"), py::arg("rows"), py::arg("columns"),
+           py::arg("edges"), py::arg("index_bytes"), py::arg("cuda"), py::arg("segment_row"), py::arg("segment_begin"),
+           py::arg("row_segment"), py::arg("segments"));
+  m.def("spmm", &spmm);
+  m.def("spmm_max_grad", &spmm_max_grad);
+  m.def("edge_dot", &edge_dot);
+  m.def("edge_softmax", &edge_softmax);
+  m.def("edge_softmax_grad", &edge_softmax_grad);
+  m.def("attention", &attention);
+  m.def("attention_grad", &attention_grad);
 }

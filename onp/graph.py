@@ -13,13 +13,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from onp.capture import op_name, value
+from onp.csr import Csr
 from onp.errors import InputError
-from onp.ops import Csr
+from onp.ops import spmm
 from onp.units import Layer
 from onp.victim import Victim
 
@@ -54,7 +56,19 @@ class NeuronGraph:
 
     def gather(self, x: Tensor) -> Tensor:
         """Weighted mean of the neighbours' rows: float32 [V, F] -> [V, F]; 0 for a node without edges."""
-        return self.csr.spmm(self.weight, x)
+        return spmm(self.csr, self.weight, x)
+
+    def to_pyg(self) -> Any:
+        """A `torch_geometric.data.Data`: edge_index int64 [2, E] (source, target), edge_weight [E], layer [V].
+
+        Raises InputError where torch-geometric is not installed.
+        """
+        try:
+            from torch_geometric.data import Data
+        except ImportError:
+            raise InputError("to_pyg needs torch-geometric: install the extra with `pip install '.[pyg]'`.") from None
+        edges = torch.stack((self.indices, self.csr.targets()))
+        return Data(edge_index=edges, edge_weight=self.weight, layer=self.layer, num_nodes=self.nodes)
 
 
 def build_graph(

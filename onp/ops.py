@@ -1,246 +1,317 @@
-"""Message passing over CSR graphs: the contract, its gradients, and the hand-over to a backend.
+"""Message passing over CSR graphs: spmm, edge_softmax and attention, differentiable, on a backend of your choice.
 
-`onp_kernels.reference` says in plain torch what each op returns; csrc/ computes it for float32 on CPU and CUDA.
+`onp_kernels.reference` says in plain torch what each op returns; csrc/ computes it in float32 and bfloat16 on CPU and CUDA.
+Each op works on K copies of a graph at once, which share its edges and differ in features, weights or pruned nodes.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
+from collections import OrderedDict
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from onp import backend as backends
+from onp import native_ops, scatter
+from onp.csr import Csr
 from onp.errors import InputError
 from onp_kernels import reference
 
-
-@dataclass(frozen=True, eq=False)
-class Csr:
-    """The edges of a graph, sorted by the row that receives them.
-
-    indptr:  int32 or int64 [V + 1]; row v owns edges indptr[v] .. indptr[v + 1] - 1
-    indices: same dtype [E]; the source row an edge reads
-    columns: number of source rows U (V for a square graph)
-    order:   int64 [E] or None; `order[e]` is the position edge e had where the edges came from, so per-edge values
-             given in that order become this graph's by `values[order]`. None: the same order.
-    """
-
-    indptr: Tensor
-    indices: Tensor
-    columns: int
-    order: Tensor | None = None
-
-    @staticmethod
-    def from_edges(source: Tensor, target: Tensor, rows: int, columns: int | None = None) -> Csr:
-        """Edges source[e] -> target[e] (int64 [E] each) from `columns` (default: rows) sources to `rows` targets.
-
-        Edges of one target keep their order. Raises InputError if an end is out of range.
-        """
-        columns = rows if columns is None else columns
-        if source.shape != target.shape or source.ndim != 1:
-            raise InputError(f"source and target must be equally long vectors, not {source.shape} and {target.shape}.")
-        for name, ends, count in (("source", source, columns), ("target", target, rows)):
-            if ends.numel() and (int(ends.min()) < 0 or int(ends.max()) >= count):
-                raise InputError(f"A {name} of an edge is outside 0..{count - 1}.")
-        order = torch.argsort(target, stable=True)
-        return Csr(_indptr(target[order], rows), source[order], columns, order)
-
-    @property
-    def rows(self) -> int:
-        return self.indptr.shape[0] - 1
-
-    def transpose(self) -> Csr:
-        """The same edges sorted by source; `order` leads back to this graph's edges. Computed once and kept."""
-        return self._transposed
-
-    @cached_property
-    def _transposed(self) -> Csr:
-        return Csr(*_transpose(self.indptr, self.indices, self.columns))
-
-    def spmm(self, weight: Tensor | None, x: Tensor, reduce: str = "sum", backend: str | None = None) -> Tensor:
-        """`onp.ops.spmm` over this graph; the transposed graph that the gradient of x needs is built once and kept."""
-        needs_transpose = x.requires_grad and torch.is_grad_enabled()
-        transpose = self.transpose() if needs_transpose else None
-        return spmm(self.indptr, self.indices, weight, x, reduce, transpose=transpose, backend=backend)
+REDUCTIONS = ("sum", "mean", "max")
+_NATIVE = (torch.float32, torch.bfloat16)
 
 
 def spmm(
-    indptr: Tensor,
-    indices: Tensor,
+    graph: Csr,
     weight: Tensor | None,
     x: Tensor,
     reduce: str = "sum",
+    keep: Tensor | None = None,
     *,
-    transpose: Csr | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """`out[v] = sum over the edges e of row v of weight[e] * x[indices[e]]`, divided by their number for `mean`.
+    """`out[v] = sum over the edges e of row v of weight[e] * x[indices[e]]`; `mean` and `max` alike.
 
-    Shapes and dtypes: `onp_kernels.reference.spmm`. Differentiable once in x and weight. `transpose` is the graph by
-    source (`Csr.transpose()`), needed for the gradient of x; without it every backward sorts the edges anew.
-    `backend`: "native" (float32 only), "torch", "auto" or None (see `onp.backend.choose`).
+    Shapes and dtypes: `onp_kernels.reference.spmm`. Differentiable once in weight and x.
+    `backend`: one of `onp.backend.BACKENDS`, "auto" or None (see `onp.backend.choose`). The native one computes in float32
+    and bfloat16, adding in float32; under "auto" other dtypes run in torch.
 
-    Edges of a row are added in their stored order: on the CPU, and on CUDA with the native backend, results repeat
-    bit for bit.
+    On the native backend the terms of a row are added in an order that does not depend on the number of threads: results
+    repeat bit for bit, gradients too.
 
-    Raises InputError for shapes, dtypes or devices that do not fit, and on the CPU for edges outside the graph. On CUDA
-    looking at the edges would mean waiting for the device: the native backend returns NaN in rows that have such edges.
+    Raises InputError for shapes, dtypes or devices that do not fit, and for a graph whose edges lead outside.
     """
-    _check(indptr, indices, weight, x, reduce)
+    if reduce not in REDUCTIONS:
+        raise InputError(f"reduce={reduce!r} is not known: choose sum, mean or max.")
+    if x.dim() not in (2, 3) or x.shape[-2] != graph.columns or not x.is_floating_point():
+        raise InputError(f"x must be floating point [K] [{graph.columns}, F], not {x.dtype} {tuple(x.shape)}.")
+    copies = _copies(graph, x, 2, x, keep)
+    if weight is not None:
+        if weight.shape[-1:] != (graph.edges,) or weight.dtype not in (x.dtype, torch.float32):
+            shape = tuple(weight.shape)
+            raise InputError(f"weight must be {x.dtype} or float32 [K] [{graph.edges}], not {weight.dtype} {shape}.")
+        copies = _joined(copies, weight, 1, x.device)
     if torch.compiler.is_compiling():
-        return torch.ops.onp.spmm(indptr, indices, weight, x, reduce)
+        return torch.ops.onp.spmm(graph.indptr, graph.indices, graph.columns, weight, x, reduce, keep)
     chosen = _backend_for(x, backend)
-    if not torch.is_grad_enabled() or not (x.requires_grad or (weight is not None and weight.requires_grad)):
-        return _forward(indptr, indices, weight, x, reduce, chosen)
-    return _Spmm.apply(indptr, indices, weight, x, reduce, transpose, chosen)
+    if chosen == "native":
+        return native_ops.spmm(graph, weight, x, reduce, _contiguous(keep), copies)
+    graph.check()
+    if chosen == "torch" or not graph.edges:
+        return reference.spmm(graph.indptr, graph.indices, weight, x, reduce, keep)
+    return scatter.spmm(chosen, graph, weight, x, reduce, keep, copies)
 
 
-class _Spmm(torch.autograd.Function):
-    """The op for eager training: a registered op would cost more to dispatch than a small graph costs to reduce."""
+def edge_softmax(graph: Csr, score: Tensor, keep: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+    """`out[e] = exp(score[e]) / sum of exp(score) over the edges of e's row`, for each of H columns of scores.
 
-    @staticmethod
-    def forward(ctx: Any, indptr, indices, weight, x, reduce, transpose, chosen):
-        ctx.save_for_backward(indptr, indices, weight, x if weight is not None and weight.requires_grad else None)
-        ctx.columns, ctx.reduce, ctx.transpose, ctx.chosen = x.shape[0], reduce, transpose, chosen
-        return _forward(indptr, indices, weight, x, reduce, chosen)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad):
-        indptr, indices, weight, x = ctx.saved_tensors
-        grad = _per_message(grad, indptr, ctx.reduce)
-        grad_weight = grad_x = None
-        if ctx.needs_input_grad[3]:
-            t = ctx.transpose or Csr(*_transpose(indptr, indices, ctx.columns))
-            t_weight = None if weight is None else weight.detach()[t.order]
-            grad_x = _forward(t.indptr, t.indices, t_weight, grad, "sum", ctx.chosen)
-        if ctx.needs_input_grad[2]:
-            grad_weight = _weight_gradient(indptr, indices, x.detach(), grad)
-        return None, None, grad_weight, grad_x, None, None, None
+    Shapes and dtypes: `onp_kernels.reference.edge_softmax`. Differentiable once. Backends, repeatability and errors as for
+    `spmm`.
+    """
+    if score.dim() not in (2, 3) or score.shape[-2] != graph.edges or not score.is_floating_point():
+        raise InputError(f"score must be floating point [K] [{graph.edges}, H], not {score.dtype} {tuple(score.shape)}.")
+    copies = _copies(graph, score, 2, score, keep)
+    if torch.compiler.is_compiling():
+        return torch.ops.onp.edge_softmax(graph.indptr, graph.indices, graph.columns, score, keep)
+    chosen = _backend_for(score, backend)
+    if chosen == "native":
+        return native_ops.edge_softmax(graph, score, _contiguous(keep), copies)
+    graph.check()
+    if chosen == "torch" or not graph.edges:
+        return reference.edge_softmax(graph.indptr, graph.indices, score, keep)
+    return scatter.edge_softmax(graph, score, keep, copies)
 
 
-def _forward(indptr: Tensor, indices: Tensor, weight: Tensor | None, x: Tensor, reduce: str, chosen: str) -> Tensor:
-    if chosen == "torch":
-        if x.device.type == "cpu":
-            _check_edges(indptr, indices, x.shape[0])
-        return reference.spmm(indptr, indices, weight, x, reduce)
-    native, _ = backends.native_module()
-    assert native is not None
-    x = x if x.stride(1) == 1 or x.shape[1] < 2 else x.contiguous()
-    indptr, indices = indptr.contiguous(), indices.contiguous()
-    weight = None if weight is None else weight.contiguous()
-    rows, features = indptr.shape[0] - 1, x.shape[1]
-    out = torch.empty((rows, features), dtype=x.dtype, device=x.device)
-    arguments = (
-        *(indptr.data_ptr(), indices.data_ptr(), indptr.element_size()),
-        *(0 if weight is None else weight.data_ptr(), x.data_ptr(), out.data_ptr()),
-        *(rows, x.shape[0], indices.shape[0], features, x.stride(0), features, reduce == "mean"),
-    )
-    if x.is_cuda:
-        with torch.cuda.device(x.device):
-            native.spmm(*arguments, True, 1, torch.cuda.current_stream().cuda_stream)
-        return out
-    try:
-        native.spmm(*arguments, False, torch.get_num_threads(), 0)
-    except ValueError as error:
-        raise InputError(f"The graph cannot be used: {error}.") from None
-    return out
+def attention(
+    graph: Csr,
+    source: Tensor,
+    target: Tensor,
+    att: Tensor,
+    slope: float = 0.2,
+    keep: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """GATv2's scores, softmax and weighted sum in one visit of each row (https://arxiv.org/abs/2105.14491, equation 7).
+
+    Shapes and dtypes: `onp_kernels.reference.attention`. Differentiable once in source, target and att. Backends,
+    repeatability and errors as for `spmm`.
+    """
+    for name, features, nodes in (("source", source, graph.columns), ("target", target, graph.rows)):
+        if features.dim() not in (3, 4) or features.shape[-3] != nodes or not features.is_floating_point():
+            shape = tuple(features.shape)
+            raise InputError(f"{name} must be floating point [K] [{nodes}, H, C], not {features.dtype} {shape}.")
+    if source.shape[-2:] != target.shape[-2:] or source.dtype != target.dtype:
+        raise InputError(f"source {tuple(source.shape)} and target {tuple(target.shape)} must agree in dtype, H and C.")
+    if att.shape != source.shape[-2:] or att.dtype not in (source.dtype, torch.float32):
+        raise InputError(f"att must be {source.dtype} or float32 {list(source.shape[-2:])}, not {att.dtype} {list(att.shape)}.")
+    copies = _joined(_copies(graph, source, 3, source, keep), target, 3, source.device)
+    copies = _joined(copies, att, 2, source.device)
+    if torch.compiler.is_compiling():
+        return torch.ops.onp.attention(graph.indptr, graph.indices, graph.columns, source, target, att, slope, keep)
+    chosen = _backend_for(source, backend)
+    if chosen == "native":
+        return native_ops.attention(graph, source, target, att, slope, _contiguous(keep), copies)
+    graph.check()
+    if chosen == "torch" or not graph.edges:
+        return reference.attention(graph.indptr, graph.indices, source, target, att, slope, keep)
+    return scatter.attention(graph, source, target, att, slope, keep, copies)
+
+
+def _contiguous(keep: Tensor | None) -> Tensor | None:
+    return None if keep is None else keep.contiguous()
 
 
 def _backend_for(x: Tensor, requested: str | None) -> str:
     chosen = backends.choose(requested, x.device.type)
-    if chosen == "native" and x.dtype != torch.float32:
+    if chosen == "native" and x.dtype not in _NATIVE:
         if requested == "native":
-            raise InputError(f"The native backend computes in float32, not {x.dtype}: convert x or choose torch.")
+            raise InputError(f"The native backend computes in float32 and bfloat16, not {x.dtype}: convert x or choose torch.")
         return "torch"
     return chosen
 
 
-def _check(indptr: Tensor, indices: Tensor, weight: Tensor | None, x: Tensor, reduce: str) -> None:
-    if reduce != "sum" and reduce != "mean":
-        raise InputError(f"reduce={reduce!r} is not known: choose sum or mean.")
-    if indptr.ndim != 1 or indices.ndim != 1 or indptr.shape[0] < 1:
-        raise InputError(f"indptr [V + 1] and indices [E] must be vectors, not {indptr.shape} and {indices.shape}.")
-    if indptr.dtype != indices.dtype or indptr.dtype not in (torch.int64, torch.int32):
-        raise InputError(f"indptr and indices must both be int64 or int32, not {indptr.dtype} and {indices.dtype}.")
-    if x.ndim != 2 or not x.is_floating_point():
-        raise InputError(f"x must be floating point [U, F], not {x.dtype} {tuple(x.shape)}.")
-    if weight is not None and (weight.shape != indices.shape or weight.dtype != x.dtype):
-        raise InputError(f"weight must be {x.dtype} [{indices.shape[0]}], not {weight.dtype} {tuple(weight.shape)}.")
-    tensors = (indptr, indices) if weight is None else (indptr, indices, weight)
-    if any(tensor.device != x.device for tensor in tensors):
-        raise InputError(f"The graph and x must be on one device: x is on {x.device}.")
+def _copies(graph: Csr, x: Tensor, dims: int, like: Tensor, keep: Tensor | None) -> int | None:
+    """K, or None if nothing has that dimension; checks device and mask. `dims`: of x without it."""
+    if graph.indptr.device != x.device:
+        raise InputError(f"The graph and the tensors must be on one device, not on {graph.indptr.device} and {x.device}.")
+    copies = x.shape[0] if x.dim() > dims else None
+    if keep is None:
+        return copies
+    if graph.rows != graph.columns:
+        raise InputError(f"keep needs a square graph, not one of {graph.rows} rows and {graph.columns} columns.")
+    if keep.dtype != torch.bool or keep.shape[-1:] != (graph.rows,):
+        raise InputError(f"keep must be bool [K] [{graph.rows}], not {keep.dtype} {tuple(keep.shape)}.")
+    return _joined(copies, keep, 1, x.device)
 
 
-def _check_edges(indptr: Tensor, indices: Tensor, columns: int) -> None:
-    """The checks that csrc/ makes before it reads through the arrays, for the torch backend."""
-    if int(indptr[0]) != 0 or int(indptr[-1]) != indices.shape[0] or bool((indptr.diff() < 0).any()):
-        raise InputError("The graph cannot be used: indptr must rise from 0 to the number of edges.")
-    if indices.shape[0] and (int(indices.min()) < 0 or int(indices.max()) >= columns):
-        raise InputError("The graph cannot be used: an index is outside the rows of x.")
+def _joined(copies: int | None, other: Tensor, dims: int, device: torch.device) -> int | None:
+    """K of the tensors so far and of `other`, which has `dims` dimensions without it."""
+    if other.device != device:
+        raise InputError(f"All tensors must be on one device, not on {device} and {other.device}.")
+    if other.dim() == dims:
+        return copies
+    if other.dim() != dims + 1 or copies not in (None, other.shape[0]):
+        raise InputError(f"A tensor {tuple(other.shape)} does not fit the {copies or 'single'} copies of the others.")
+    return other.shape[0]
 
 
-def _indptr(sorted_rows: Tensor, rows: int) -> Tensor:
-    """Row starts [rows + 1] of edges whose receiving rows are given in rising order."""
-    bounds = torch.arange(rows + 1, device=sorted_rows.device, dtype=sorted_rows.dtype)
-    return torch.searchsorted(sorted_rows, bounds, out_int32=sorted_rows.dtype == torch.int32)
+# The same ops for torch.compile, torch.export and opcheck. Tensors only, so the graph goes in as its arrays.
+
+_GRAPHS: OrderedDict[tuple[Any, ...], Csr] = OrderedDict()
 
 
-def _transpose(indptr: Tensor, indices: Tensor, columns: int) -> tuple[Tensor, Tensor, int, Tensor]:
-    """indptr, indices, columns, order of the same edges sorted by source, edges of one source in their old order."""
-    order = torch.argsort(indices, stable=True)
-    return _indptr(indices[order], columns), _edge_rows(indptr, indices)[order], indptr.shape[0] - 1, order
-
-
-def _edge_rows(indptr: Tensor, indices: Tensor) -> Tensor:
-    """The row each edge belongs to, [E]."""
-    rows = torch.arange(indptr.shape[0] - 1, device=indptr.device, dtype=indptr.dtype)
-    return torch.repeat_interleave(rows, indptr.diff(), output_size=indices.shape[0])
-
-
-def _per_message(grad: Tensor, indptr: Tensor, reduce: str) -> Tensor:
-    """The gradient of a row's sum, from the gradient of its output."""
-    return grad / indptr.diff().clamp(min=1).to(grad.dtype)[:, None] if reduce == "mean" else grad
-
-
-def _weight_gradient(indptr: Tensor, indices: Tensor, x: Tensor, grad: Tensor) -> Tensor:
-    return (grad.index_select(0, _edge_rows(indptr, indices)) * x.index_select(0, indices)).sum(1)
-
-
-# The same op for torch.compile, torch.export and opcheck. Its gradient is made of registered ops only.
+def _graph_of(indptr: Tensor, indices: Tensor, columns: int) -> Csr:
+    """The Csr of these arrays: one of the last eight, unless they have changed, so that nothing is prepared twice."""
+    arrays = ((t.data_ptr(), t._version, t.shape, t.dtype, t.device) for t in (indptr, indices))
+    key = (*arrays, columns)
+    graph = _GRAPHS.get(key)  # an entry keeps its arrays, so that their memory is not given to others
+    if graph is None:
+        graph = _GRAPHS[key] = Csr(indptr, indices, columns)
+        if len(_GRAPHS) > 8:
+            _GRAPHS.popitem(last=False)
+    return graph
 
 
 @torch.library.custom_op("onp::spmm", mutates_args=())
-def _registered(indptr: Tensor, indices: Tensor, weight: Tensor | None, x: Tensor, reduce: str) -> Tensor:
-    _check(indptr, indices, weight, x, reduce)
-    return _forward(indptr, indices, weight, x, reduce, _backend_for(x, None))
+def _spmm(
+    indptr: Tensor, indices: Tensor, columns: int, weight: Tensor | None, x: Tensor, reduce: str, keep: Tensor | None
+) -> Tensor:
+    return spmm(_graph_of(indptr, indices, columns), weight, x, reduce, keep)
 
 
-@_registered.register_fake
-def _fake(indptr, indices, weight, x, reduce):
-    return x.new_empty((indptr.shape[0] - 1, x.shape[1]))
+@torch.library.custom_op("onp::spmm_backward", mutates_args=())
+def _spmm_backward(
+    grad: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    columns: int,
+    weight: Tensor | None,
+    x: Tensor,
+    reduce: str,
+    keep: Tensor | None,
+) -> list[Tensor]:
+    leaves = _leaves([x] if weight is None else [x, weight])
+    with torch.enable_grad():
+        out = spmm(_graph_of(indptr, indices, columns), None if weight is None else leaves[1], leaves[0], reduce, keep)
+    return _gradients(out, leaves, grad)
 
 
-def _setup_context(ctx: Any, inputs, output) -> None:
-    indptr, indices, weight, x, reduce = inputs
-    ctx.save_for_backward(indptr, indices, weight, x)
-    ctx.reduce = reduce
+@torch.library.custom_op("onp::edge_softmax", mutates_args=())
+def _edge_softmax(indptr: Tensor, indices: Tensor, columns: int, score: Tensor, keep: Tensor | None) -> Tensor:
+    return edge_softmax(_graph_of(indptr, indices, columns), score, keep)
 
 
-def _registered_backward(ctx: Any, grad):
-    indptr, indices, weight, x = ctx.saved_tensors
-    grad = _per_message(grad, indptr, ctx.reduce)
-    grad_weight = grad_x = None
-    if ctx.needs_input_grad[3]:
-        t_indptr, t_indices, _, order = _transpose(indptr, indices, x.shape[0])
-        grad_x = torch.ops.onp.spmm(t_indptr, t_indices, None if weight is None else weight[order], grad, "sum")
-    if ctx.needs_input_grad[2]:
-        grad_weight = _weight_gradient(indptr, indices, x, grad)
-    return None, None, grad_weight, grad_x, None
+@torch.library.custom_op("onp::edge_softmax_backward", mutates_args=())
+def _edge_softmax_backward(
+    grad: Tensor, indptr: Tensor, indices: Tensor, columns: int, score: Tensor, keep: Tensor | None
+) -> list[Tensor]:
+    leaves = _leaves([score])
+    with torch.enable_grad():
+        out = edge_softmax(_graph_of(indptr, indices, columns), leaves[0], keep)
+    return _gradients(out, leaves, grad)
 
 
-_registered.register_autograd(_registered_backward, setup_context=_setup_context)
+@torch.library.custom_op("onp::attention", mutates_args=())
+def _attention(
+    indptr: Tensor,
+    indices: Tensor,
+    columns: int,
+    source: Tensor,
+    target: Tensor,
+    att: Tensor,
+    slope: float,
+    keep: Tensor | None,
+) -> Tensor:
+    return attention(_graph_of(indptr, indices, columns), source, target, att, slope, keep)
+
+
+@torch.library.custom_op("onp::attention_backward", mutates_args=())
+def _attention_backward(
+    grad: Tensor,
+    indptr: Tensor,
+    indices: Tensor,
+    columns: int,
+    source: Tensor,
+    target: Tensor,
+    att: Tensor,
+    slope: float,
+    keep: Tensor | None,
+) -> list[Tensor]:
+    leaves = _leaves([source, target, att])
+    with torch.enable_grad():
+        out = attention(_graph_of(indptr, indices, columns), leaves[0], leaves[1], leaves[2], slope, keep)
+    return _gradients(out, leaves, grad)
+
+
+def _leaves(tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.detach().requires_grad_() for tensor in tensors]
+
+
+def _gradients(out: Tensor, leaves: list[Tensor], grad: Tensor) -> list[Tensor]:
+    return [found.contiguous() for found in torch.autograd.grad(out, leaves, grad)]
+
+
+def _batched(rest: tuple[int, ...], *tensors: tuple[Tensor | None, int]) -> tuple[int, ...]:
+    """`rest` after K, where one of the tensors has more than its number of dimensions."""
+    return next(((t.shape[0], *rest) for t, dims in tensors if t is not None and t.dim() > dims), rest)
+
+
+@_spmm.register_fake
+def _(indptr, indices, columns, weight, x, reduce, keep):
+    return x.new_empty(_batched((indptr.shape[0] - 1, x.shape[-1]), (x, 2), (weight, 1), (keep, 1)))
+
+
+@_spmm_backward.register_fake
+def _(grad, indptr, indices, columns, weight, x, reduce, keep):
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in ([x] if weight is None else [x, weight])]
+
+
+@_edge_softmax.register_fake
+def _(indptr, indices, columns, score, keep):
+    return score.new_empty(_batched(score.shape[-2:], (score, 2), (keep, 1)))
+
+
+@_edge_softmax_backward.register_fake
+def _(grad, indptr, indices, columns, score, keep):
+    return [torch.empty_like(score, memory_format=torch.contiguous_format)]
+
+
+@_attention.register_fake
+def _(indptr, indices, columns, source, target, att, slope, keep):
+    return source.new_empty(_batched((indptr.shape[0] - 1, *att.shape), (source, 3), (target, 3), (keep, 1)))
+
+
+@_attention_backward.register_fake
+def _(grad, indptr, indices, columns, source, target, att, slope, keep):
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in (source, target, att)]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.is_tensor = [isinstance(value, Tensor) for value in inputs]
+    ctx.save_for_backward(*(value for value in inputs if isinstance(value, Tensor)))
+    ctx.others = [value for value in inputs if not isinstance(value, Tensor)]
+
+
+def _saved(ctx: Any) -> list[Any]:
+    tensors, others = iter(ctx.saved_tensors), iter(ctx.others)
+    return [next(tensors if is_tensor else others) for is_tensor in ctx.is_tensor]
+
+
+def _spmm_gradient(ctx: Any, grad: Tensor):
+    grad_x, *grad_weight = torch.ops.onp.spmm_backward(grad, *_saved(ctx))
+    return None, None, None, *(grad_weight or [None]), grad_x, None, None
+
+
+def _edge_softmax_gradient(ctx: Any, grad: Tensor):
+    return None, None, None, *torch.ops.onp.edge_softmax_backward(grad, *_saved(ctx)), None
+
+
+def _attention_gradient(ctx: Any, grad: Tensor):
+    return None, None, None, *torch.ops.onp.attention_backward(grad, *_saved(ctx)), None, None
+
+
+_spmm.register_autograd(_spmm_gradient, setup_context=_save)
+_edge_softmax.register_autograd(_edge_softmax_gradient, setup_context=_save)
+_attention.register_autograd(_attention_gradient, setup_context=_save)

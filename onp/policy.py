@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from onp.convs import SAGEConv
 from onp.features import NodeFeatures
 from onp.graph import NeuronGraph
 
@@ -59,8 +60,7 @@ class Policy(nn.Module):
         self.register_buffer("hint", torch.zeros(graph.nodes) if score is None else _normalised(score))
         self.register_buffer("units", torch.bincount(graph.layer).float()[:, None])
         self.embed = nn.Linear(features.values.shape[1], hidden)
-        self.own = nn.ModuleList(nn.Linear(hidden, hidden) for _ in range(rounds))
-        self.neighbours = nn.ModuleList(nn.Linear(hidden, hidden, bias=False) for _ in range(rounds))
+        self.convs = nn.ModuleList(SAGEConv(hidden, hidden, aggr="sum") for _ in range(rounds))
         self.unit_head = nn.Sequential(nn.Linear(hidden + 2 + GLOBALS, hidden), nn.SiLU(), nn.Linear(hidden, 1))
         self.layer_head = nn.Linear(hidden + 1 + GLOBALS, 1)
         self.bias = nn.Parameter(torch.tensor(prior))
@@ -69,11 +69,14 @@ class Policy(nn.Module):
         self._initialise(generator)
 
     def _initialise(self, generator: torch.Generator) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.orthogonal_(module.weight, generator=generator)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
+        convs = [module for module in self.modules() if isinstance(module, SAGEConv)]
+        # Own features, then neighbours': the order in which a seed's numbers are dealt out.
+        linears = [self.embed, *(conv.lin_r for conv in convs), *(conv.lin_l for conv in convs)]
+        linears += [module for module in (*self.unit_head, self.layer_head) if isinstance(module, nn.Linear)]
+        for linear in linears:
+            nn.init.orthogonal_(linear.weight, generator=generator)
+            if linear.bias is not None:
+                nn.init.zeros_(linear.bias)
         # Nearly silent heads: the prior decides until rewards say otherwise.
         for head in (self.unit_head[2], self.layer_head):
             nn.init.normal_(head.weight, std=0.01, generator=generator)  # type: ignore[arg-type]
@@ -81,8 +84,8 @@ class Policy(nn.Module):
     def forward(self, keep: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
         """keep bool [V], the committed mask; summary float32 [4]. Returns pruning logits [V] and layer offsets [L]."""
         h = self.embed(self.static)
-        for own, neighbours in zip(self.own, self.neighbours, strict=True):
-            h = h + F.silu(own(h) + neighbours(self.graph.gather(h)))
+        for conv in self.convs:
+            h = h + F.silu(conv(self.graph.csr, h, self.graph.weight))
         h = F.layer_norm(h, h.shape[1:])
         gate = keep.float()[:, None]
         everywhere = summary.expand(len(h), -1)

@@ -1,0 +1,207 @@
+// The CPU half: which instruction set, which parts of the work on which thread.
+#include <algorithm>
+#include <cstring>
+
+#include "cpu_kernels.h"
+#include "threads.h"
+
+namespace onp {
+namespace {
+
+const Kernels& kernels() {
+#if defined(__x86_64__) && !defined(ONP_ONE_ISA)
+  static const Kernels& chosen = []() -> const Kernels& {
+    __builtin_cpu_init();
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+    if (avx512) return kernels_avx512();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kernels_avx2();
+    return kernels_generic();
+  }();
+  return chosen;
+#else
+  return kernels_generic();
+#endif
+}
+
+// Multiply-adds below which a second thread costs more to wake than it saves.
+constexpr int64_t kWorkPerThread = 1 << 19;
+// Parts per thread: a thread that is held up leaves the rest to the others.
+constexpr int64_t kPartsPerThread = 4;
+
+int64_t start_of(const Csr& csr, int64_t row) {
+  return csr.index_bytes == 4 ? static_cast<const int32_t*>(csr.indptr)[row]
+                              : static_cast<const int64_t*>(csr.indptr)[row];
+}
+
+// The first row before which at least `amount` of work lies, a row counting as one edge more than it has.
+int64_t row_after(const Csr& csr, int64_t amount) {
+  int64_t low = 0, high = csr.rows;
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    start_of(csr, middle) + middle < amount ? low = middle + 1 : high = middle;
+  }
+  return low;
+}
+
+// Runs `kernel` over all rows of all copies in `parts` parts of equal work. Copies are kept together in a part where
+// they share what they read.
+template <typename Op>
+void in_parts(void (*kernel)(const Op&, const Part&), const Op& op, const Csr& csr, int64_t copies, bool together,
+              int64_t parts, int threads) {
+  const int64_t work = csr.edges + csr.rows, groups = together ? 1 : copies;
+  const auto cut = [&](int64_t part) {
+    const int64_t at = static_cast<int64_t>(static_cast<double>(work) * groups / parts * part);
+    const int64_t group = std::min(at / std::max<int64_t>(work, 1), groups - 1);
+    return part == parts ? (groups - 1) * csr.rows + csr.rows : group * csr.rows + row_after(csr, at - group * work);
+  };
+  const auto run = [&](int64_t part) {
+    int64_t row = part == 0 ? 0 : cut(part);
+    const int64_t last = cut(part + 1);
+    while (row < last) {
+      const int64_t group = row / csr.rows;
+      const int64_t stop = std::min(last, (group + 1) * csr.rows);
+      kernel(op, {together ? 0 : group, together ? copies : group + 1, row - group * csr.rows, stop - group * csr.rows,
+                  part});
+      row = stop;
+    }
+  };
+  parallel(parts, threads, run);
+}
+
+template <typename Op>
+void by_rows(void (*kernel)(const Op&, const Part&), const Op& op, const Csr& csr, int64_t copies, int64_t features,
+             bool together, int threads) {
+  const int64_t worth = csr.edges * copies * features / kWorkPerThread;
+  threads = static_cast<int>(std::min<int64_t>(threads, worth));
+  if (threads < 2) return kernel(op, {0, copies, 0, csr.rows, 0});
+  in_parts(kernel, op, csr, copies, together, threads * kPartsPerThread, threads);
+}
+
+float to_float(float value) {
+  return value;
+}
+float to_float(uint16_t value) {
+  const uint32_t bits = uint32_t{value} << 16;
+  float wide;
+  std::memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
+// Features [first, last) of one copy: a source may win in many rows, so one thread adds up all of a feature.
+template <typename Index, typename Element>
+void max_grad_features(const SpmmMaxGrad& op, int64_t copy, int64_t first, int64_t last) {
+  const Csr& csr = op.csr;
+  const auto* indptr = static_cast<const Index*>(csr.indptr);
+  const auto* indices = static_cast<const Index*>(csr.indices);
+  const float* weight = op.weight.data ? op.weight.data + copy * op.weight.copy : nullptr;
+  float* sum = op.grad_x + copy * csr.columns * op.features;
+  for (int64_t row = 0; row < csr.columns; ++row) {
+    std::memset(sum + row * op.features + first, 0, (last - first) * sizeof(float));
+  }
+  for (int64_t row = 0; row < csr.rows; ++row) {
+    const int32_t* arg = op.arg + (copy * csr.rows + row) * op.features;
+    const auto* grad = static_cast<const Element*>(op.grad.data) + copy * op.grad.copy + row * op.grad.row;
+    for (int64_t f = first; f < last; ++f) {
+      if (arg[f] < 0) continue;
+      const int64_t p = indptr[row] + arg[f];
+      sum[indices[p] * op.features + f] += (weight ? weight[p] : 1.0f) * to_float(grad[f]);
+    }
+  }
+}
+
+// All rows of one copy: an edge belongs to one row.
+template <typename Index, typename Element>
+void max_grad_weight(const SpmmMaxGrad& op, int64_t copy) {
+  const Csr& csr = op.csr;
+  const auto* indptr = static_cast<const Index*>(csr.indptr);
+  const auto* indices = static_cast<const Index*>(csr.indices);
+  float* out = op.grad_weight + copy * csr.edges;
+  std::memset(out, 0, csr.edges * sizeof(float));
+  for (int64_t row = 0; row < csr.rows; ++row) {
+    const int32_t* arg = op.arg + (copy * csr.rows + row) * op.features;
+    const auto* grad = static_cast<const Element*>(op.grad.data) + copy * op.grad.copy + row * op.grad.row;
+    for (int64_t f = 0; f < op.features; ++f) {
+      if (arg[f] < 0) continue;
+      const int64_t p = indptr[row] + arg[f];
+      const auto* x = static_cast<const Element*>(op.x.data) + copy * op.x.copy + indices[p] * op.x.row;
+      out[p] += to_float(grad[f]) * to_float(x[f]);
+    }
+  }
+}
+
+template <typename Index, typename Element>
+void max_grad(const SpmmMaxGrad& op, int threads) {
+  constexpr int64_t kLine = 16;  // features of one cache line: threads do not write to each other's
+  const int64_t blocks = (op.features + kLine - 1) / kLine;
+  if (op.copies * op.csr.rows * op.features < kWorkPerThread / 8) threads = 1;
+  if (op.grad_x) {
+    parallel(op.copies * blocks, threads, [&](int64_t part) {
+      const int64_t first = part % blocks * kLine;
+      max_grad_features<Index, Element>(op, part / blocks, first, std::min(first + kLine, op.features));
+    });
+  }
+  if (op.grad_weight) {
+    parallel(op.copies, threads, [&](int64_t copy) { max_grad_weight<Index, Element>(op, copy); });
+  }
+}
+
+}  // namespace
+
+const char* cpu_isa() {
+  return kernels().isa;
+}
+
+const char* csr_fault(const Csr& csr) {
+  if (start_of(csr, 0) != 0) return "indptr must start at 0";
+  if (kernels().falls(csr)) return "indptr must never fall";
+  if (start_of(csr, csr.rows) != csr.edges) return "indptr must end at the number of edges";
+  if (kernels().outside(csr)) return "an index is outside the rows of x";
+  return nullptr;
+}
+
+void run_cpu(const Spmm& op, int threads) {
+  by_rows(kernels().spmm, op, op.csr, op.copies, op.heads * op.channels, op.x.copy == 0, threads);
+}
+
+void run_cpu(const SpmmMaxGrad& op, int threads) {
+  if (op.csr.index_bytes == 4) {
+    op.bf16 ? max_grad<int32_t, uint16_t>(op, threads) : max_grad<int32_t, float>(op, threads);
+  } else {
+    op.bf16 ? max_grad<int64_t, uint16_t>(op, threads) : max_grad<int64_t, float>(op, threads);
+  }
+}
+
+void run_cpu(const EdgeDot& op, int threads) {
+  by_rows(kernels().edge_dot, op, op.csr, op.copies, op.heads * op.channels, false, threads);
+}
+
+void run_cpu(const EdgeSoftmax& op, int threads) {
+  by_rows(kernels().edge_softmax, op, op.csr, op.copies, 16 * op.heads, false, threads);
+}
+
+void run_cpu(const EdgeSoftmaxGrad& op, int threads) {
+  by_rows(kernels().edge_softmax_grad, op, op.csr, op.copies, 8 * op.heads, false, threads);
+}
+
+void run_cpu(const Attention& op, int threads) {
+  by_rows(kernels().attention, op, op.csr, op.copies, 3 * op.heads * op.channels, false, threads);
+}
+
+void run_cpu(const AttentionGradTarget& op, int threads) {
+  const Attention& forward = op.forward;
+  const int64_t features = forward.heads * forward.channels;
+  std::memset(op.grad_att, 0, kAttParts * features * sizeof(float));
+  if (forward.copies * forward.csr.edges * features < kWorkPerThread / 2) threads = 1;
+  if (forward.copies) {
+    in_parts(kernels().attention_grad_target, op, forward.csr, forward.copies, false, kAttParts, threads);
+  }
+}
+
+void run_cpu(const AttentionGradSource& op, int threads) {
+  const Attention& forward = op.forward;
+  by_rows(kernels().attention_grad_source, op, forward.csr, forward.copies, 3 * forward.heads * forward.channels, false,
+          threads);
+}
+
+}  // namespace onp
