@@ -1,0 +1,36 @@
+"""Unlearning clean images: the first stage of RNP and TSBD."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from onp.data import ImageSet
+from onp.peers.config import PeerConfig
+from onp.peers.tuning import BATCH, batches, trainable
+from onp.victim import Victim
+
+CLIP = 20.0  # norm of a step's gradient
+
+
+def unlearned(victim: Victim, images: ImageSet, config: PeerConfig, lr: float, floor: float, epochs: int) -> nn.Module:
+    """A copy of the network after climbing the loss of clean images until its accuracy on them is at most `floor`.
+
+    SGD with momentum 0.9 and weight decay 5e-4, at most `epochs` epochs, a tenth of `lr` after ten of them. The accuracy is
+    looked at in every batch: with few batches an epoch the loss would run away until its end.
+    """
+    model = trainable(victim)
+    optimiser = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=5e-4, maximize=True)
+    per_epoch = -(-len(images) // min(BATCH, len(images)))
+    for step, (_, x, y) in enumerate(batches(victim, images, config, "unlearning", epochs=epochs, changed=False)):
+        for group in optimiser.param_groups:
+            group["lr"] = lr if step < 10 * per_epoch else lr / 10
+        logits = model(x)
+        if float((logits.argmax(1) == y).float().mean()) <= floor:
+            break
+        optimiser.zero_grad()
+        F.cross_entropy(logits, y).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
+        optimiser.step()
+    return model
