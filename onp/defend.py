@@ -24,21 +24,25 @@ from onp.given import given_images, given_trigger
 from onp.mask import Mask
 from onp.metrics import Share, accuracy, predictions
 from onp.output import prepare, write_outputs
+from onp.peers import PeerConfig
+from onp.peers.config import joined
 from onp.presets import PRESETS, Preset
 from onp.repair import repair
-from onp.report import Report
+from onp.report import Report, Tuned
 from onp.search import Found, search
 from onp.triggers import Trigger, load_trigger
+from onp.tune import check_tuning, tune_pruned
 from onp.victim import Victim, load_victim
 
 FRESH = 1000  # added to the seed of the bank that audits
 USELESS = 0.2  # of the way from chance to certainty: a model below that, or its data, is not what the user thinks
+TUNING_PASSES = 1_000_000  # above what any tuning method's recipe asks for with a few hundred images
 REMOVED = 0.5  # share of the surrogate ASR that a repair must take away to be called one
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What `defend` returns: the report, and for a repair the mask and the repaired victim (else the untouched one)."""
+    """What `defend` returns: the report, for a repair the mask and the repaired (and tuned) victim, else the untouched one."""
 
     report: Report
     mask: Mask
@@ -57,6 +61,7 @@ def defend(config: DefendConfig) -> Outcome:
         prepare(Path(config.out))
     preset = _preset(config)
     victim, clean = _load(config)
+    check_tuning(config.tune, victim)
     splits = split(clean, config.seed)
     bank = _known_trigger(config, victim, clean, splits)
     evaluation, attack = _measurement(config, victim, clean)
@@ -80,6 +85,17 @@ def defend(config: DefendConfig) -> Outcome:
     target = bank.target if bank else None
     before = figures(victim, splits.holdout, fresh, target, evaluation, attack)
     after = figures(repaired, splits.holdout, fresh, target, evaluation, attack)
+    tuned = None
+    if config.tune is not None and decision == "repaired":
+        repaired = tune_pruned(
+            repaired,
+            mask,
+            config.tune,
+            joined(splits.build, splits.score),
+            PeerConfig(seed=config.seed, passes=TUNING_PASSES, quiet=config.quiet),
+        )
+        measured = figures(repaired, splits.holdout, fresh, target, evaluation, attack)
+        tuned = Tuned(config.tune, measured, der(before, measured))
     seconds = time.monotonic() - start
     evaluations = found.evaluations if found else 0
     report = Report(
@@ -118,6 +134,7 @@ def defend(config: DefendConfig) -> Outcome:
         },
         config=dataclasses.asdict(config) | {"preset": dataclasses.asdict(preset)},
         seed=config.seed,
+        tuned=tuned,
     )
     if config.out is not None:
         write_outputs(Path(config.out), report, mask, repaired)
