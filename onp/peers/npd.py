@@ -60,7 +60,7 @@ def tune(victim: Victim, clean: ImageSet, config: PeerConfig) -> Victim:
 
 
 def insert(victim: Victim, model: nn.Module) -> nn.Module:
-    """Put the filter in front of the second-to-last conv of `model`; returns the filter."""
+    """Put the filter in front of the second-to-last conv of `model`; returns it, in evaluation mode."""
     convs = [layer.weight.rpartition(".")[0] for layer in victim.layers if layer.kind == "conv"]
     place = convs[-2] if len(convs) > 1 else ""
     conv = model.get_submodule(place) if place else None
@@ -71,7 +71,7 @@ def insert(victim: Victim, model: nn.Module) -> nn.Module:
         mixing.weight.copy_(torch.eye(conv.in_channels)[:, :, None, None])
     polariser = nn.Sequential(mixing, nn.BatchNorm2d(conv.in_channels)).to(victim.device)
     model.set_submodule(place, nn.Sequential(polariser, conv))
-    return polariser
+    return polariser.eval()
 
 
 def disturbed(model: nn.Module, x: Tensor, aim: Tensor, generator: torch.Generator) -> Tensor:
