@@ -16,7 +16,7 @@ from onp.mask import Mask
 from onp.peers.config import PeerConfig
 from onp.peers.pruning import Pruning
 from onp.presets import PRESETS
-from onp.search import batch_of, changed_views
+from onp.search import batch_of, changed_views, remembered
 from onp.victim import Victim
 
 Search = Callable[[PruneEnv, Tensor, int, int], Tensor]
@@ -37,12 +37,15 @@ class Searcher:
             return Pruning(Mask.of(victim), 0)
         models = (victim.logits,)
         bank = build_bank(victim, models, found, found.suspect, splits.build, splits.score, config.seed, preset.bank)
-        known = features(victim, batch_of(victim, splits.build), bank.batches(victim, splits, "build"), bank.weights)
         parts = (splits.build, splits.score)
+        shifts, belief = remembered(victim, parts, bank.target)
+        build, triggered = batch_of(victim, splits.build), bank.batches(victim, splits, "build")
+        known = features(victim, build, triggered, bank.weights, memory=shifts)
         copies = changed_views(victim, parts, bank.target, preset.search, config.seed)
         evaluator = Evaluator(victim, batch_of(victim, *parts), [*bank.batches(victim, splits, "score"), *copies])
         agent = preset.search.agent
-        env = PruneEnv(victim, evaluator, bank.weights, preset.search.objective, blocks=agent.blocks)
+        carriers = belief * known.carrier
+        env = PruneEnv(victim, evaluator, bank.weights, preset.search.objective, carriers=carriers, blocks=agent.blocks)
         keep = self.search(env, known.taylor, agent.max_evaluations, config.seed)
         return Pruning(Mask.of(victim, keep), env.evaluations)
 
