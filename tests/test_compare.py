@@ -53,13 +53,13 @@ def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
     return CompareConfig(
         out=str(folder / "table"),
-        attacks=("badnets", "none"),
+        attacks=("blended", "none"),
         defences=("clp", "fp+ft", "ft"),
         archs=(ARCH,),
         data=(write_images(folder / "train.npz", 600, 0),),
         test_data=(write_images(folder / "test.npz", 300, 1),),
         norm=("half",),
-        epochs=5,
+        epochs=8,
         clean=120,
         evaluation=150,
         max_acc_drop=0.05,
@@ -83,7 +83,7 @@ def cells_of(config, rows):
 def test_every_cell_ran_once_and_has_its_figures(config, rows):
     kept, _ = cells_of(config, rows)
     assert len(rows) == len(kept) == 6 and not any("error" in row for row in rows)
-    attacked = [row for row in rows if row["attack"] == "badnets"]
+    attacked = [row for row in rows if row["attack"] == "blended"]
     assert [row["defence"] for row in attacked] == ["clp", "fp+ft", "ft"]
     for row in attacked:
         assert row["acc_before"] > 0.9 and row["asr_before"] > 0.8
@@ -92,7 +92,7 @@ def test_every_cell_ran_once_and_has_its_figures(config, rows):
         assert row["der"] == pytest.approx((max(0, row["asr_before"] - row["asr"]) - lost + 1) / 2)
         assert row["seconds"] > 0
     for row in rows:
-        assert ("asr" in row) == (row["attack"] == "badnets")
+        assert ("asr" in row) == (row["attack"] == "blended")
     clp = attacked[0]
     within = [
         asr for acc, asr in zip(clp["curve"]["acc"], clp["curve"]["asr"], strict=True) if clp["acc_before"] - acc <= 0.05 + 1e-9
@@ -150,7 +150,7 @@ def test_a_victim_that_cannot_be_trained_fails_its_cells_only(config, rows, tmp_
     monkeypatch.setattr(package, "train", refuses)
     monkeypatch.setattr(package, "run_cell", lambda cell: {"acc_before": 0.9, "acc": 0.9, "decision": "tuned", "seconds": 1.0})
     victim = str(Path(config.out) / "victims" / rows[0]["victim"])
-    found = compare(replace(config, out=str(tmp_path / "t"), victims=(victim,), attacks=("blended",), defences=("ft",)))
+    found = compare(replace(config, out=str(tmp_path / "t"), victims=(victim,), attacks=("badnets",), defences=("ft",)))
     assert ["error" in row for row in found] == [False, True] and found[1]["error"] == "the disk is full"
 
 
@@ -158,7 +158,7 @@ def test_a_killed_run_continues(config, rows, tmp_path):
     """Killed once a cell is there: the next run starts with the others and ends with the same figures."""
     victim = Path(config.out) / "victims" / rows[0]["victim"]
     command = [sys.executable, "-m", "onp.compare", "--out", str(tmp_path / "t"), "--victims", str(victim), "--quiet"]
-    command += ["--test-data", config.test_data[0], "--defences", "clp", "ft", "--threads", "1", "--epochs", "5"]
+    command += ["--test-data", config.test_data[0], "--defences", "clp", "ft", "--threads", "1", "--epochs", "8"]
     command += ["--clean", "120", "--evaluation", "150", "--max-acc-drop", "0.05", "--passes", "1500"]
     process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
     kept = tmp_path / "t" / "cells"
