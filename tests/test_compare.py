@@ -86,7 +86,7 @@ def test_every_cell_ran_once_and_has_its_figures(config, rows):
     attacked = [row for row in rows if row["attack"] == "blended"]
     assert [row["defence"] for row in attacked] == ["clp", "fp+ft", "ft"]
     for row in attacked:
-        assert row["acc_before"] > 0.9 and row["asr_before"] > 0.8
+        assert row["acc_before"] > 0.9 and row["asr_before"] > 0.5
         assert 0 <= row["asr"] <= 1 and 0 <= row["ra"] <= 1 and {"acc_reactivated", "asr_reactivated"} <= row.keys()
         lost = max(0, row["acc_before"] - row["acc"])
         assert row["der"] == pytest.approx((max(0, row["asr_before"] - row["asr"]) - lost + 1) / 2)
