@@ -57,9 +57,7 @@ def truth_of(victim: Victim, images: ImageSet, trigger: Trigger | None, target: 
         return Truth(clean, labels, None, torch.full_like(labels, target))
     with torch.no_grad():
         triggered = torch.cat([trigger(part) for part in pixels.split(500)])
-    goals = (
-        trigger.goals(images.labels, target, victim.classes) if hasattr(trigger, "goals") else torch.full_like(labels, target)
-    )
+    goals = trigger.goals(images.labels, target, victim.classes)
     return Truth(clean, labels, victim.normalisation(triggered.to(victim.device)), goals.to(victim.device))
 
 
