@@ -45,6 +45,12 @@ class DefendConfig:
         choices=("fast", "default", "thorough", "paper"),
     )
     max_acc_drop: float = option(0.01, "accuracy that the repair may cost, as a share of the images", metavar="SHARE")
+    tune: str | None = option(
+        None,
+        "after the pruning, train what is left on the clean images: ft, ft-sam, nad, i-bau or sau; the report shows the "
+        "pruning alone too, the checkpoint written is the tuned one",
+        metavar="METHOD",
+    )
     trigger: str | None = option(None, "the trigger, where it is known: a trigger.safetensors of onp.attack", metavar="FILE")
     triggered_data: str | None = option(None, "images that carry the trigger, labelled or not", metavar="DIR")
     eval_data: str | None = option(None, "other labelled images, for measuring only", metavar="PATH")

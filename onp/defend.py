@@ -28,22 +28,26 @@ from onp.mask import Mask
 from onp.metrics import Share
 from onp.monitor import Monitor
 from onp.output import prepare, write_outputs
+from onp.peers import PeerConfig
+from onp.peers.config import joined
 from onp.presets import PRESETS, Preset
 from onp.repair import repair
-from onp.report import Report
+from onp.report import Report, Tuned
 from onp.search import Found, search
 from onp.state import State, kept_in
 from onp.tally import TriggeredBatch
 from onp.trouble import NO_MEMORY, trouble
+from onp.tune import check_tuning, tune_pruned
 from onp.victim import Victim
 
 FRESH = 1000  # added to the seed of the bank that audits
+TUNING_PASSES = 1_000_000  # above what any tuning method's recipe asks for with a few hundred images
 REMOVED = 0.5  # share of the surrogate ASR that a repair must take away to be called one
 
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What `defend` returns: the report, and for a repair the mask and the repaired victim (else the untouched one)."""
+    """What `defend` returns: the report, for a repair the mask and the repaired (and tuned) victim, else the untouched one."""
 
     report: Report
     details: Details
@@ -116,7 +120,7 @@ def _defend(config: DefendConfig, preset: Preset, monitor: Monitor) -> Outcome:
 
 def _facts(config: DefendConfig, case: Case) -> dict[str, object]:
     """What two runs must have in common for one to continue the other."""
-    wanted = ("preset", "max_acc_drop", "seed", "arch", "norm", "image_size", "trigger", "triggered_data")
+    wanted = ("preset", "max_acc_drop", "seed", "arch", "norm", "image_size", "trigger", "triggered_data", "tune")
     model = hashlib.sha256()
     for tensor in case.victim.model.state_dict().values():
         model.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
@@ -129,6 +133,7 @@ def _facts(config: DefendConfig, case: Case) -> dict[str, object]:
 def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> Outcome:
     """The pipeline itself: evidence, triggers, search, repair, audit; reads and writes no file."""
     victim, clean, splits, bank = case.victim, case.clean, case.splits, case.known
+    check_tuning(config.tune, victim)
     found_by = None
     if bank is None:
         found_by = look(victim, splits, config, preset, monitor)
@@ -151,6 +156,13 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
         before = figures(victim, splits.holdout, fresh, target, case.evaluation, case.attack)
         after = figures(repaired, splits.holdout, fresh, target, case.evaluation, case.attack)
         shown = details(victim, repaired, mask, splits.holdout, audit_bank, fresh, case.evaluation, case.attack)
+    tuned = None
+    if config.tune is not None and decision == "repaired":
+        with monitor.stage("training the repaired network"):
+            peer = PeerConfig(seed=config.seed, passes=TUNING_PASSES, quiet=config.quiet or config.json)
+            repaired = tune_pruned(repaired, mask, config.tune, joined(splits.build, splits.score), peer)
+            measured = figures(repaired, splits.holdout, fresh, target, case.evaluation, case.attack)
+        tuned = Tuned(config.tune, measured, der(before, measured))
     seconds = sum(monitor.seconds.values())
     evaluations = found.evaluations if found else 0
     report = Report(
@@ -190,6 +202,7 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
         timings=dict(monitor.seconds),
         config=dataclasses.asdict(config) | {"preset": dataclasses.asdict(preset)},
         seed=config.seed,
+        tuned=tuned,
     )
     return Outcome(report, shown, mask, repaired)
 

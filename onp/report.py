@@ -19,6 +19,15 @@ SCHEMA_VERSION = 1
 
 
 @dataclass(frozen=True)
+class Tuned:
+    """What tuning after the pruning made of it."""
+
+    method: str
+    figures: Figures
+    der: float | None
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything `report.json` holds; see `to_json` for the field names."""
 
@@ -39,6 +48,7 @@ class Report:
     timings: dict[str, float]  #: seconds by stage
     config: dict[str, Any]
     seed: int
+    tuned: Tuned | None = None  #: with --tune; `after` is what the pruning alone did
 
     def to_json(self) -> str:
         """The report as JSON; shares carry their exact 95 % interval and the counts behind them."""
@@ -65,6 +75,8 @@ class Report:
             "versions": versions(),
             "hardware": hardware(),
         }
+        if self.tuned is not None:
+            document["tuned"] = _figures(self.tuned.figures) | {"method": self.tuned.method, "der": self.tuned.der}
         return json.dumps(document, indent=2, default=_plain) + "\n"
 
     @property
@@ -94,6 +106,8 @@ class Report:
         lines += [f"{name:<28}{before:<26}{after}".rstrip() for name, before, after in rows]
         if self.der is not None:
             lines.append(f"{'DER':<54}{self.der:.3f}")
+        if self.tuned is not None:
+            lines += ["", *_tuning(self.tuned)]
         lines += ["", f"Pruned {self.pruned_count} of {self.units} units"]
         lines += [f"  {layer}: {', '.join(map(str, units))}" for layer, units in self.pruned.items()]
         lines.append(
@@ -124,6 +138,17 @@ def _figures(figures: Figures) -> dict[str, Any]:
             out[name] = share.value
             out[f"{name}_ci"] = share.interval
     return out
+
+
+def _tuning(tuned: Tuned) -> list[str]:
+    figures = tuned.figures
+    rows = [("ACC, clean images", figures.acc)]
+    rows += [(f"surrogate ASR, {family}", share) for family, share in figures.asr_surrogate.items()]
+    rows += [("ASR, true trigger", figures.asr)] if figures.asr is not None else []
+    rows += [("RA, true trigger", figures.ra)] if figures.ra is not None else []
+    lines = [f"Tuned with {tuned.method} after the pruning, whose own figures are above:"]
+    lines += [f"{name:<54}{percent(share)}" for name, share in rows]
+    return lines if tuned.der is None else [*lines, f"{'DER':<54}{tuned.der:.3f}"]
 
 
 def _share(share: Share) -> dict[str, Any]:

@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from onp.config import DefendConfig
+from onp.data import ImageSet
 from onp.defend import run
 from onp.features import features
+from onp.metrics import accuracy, attack_success, predictions
 from onp.monitor import Monitor
 
 
@@ -48,3 +50,23 @@ def outcome(small, backdoored):
 def known(backdoored):
     """Its node features."""
     return features(backdoored.victim, backdoored.build, backdoored.build_triggered, (1.0,))
+
+
+@pytest.fixture(scope="session")
+def pictures(backdoored):
+    """160 images like those that its network was trained on."""
+    draw = runpy.run_path(str(Path(__file__).with_name("small_backdoor.py")))["pictures"]
+    images, labels = draw(160, torch.Generator().manual_seed(5))
+    return ImageSet((images * 255).round().to(torch.uint8), labels, ("a", "b", "c", "d"))
+
+
+@pytest.fixture(scope="session")
+def figures(backdoored):
+    """ACC and ASR that unmodified network code has, as a function of the victim."""
+
+    def measure(victim):
+        (triggered,) = backdoored.score_triggered
+        acc = accuracy(backdoored.score.labels, predictions(victim.model, backdoored.score.images)).value
+        return acc, attack_success(triggered.labels, predictions(victim.model, triggered.images), 0).value
+
+    return measure

@@ -1,0 +1,102 @@
+"""The options of `python -m onp.compare`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onp.config import option
+from onp.errors import InputError
+from onp.peers import PRUNERS, TUNERS
+from onp.presets import PRESETS
+from onp.tune import TUNES
+
+BUNDLED = "bundled"
+DEFENCES = ("onp", *PRUNERS, "fp+ft", *TUNERS)
+# Options that every cell of one table must share; attacks, defences, networks, data and seeds may grow.
+SHARED = ("preset", "max_acc_drop", "passes", "clean", "evaluation", "epochs", "victim_seed", "threads")
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Which victims, which defences, and how they are measured."""
+
+    out: str = option("", "folder of the table; the same command continues a killed run, more names add cells", metavar="DIR")
+    victims: tuple[str, ...] = option(
+        (),
+        "ready victims: folders written by onp.attack (with --test-data), or 'bundled' for the embedded ones "
+        "(default without --attacks)",
+        metavar="DIR",
+    )
+    attacks: tuple[str, ...] = option(
+        (), "attacks to train victims with; 'none' trains a clean network, whose repairs are false ones", metavar="NAME"
+    )
+    defences: tuple[str, ...] = option(
+        DEFENCES, "onp, a peer, or a pruning followed by a tuning, such as clp+ft-sam", metavar="NAME"
+    )
+    archs: tuple[str, ...] = option(
+        ("preact_resnet18:width=16",), "built-in networks; classes= and channels= follow the data", metavar="SPEC"
+    )
+    data: tuple[str, ...] = option((), "training images of the victims, one or several sets", metavar="PATH")
+    test_data: tuple[str, ...] = option(
+        (),
+        "images the victims were not trained on, for each --data: some for the defences, the rest for measuring",
+        metavar="PATH",
+    )
+    norm: tuple[str, ...] = option(("cifar10",), "normalisation for each --data, or one for all", metavar="NAME")
+    seeds: tuple[int, ...] = option((0,), "seeds of the defences: split, initial values, order", metavar="N")
+    victim_seed: int = option(0, "seed of the victims' training", metavar="N")
+    epochs: int = option(20, "epochs of the victims' training", metavar="N")
+    clean: int = option(500, "clean images a defence gets (bundled victims bring their own)", metavar="N")
+    evaluation: int = option(2000, "other images to measure on, at most", metavar="N")
+    preset: str = option("default", "of onp and of the search baselines", choices=tuple(PRESETS))
+    max_acc_drop: float = option(0.01, "accuracy that a repair may cost, as a share of the images", metavar="SHARE")
+    passes: int = option(
+        200_000, "images each stage of a peer may send forward and backward; longer recipes are cut short", metavar="N"
+    )
+    threads: int = option(0, "threads of a cell (0: as many as torch takes); part of what a result depends on", metavar="N")
+    ray: str | None = option(
+        None, "run cells through Ray: auto, or the address of a cluster that sees --out", metavar="ADDRESS"
+    )
+    quiet: bool = option(False, "no progress")
+
+    def settings(self) -> dict[str, object]:
+        """What all cells of one table share."""
+        return {name: getattr(self, name) for name in SHARED}
+
+    def check(self) -> None:
+        """Raises InputError for a combination that cannot run."""
+        if not self.out:
+            raise InputError("Say with --out where the table goes: a new folder, or that of a run to continue.")
+        for name in self.defences:
+            check_defence(name)
+        for name in ("defences", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) < len(values):
+                raise InputError(f"--{name} needs at least one value, each once.")
+        for name in ("clean", "evaluation", "epochs", "passes"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name} must be at least 1, not {getattr(self, name)}.")
+        if not 0 <= self.max_acc_drop < 1:
+            raise InputError(f"--max-acc-drop is a share of the images, 0.01 for one point, not {self.max_acc_drop}.")
+        if self.preset not in PRESETS:
+            raise InputError(f"There is no preset '{self.preset}'; choose one of {', '.join(PRESETS)}.")
+        if self.attacks and not self.data:
+            raise InputError("--attacks needs --data and --test-data, the images to train the victims on and to measure with.")
+        if self.data and len(self.test_data) != len(self.data):
+            raise InputError(f"There are {len(self.data)} --data and {len(self.test_data)} --test-data; give one for each.")
+        if len(self.norm) not in (1, max(1, len(self.data))):
+            raise InputError(
+                f"There are {len(self.data)} --data and {len(self.norm)} --norm; give one for each, or one for all."
+            )
+
+
+def check_defence(name: str) -> None:
+    """Raises InputError unless `name` is a defence, or a pruning and a tuning joined by +."""
+    first, plus, second = name.partition("+")
+    prunes = first == "onp" or first in PRUNERS
+    if (prunes and (not plus or second in TUNES)) or (first in TUNERS and not plus):
+        return
+    raise InputError(
+        f"There is no defence '{name}'; choose from onp, {', '.join((*PRUNERS, *TUNERS))}, or PRUNING+TUNING with one of "
+        f"{', '.join(TUNES)}."
+    )

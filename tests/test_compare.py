@@ -1,0 +1,286 @@
+"""The comparison: a whole small matrix, its tables, a killed run, a failing cell, and bad input."""
+
+import csv
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from onp import compare as package
+from onp.compare import CompareConfig, compare
+from onp.compare.__main__ import main
+from onp.compare.cell import Cell, run_cell
+from onp.compare.pool import run_all
+from onp.compare.table import as_markdown
+from onp.compare.truth import truth_of
+from onp.compare.victims import images_for, read_card
+from onp.data import Normalisation, load_images
+from onp.errors import InputError
+from onp.mask import Mask
+from onp.metrics import predictions
+from onp.peers.pruning import Curve
+from onp.repair import repair
+from onp.triggers import load_trigger
+from onp.victim import load_victim
+
+ARCH = "vgg11_bn:width=4"
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def write_images(path, count, seed):
+    """Three classes of 16x16 images that mirroring does not change: bright top, bright bottom, dark."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    images = torch.randint(0, 90, (count, 1, 16, 16), generator=generator, dtype=torch.uint8)
+    images[labels == 0, :, :8] += 120
+    images[labels == 1, :, 8:] += 120
+    np.savez(path, images=images.numpy(), labels=labels.numpy())
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """Two victims and three defences."""
+    folder = tmp_path_factory.mktemp("compare")
+    return CompareConfig(
+        out=str(folder / "table"),
+        attacks=("blended", "none"),
+        defences=("clp", "fp+ft", "ft"),
+        archs=(ARCH,),
+        data=(write_images(folder / "train.npz", 600, 0),),
+        test_data=(write_images(folder / "test.npz", 300, 1),),
+        norm=("half",),
+        epochs=8,
+        clean=120,
+        evaluation=150,
+        max_acc_drop=0.05,
+        passes=1500,
+        threads=1,
+        quiet=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def rows(config):
+    return compare(config)
+
+
+def cells_of(config, rows):
+    """The cells of a finished table."""
+    store = Path(config.out)
+    return {path.stem: json.loads(path.read_text()) for path in (store / "cells").iterdir()}, rows
+
+
+def test_every_cell_ran_once_and_has_its_figures(config, rows):
+    kept, _ = cells_of(config, rows)
+    assert len(rows) == len(kept) == 6 and not any("error" in row for row in rows)
+    attacked = [row for row in rows if row["attack"] == "blended"]
+    assert [row["defence"] for row in attacked] == ["clp", "fp+ft", "ft"]
+    for row in attacked:
+        assert row["acc_before"] > 0.9 and row["asr_before"] > 0.5
+        assert 0 <= row["asr"] <= 1 and 0 <= row["ra"] <= 1 and {"acc_reactivated", "asr_reactivated"} <= row.keys()
+        lost = max(0, row["acc_before"] - row["acc"])
+        assert row["der"] == pytest.approx((max(0, row["asr_before"] - row["asr"]) - lost + 1) / 2)
+        assert row["seconds"] > 0
+    for row in rows:
+        assert ("asr" in row) == (row["attack"] == "blended")
+    clp = attacked[0]
+    within = [
+        asr for acc, asr in zip(clp["curve"]["acc"], clp["curve"]["asr"], strict=True) if clp["acc_before"] - acc <= 0.05 + 1e-9
+    ]
+    assert clp["asr_oracle"] == min([clp["asr_before"], *within]) and clp["evaluations"] >= 1
+    assert "asr_oracle" not in attacked[2], "a tuning has no threshold to peek for"
+
+
+def test_the_files_of_a_table(config, rows):
+    folder = Path(config.out)
+    with (folder / "results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [(row["victim"], row["defence"]) for row in table] == [(row["victim"], row["defence"]) for row in rows]
+    assert float(table[0]["asr"]) == rows[0]["asr"] and table[3]["asr"] == ""
+    text = (folder / "results.md").read_text()
+    assert "## All attacks" in text and "## False repairs: clean networks" in text and "Failed" not in text
+    plots = ["acc_asr.png", "attacks.png", "time_der.png"]
+    if importlib.util.find_spec("matplotlib"):
+        assert all((folder / name).read_bytes()[:4] == b"\x89PNG" and name in text for name in plots)
+    else:
+        assert not any(name in text for name in plots)
+
+
+def test_a_second_run_computes_nothing(config, rows, monkeypatch):
+    monkeypatch.setattr(package, "run_cell", lambda cell: pytest.fail("a finished cell ran again"))
+    monkeypatch.setattr(package, "train", lambda training: pytest.fail("a victim was trained again"))
+    assert compare(config) == rows
+
+
+def test_a_failing_cell_is_in_the_table_and_runs_again(config, rows, monkeypatch, tmp_path):
+    calls = []
+
+    def fails_once(cell):
+        calls.append(cell.key)
+        if len(calls) == 1:
+            raise RuntimeError("no luck\nat all")
+        return {"acc_before": 0.9, "acc": 0.8, "decision": "tuned", "seconds": 1.0}
+
+    monkeypatch.setattr(package, "run_cell", fails_once)
+    victim = str(Path(config.out) / "victims" / rows[0]["victim"])
+    other = replace(config, out=str(tmp_path / "table"), attacks=(), victims=(victim,), data=(), defences=("ft", "clp"))
+    first = compare(other)
+    assert [row.get("error") for row in first] == ["RuntimeError: no luck at all", None]
+    assert (
+        "- " + rows[0]["victim"] + ", ft, seed 0: RuntimeError: no luck at all" in (tmp_path / "table/results.md").read_text()
+    )
+    again = compare(other)
+    assert len(calls) == 3 and not any("error" in row for row in again)
+
+
+def test_a_victim_that_cannot_be_trained_fails_its_cells_only(config, rows, tmp_path, monkeypatch):
+    def refuses(training):
+        raise InputError("the disk is full")
+
+    monkeypatch.setattr(package, "train", refuses)
+    monkeypatch.setattr(package, "run_cell", lambda cell: {"acc_before": 0.9, "acc": 0.9, "decision": "tuned", "seconds": 1.0})
+    victim = str(Path(config.out) / "victims" / rows[0]["victim"])
+    found = compare(replace(config, out=str(tmp_path / "t"), victims=(victim,), attacks=("badnets",), defences=("ft",)))
+    assert ["error" in row for row in found] == [False, True] and found[1]["error"] == "the disk is full"
+
+
+def test_a_killed_run_continues(config, rows, tmp_path):
+    """Killed once a cell is there: the next run starts with the others and ends with the same figures."""
+    victim = Path(config.out) / "victims" / rows[0]["victim"]
+    command = [sys.executable, "-m", "onp.compare", "--out", str(tmp_path / "t"), "--victims", str(victim), "--quiet"]
+    command += ["--test-data", config.test_data[0], "--defences", "clp", "ft", "--threads", "1", "--epochs", "8"]
+    command += ["--clean", "120", "--evaluation", "150", "--max-acc-drop", "0.05", "--passes", "1500"]
+    process = subprocess.Popen(command, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)}, stderr=subprocess.DEVNULL)
+    kept = tmp_path / "t" / "cells"
+    deadline = time.monotonic() + 300
+    while not any(kept.glob("*.json")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    first = {path: path.stat().st_mtime_ns for path in kept.glob("*.json")}
+    assert first
+    assert main([*command[3:]]) == 0
+    assert all(path.stat().st_mtime_ns == when for path, when in first.items())
+    done = {row["defence"]: row for row in map(json.loads, (path.read_text() for path in kept.glob("*.json")))}
+    assert done["clp"]["asr"] == rows[0]["asr"] and done["ft"]["asr"] == rows[2]["asr"]
+    assert done["ft"]["acc_reactivated"] == rows[2]["acc_reactivated"]
+
+
+def test_a_folder_of_other_settings_is_refused(config, rows, tmp_path):
+    with pytest.raises(InputError, match="--passes 1500"):
+        compare(replace(config, passes=2000))
+    (tmp_path / "mine.txt").write_text("precious")
+    with pytest.raises(InputError, match="not empty"):
+        compare(replace(config, out=str(tmp_path)))
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--defences", "magic"], "magic"),
+        (["--defences", "ft+clp"], "ft+clp"),
+        (["--defences", "clp+npd"], "clp+npd"),
+        (["--attacks", "badnets"], "--data"),
+        (["--attacks", "badnets", "--data", "a", "b", "--test-data", "a"], "--test-data"),
+        (["--victims", "nowhere", "--test-data", "x.npz"], "card.json"),
+        (["--victims", "nowhere"], "--test-data"),
+        (["--max-acc-drop", "5"], "0.01"),
+        (["--passes", "0"], "--passes"),
+        (["--seeds", "1", "1"], "--seeds"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(options, word, tmp_path, capsys):
+    assert main(["--out", str(tmp_path / "t"), "--quiet", *options]) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("error: ") and said.err.count("\n") == 1 and word in said.err
+
+
+def test_no_defence_gets_an_image_that_is_measured_on(config, rows):
+    clean, evaluation = images_for(config, config.test_data[0], 1, Path(config.out))
+    ours, others = load_images(clean), load_images(evaluation)
+    assert (len(ours), len(others)) == (120, 150)
+    assert torch.bincount(ours.labels).tolist() == [40, 40, 40] and set(others.labels.tolist()) == {0, 1, 2}
+    seen = {image.numpy().tobytes() for image in ours.images}
+    assert not seen & {image.numpy().tobytes() for image in others.images}
+
+
+def test_the_curve_on_test_images_is_what_repaired_networks_do(config, rows):
+    folder = Path(config.out) / "victims" / rows[0]["victim"]
+    card = read_card(folder)
+    victim = load_victim(folder / "model.safetensors", card["arch"], Normalisation.parse(card["norm"]), (1, 16, 16))
+    _, evaluation = images_for(config, config.test_data[0], 1, Path(config.out))
+    truth = truth_of(victim, load_images(evaluation), load_trigger(folder / "trigger.safetensors"), card["target"])
+    keep = torch.ones((2, victim.units), dtype=torch.bool)
+    keep[1, ::3] = False
+    acc, asr = truth.along(victim, Curve((0.0, 1.0), keep))
+    for row, mask in enumerate(keep):
+        figures = truth.measure(repair(victim, Mask.of(victim, mask)).model)
+        assert (acc[row], asr[row]) == pytest.approx((figures["acc"], figures["asr"]))
+    images = load_images(evaluation)
+    others = images.subset(images.labels != 0)
+    answers = predictions(victim.model, victim.normalisation(load_trigger(folder / "trigger.safetensors")(others.pixels())))
+    assert truth.measure(victim.model)["asr"] == pytest.approx(float((answers == 0).double().mean()))
+
+
+def test_means_and_spread():
+    def row(seed, asr):
+        figures = {"acc_before": 0.9, "acc": 0.88, "asr_before": 1.0, "asr": asr, "ra_before": 0.0, "ra": 0.5}
+        names = {"victim": "v", "attack": "a", "arch": "n", "data": "d", "defence": "clp", "decision": "repaired"}
+        return names | figures | {"seed": seed, "asr_untriggered": 0.01, "der": 0.9, "seconds": 2.0, "asr_oracle": 0.0}
+
+    text = as_markdown([row(0, 0.1), row(1, 0.3)], {"passes": 1})
+    assert "| clp | 2 | 2.0 ± 0.0 | 20.0 ± 14.1 | 30.0 | 50.0 ± 0.0 | 0.900 ± 0.000 | 0.0 ± 0.0 | - | 2 ± 0 |" in text
+
+
+def _double(item):
+    if item == 3:
+        raise ValueError("three")
+    return 2 * item
+
+
+def _dies_once(item):
+    """Kills its own worker the first time."""
+    marker, cell = item
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return run_cell(cell)
+
+
+def test_tasks_fail_alone():
+    found = dict(run_all(_double, [1, 3, 2]))
+    assert found[1] == 2 and found[2] == 4 and isinstance(found[3], ValueError)
+
+
+def test_a_cluster_gives_the_same_and_survives_a_killed_worker(config, rows, tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other work the workers would hardly run
+    ray = pytest.importorskip("ray")
+    victims = {row["victim"]: row for row in rows}
+    plan = package._victims(config, Path(config.out), 1)[0]
+    cells = [Cell(victim, "ft", 0, "default", 0.05, 1500, 1) for victim in plan]
+    assert len(cells) == len(victims) == 2
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    try:
+        found = {item[1].victim.name: got for item, got in run_all(_dies_once, [(tmp_path / "died", c) for c in cells], "auto")}
+        failed = dict(run_all(_double, [3, 4], "auto"))
+    finally:
+        ray.shutdown()
+    assert (tmp_path / "died").exists()
+    assert isinstance(failed[3], ValueError) and failed[4] == 8
+    for row in rows:
+        if row["defence"] == "ft":
+            got = found[row["victim"]]
+            assert {key: value for key, value in got.items() if key != "seconds"} == {
+                key: row[key] for key in got if key != "seconds"
+            }
