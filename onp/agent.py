@@ -17,8 +17,8 @@ from onp.env import Outcomes, PruneEnv
 from onp.errors import InputError
 from onp.features import ACTIVATION_MOMENTS, NodeFeatures
 from onp.graph import RELATIONS, NeuronGraph
-from onp.peers.taylor import prefix_masks
 from onp.policy import Action, Policy
+from onp.ranking import prefix_masks
 
 
 @dataclass(frozen=True)

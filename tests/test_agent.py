@@ -9,6 +9,7 @@ from onp.errors import InputError
 from onp.evaluator import Evaluator
 from onp.graph import build_graph
 from onp.peers import random_search, taylor
+from onp.ranking import prefix_masks
 
 BUDGET = 120
 
@@ -99,13 +100,13 @@ def test_progress_reports_every_update(backdoored, known):
 
 def test_first_order_prefixes_prune_the_highest_scores():
     score = torch.randn(200, generator=torch.Generator().manual_seed(0))
-    masks = taylor.prefix_masks(score, 10)
+    masks = prefix_masks(score, 10)
     order = score.argsort(descending=True)
     sizes = (~masks).sum(1).tolist()
     assert sizes[0] == 1 and sizes == sorted(set(sizes)) and sizes[-1] <= 60
     for mask, size in zip(masks, sizes, strict=True):
         assert set((~mask).nonzero()[:, 0].tolist()) == set(order[:size].tolist())
-    assert taylor.prefix_masks(-score.abs(), 10).shape == (0, 200)
+    assert prefix_masks(-score.abs(), 10).shape == (0, 200)
 
 
 @pytest.mark.parametrize("search", [taylor.search, random_search.search])

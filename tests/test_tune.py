@@ -23,6 +23,7 @@ def test_tuning_is_reported_apart_and_keeps_pruned_units_at_zero(tmp_path, monke
     assert report["after"]["asr"] <= 0.05, "the pruning alone"
     text = (tmp_path / "out" / "report.txt").read_text()
     assert "Tuned with ft after the pruning" in text and text.count("ACC, clean images") == 2
+    assert "The written checkpoint was then trained with ft" in (tmp_path / "out" / "report.html").read_text()
     before, after = load_file(victim.model), load_file(tmp_path / "out" / "model.safetensors")
     for name, units in outcome.mask.pruned().items():
         assert not after[f"{name}.weight"][units].any()

@@ -11,26 +11,7 @@ import torch
 from torch import Tensor
 
 from onp.env import PruneEnv
-
-MAX_SHARE = 0.3  # of the units: beyond it no network in our range keeps its accuracy
-
-
-def prefix_masks(score: Tensor, count: int) -> Tensor:
-    """At most `count` masks that prune the highest-scoring 1, 2, ... units, evenly spread in the logarithm.
-
-    score: float32 [V]; units with a score of 0 or less are never pruned. Returns bool [B, V], True = keep.
-    """
-    most = min(int((score > 0).sum()), max(1, int(MAX_SHARE * len(score))))
-    if most == 0 or count < 1:
-        return torch.ones((0, len(score)), dtype=torch.bool)
-    sizes = torch.logspace(0, 1, count, base=most).round().long().unique()
-    return _prefixes(score.argsort(descending=True), sizes)
-
-
-def _prefixes(order: Tensor, sizes: Tensor) -> Tensor:
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order))
-    return rank >= sizes[:, None]
+from onp.ranking import MAX_SHARE, prefix_masks, pruned_first
 
 
 def search(env: PruneEnv, score: Tensor, max_evaluations: int, seed: int = 0) -> Tensor:
@@ -64,7 +45,7 @@ def search(env: PruneEnv, score: Tensor, max_evaluations: int, seed: int = 0) ->
         reach = reach // 2
         size = int((~env.keep).sum())
         sizes = torch.linspace(size - reach, size + reach, 9).round().long().clamp(1, max(1, most)).unique()
-        choose(_prefixes(order, sizes))
+        choose(pruned_first(order, sizes))
     near = 2 * int((~env.keep).sum()) + 16
     while left() > 0 and near < 2 * len(score):
         flips = torch.nn.functional.one_hot(order[:near], len(score)).bool()
