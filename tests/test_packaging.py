@@ -64,7 +64,7 @@ def test_the_installed_distribution_is_complete(installed: metadata.Distribution
 def test_no_runtime_requirement_beyond_the_declared(installed: metadata.Distribution):
     always = [line for line in installed.requires or [] if "extra ==" not in line]
     names = {re.split(r"[^a-z0-9-]", line.lower())[0] for line in always}
-    assert names == {"gymnasium", "numpy", "pillow", "rich", "safetensors", "scipy", "torch"}
+    assert names == {"gymnasium", "jinja2", "numpy", "pillow", "rich", "safetensors", "scipy", "torch"}
 
 
 @pytest.mark.parametrize(
