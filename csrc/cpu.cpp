@@ -97,7 +97,7 @@ void max_grad_features(const SpmmMaxGrad& op, int64_t copy, int64_t first, int64
   const float* weight = op.weight.data ? op.weight.data + copy * op.weight.copy : nullptr;
   float* sum = op.grad_x + copy * csr.columns * op.features;
   for (int64_t row = 0; row < csr.columns; ++row) {
-    std::memset(sum + row * op.features + first, 0, (last - first) * sizeof(float));
+    std::fill_n(sum + row * op.features + first, last - first, 0.0f);
   }
   for (int64_t row = 0; row < csr.rows; ++row) {
     const int32_t* arg = op.arg + (copy * csr.rows + row) * op.features;
@@ -117,7 +117,7 @@ void max_grad_weight(const SpmmMaxGrad& op, int64_t copy) {
   const auto* indptr = static_cast<const Index*>(csr.indptr);
   const auto* indices = static_cast<const Index*>(csr.indices);
   float* out = op.grad_weight + copy * csr.edges;
-  std::memset(out, 0, csr.edges * sizeof(float));
+  std::fill_n(out, csr.edges, 0.0f);
   for (int64_t row = 0; row < csr.rows; ++row) {
     const int32_t* arg = op.arg + (copy * csr.rows + row) * op.features;
     const auto* grad = static_cast<const Element*>(op.grad.data) + copy * op.grad.copy + row * op.grad.row;
@@ -191,7 +191,7 @@ void run_cpu(const Attention& op, int threads) {
 void run_cpu(const AttentionGradTarget& op, int threads) {
   const Attention& forward = op.forward;
   const int64_t features = forward.heads * forward.channels;
-  std::memset(op.grad_att, 0, kAttParts * features * sizeof(float));
+  std::fill_n(op.grad_att, kAttParts * features, 0.0f);
   if (forward.copies * forward.csr.edges * features < kWorkPerThread / 2) threads = 1;
   if (forward.copies) {
     in_parts(kernels().attention_grad_target, op, forward.csr, forward.copies, false, kAttParts, threads);

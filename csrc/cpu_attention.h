@@ -48,6 +48,7 @@ void edge_softmax_rows(const EdgeSoftmax& op, const Part& part) {
     const uint8_t* keep = of_copy(op.keep, copy);
     for (int64_t row = part.first_row; row < part.last_row; ++row) {
       const int64_t begin = graph.indptr[row], count = graph.indptr[row + 1] - begin;
+      if (count == 0) continue;  // a graph without edges has no arrays to copy
       float* out = op.out + (copy * op.csr.edges + begin) * op.heads;
       memcpy(out, of_copy(op.score, copy) + begin * op.heads, count * op.heads * sizeof(float));
       softmax_of_left(out, count, op.heads,
