@@ -1,8 +1,8 @@
 """The agent against simpler searches at an equal number of evaluations: `python bench/search.py --seeds 0 1 2`.
 
 Same victims, same bank, same objective, but for the agent without memory, which is not told what the norms remember; the true
-trigger only measures. Also, on at least 200 random masks per victim, the
-rank correlation between the surrogate ASR that the search sees and the true ASR. Writes bench/results/search.json.
+trigger only measures. Also, on at least 200 random masks per victim, the rank correlation between the surrogate ASR that the
+search sees and the true ASR. Writes bench/results/search.json.
 """
 
 from __future__ import annotations
@@ -21,15 +21,14 @@ from onp.agent import build_policies, train
 from onp.bank import Bank, build_bank, scan
 from onp.bundle.demos import ARCH, NORM, demo
 from onp.data import Normalisation, Splits, load_images, split
-from onp.env import PruneEnv
 from onp.evaluator import Batch, Evaluator
 from onp.features import NodeFeatures, features
 from onp.files import write_atomically
 from onp.graph import build_graph
 from onp.peers import random_search, taylor
 from onp.presets import PRESETS
+from onp.problem import batch_of, build_problem
 from onp.report import hardware, versions
-from onp.search import batch_of, changed_views, remembered
 from onp.tally import TriggeredBatch
 from onp.triggers import load_trigger
 from onp.victim import Victim, load_victim
@@ -40,23 +39,15 @@ SEARCHES = ("agent", "agent without edges", "agent without memory", "greedy carr
 
 def run(name: str, victim: Victim, splits: Splits, bank: Bank, evaluations: int, seed: int) -> Tensor:
     """The mask, bool [U], that a search finds with so many evaluations."""
-    parts = (splits.build, splits.score)
-    copies = changed_views(victim, parts, bank.target, PRESET.search, seed)
-    evaluator = Evaluator(victim, batch_of(victim, *parts), [*bank.batches(victim, splits, "score"), *copies])
-    agent = replace(PRESET.search.agent, seed=seed, max_evaluations=evaluations)
-    shifts, belief = remembered(victim, parts, bank.target)
-    if name == "agent without memory":
-        shifts, belief = torch.zeros_like(shifts), 0.0
-    triggered = bank.batches(victim, splits, "build")
-    known = features(victim, batch_of(victim, splits.build), triggered, bank.weights, memory=shifts)
-    carriers = belief * known.carrier
-    env = PruneEnv(victim, evaluator, bank.weights, PRESET.search.objective, carriers=carriers, blocks=agent.blocks)
+    problem = build_problem(victim, splits, bank, seed, PRESET.search, memory=name != "agent without memory")
+    env, known = problem.env, problem.known
     if name == "greedy carriers":
         return taylor.search(env, known.carrier, evaluations, seed)
     if name == "greedy first-order":
         return taylor.search(env, known.taylor, evaluations, seed)
     if name == "random":
         return random_search.search(env, None, evaluations, seed)
+    agent = replace(PRESET.search.agent, seed=seed, max_evaluations=evaluations)
     agent = replace(agent, relations=()) if name == "agent without edges" else agent
     graph = build_graph(victim, agent.relations)
     return train(env, build_policies(graph, known, env, agent), known, agent).keep

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import sys
 from pathlib import Path
 
 from onp.bundle.demos import DEMOS
-from onp.config import DefendConfig
+from onp.config import DefendConfig, add_options
 from onp.defend import defend
 from onp.errors import InputError
 from onp.state import FOLDER as STATE
@@ -29,16 +28,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for field in dataclasses.fields(DefendConfig):
-        more = dict(field.metadata)
-        text = more.pop("help")
-        flag = "--" + field.name.replace("_", "-")
-        if isinstance(field.default, bool):
-            out.add_argument(flag, action="store_true", help=text)
-            continue
-        kind = int if field.name in ("seed", "image_size") else float if field.name == "max_acc_drop" else str
-        shown = "" if field.default is None else f" (default: {field.default})"
-        out.add_argument(flag, type=kind, default=field.default, help=text.replace("%", "%%") + shown, **more)
+    add_options(out, DefendConfig)
     out.add_argument("--list-demos", action="store_true", help="name the embedded examples and stop")
     return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,25 @@ from typing import Any
 def option(default: Any, text: str, **more: Any) -> Any:
     """A field that is also an option of the command line; `more` goes to argparse."""
     return dataclasses.field(default=default, metadata={"help": text, **more})
+
+
+def add_options(parser: argparse.ArgumentParser, config: type) -> None:
+    """A command-line option for each field of `config` made by `option`: --max-acc-drop for `max_acc_drop`.
+
+    A bool is a flag, a tuple takes several values; the type is that of the default, or what `option` was told as `type`.
+    """
+    for field in dataclasses.fields(config):
+        default: Any = field.default
+        more: dict[str, Any] = dict(field.metadata)
+        text, flag = more.pop("help").replace("%", "%%"), "--" + field.name.replace("_", "-")
+        if isinstance(default, bool):
+            parser.add_argument(flag, action="store_true", help=text)
+            continue
+        several = isinstance(default, tuple)
+        shown = " ".join(map(str, default)) if several else default
+        text += "" if shown in (None, "") else f" (default: {shown})"
+        kind: dict[str, Any] = {"type": str if several or default is None else type(default)}
+        parser.add_argument(flag, default=default, help=text, **kind | ({"nargs": "+"} if several else {}) | more)
 
 
 @dataclass(frozen=True)
@@ -34,7 +54,9 @@ class DefendConfig:
         "or MEAN/STD such as 0.49,0.48,0.45/0.25,0.24,0.26",
         metavar="NAME",
     )
-    image_size: int | None = option(None, "resize the shorter side to this many pixels and crop the centre", metavar="PIXELS")
+    image_size: int | None = option(
+        None, "resize the shorter side to this many pixels and crop the centre", metavar="PIXELS", type=int
+    )
     out: str | None = option(
         None, "new or empty folder for the repaired checkpoint, mask.json and the report (.html, .json, .txt)", metavar="DIR"
     )

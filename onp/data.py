@@ -184,6 +184,12 @@ def check_for(images: ImageSet, classes: int, input_shape: tuple[int, int, int])
         raise InputError("All images of the data are of one class; at least two classes are needed.")
 
 
+def joined(first: ImageSet, second: ImageSet) -> ImageSet:
+    """Two image sets of the same classes as one."""
+    images, labels = torch.cat((first.images, second.images)), torch.cat((first.labels, second.labels))
+    return ImageSet(images, labels, first.class_names)
+
+
 def split(images: ImageSet, seed: int, fractions: tuple[float, float, float] = (0.3, 0.3, 0.4)) -> Splits:
     """Split into disjoint parts by class, the same for the same seed; every image lands in one part.
 

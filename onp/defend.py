@@ -19,7 +19,7 @@ from onp import progress
 from onp.audit import der, figures
 from onp.bank import Bank, Scan, TriggerBank, build_bank, refine_steps, scan, scan_steps
 from onp.config import DefendConfig
-from onp.data import ImageSet, Splits
+from onp.data import ImageSet, Splits, joined
 from onp.details import Details, details
 from onp.errors import InputError
 from onp.html import render
@@ -29,7 +29,6 @@ from onp.metrics import Share
 from onp.monitor import Monitor
 from onp.output import prepare, write_outputs
 from onp.peers import PeerConfig
-from onp.peers.config import joined
 from onp.presets import PRESETS, Preset
 from onp.repair import repair
 from onp.report import Report, Tuned

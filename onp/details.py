@@ -14,7 +14,7 @@ from onp.evaluator import Evaluator
 from onp.graph import build_graph
 from onp.mask import Mask
 from onp.metrics import Share
-from onp.search import batch_of
+from onp.problem import batch_of
 from onp.tally import TriggeredBatch
 from onp.victim import Victim
 

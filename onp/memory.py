@@ -19,6 +19,7 @@ from torch import Tensor, fx
 
 from onp.capture import op_name
 from onp.program import constant, run_graph
+from onp.units import CHANNELWISE
 from onp.victim import Victim
 
 SHARE = 0.1  # of the training images, taken to carry the trigger; what is remembered is divided by it
@@ -135,10 +136,6 @@ def _reading_norms(victim: Victim) -> dict[str, str]:
             if op_name(node) == "batch_norm":
                 readers[layer.node] = node.name
                 break
-            if op_name(node) in _PASSING:
+            if op_name(node) in CHANNELWISE:
                 reached.add(node.name)
     return readers
-
-
-# Channel k of the output is made of channel k of the inputs.
-_PASSING = frozenset({"add", "relu", "max_pool2d", "avg_pool2d"})

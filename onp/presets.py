@@ -8,7 +8,7 @@ from onp.agent import PAPER, AgentConfig
 from onp.bank import BankConfig
 from onp.env import Objective
 from onp.fitting import FitConfig
-from onp.search import SearchConfig
+from onp.problem import SearchConfig
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ class State:
 
 @contextmanager
 def kept_in(state: State | None) -> Iterator[None]:
-    """Within this block, `recalled` and `remembering` use `state`; None for a run that keeps nothing."""
+    """Within this block, `recalled` and `recorded` use `state`; None for a run that keeps nothing."""
     token = _current.set(state)
     try:
         yield
@@ -117,13 +117,13 @@ def recalled(name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, T
     return compute() if state is None else state.tensors(name, compute)
 
 
-def remembering(evaluator: Evaluator, name: str) -> Evaluator:
+def recorded(evaluator: Evaluator, name: str) -> Evaluator:
     """The evaluator, or one that first looks among the masks this run has scored before."""
     state = _current.get()
-    return evaluator if state is None else _Remembering(evaluator, state, f"{name}.jsonl")  # type: ignore[return-value]
+    return evaluator if state is None else _Recorded(evaluator, state, f"{name}.jsonl")  # type: ignore[return-value]
 
 
-class _Remembering:
+class _Recorded:
     """An Evaluator as far as `PruneEnv` and `search` use one."""
 
     def __init__(self, evaluator: Evaluator, state: State, name: str) -> None:

@@ -22,7 +22,7 @@ _MIXING = frozenset(
 )
 _GATES = frozenset({"sigmoid", "hardsigmoid", "softmax", "_softmax"})
 # Channel k of the output of these is made of channel k of every tensor input of the same width.
-_CHANNELWISE = frozenset(
+CHANNELWISE = frozenset(
     {
         "batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm", "relu", "relu6", "hardtanh", "clamp",
         "clamp_min", "leaky_relu", "prelu", "elu", "selu", "celu", "gelu", "silu", "mish", "hardswish", "sigmoid",
@@ -243,7 +243,7 @@ def _keeps_channels(node: fx.Node, sources: list[fx.Node]) -> bool:
     if output is None or not sources:
         return False
     width = max(map(_units, sources))
-    if op_name(node) in _CHANNELWISE:
+    if op_name(node) in CHANNELWISE:
         return width in output.shape
     if op_name(node) == "cat":  # a class token before the patch tokens, not channels after channels
         return output.dim() == 3 and _argument(node, 1) in (1, -2) and output.shape[-1] == width

@@ -14,7 +14,7 @@ from onp.evaluator import Batch, TriggeredBatch
 from onp.fitting import FitConfig
 from onp.inputs import Case
 from onp.presets import Preset
-from onp.search import SearchConfig
+from onp.problem import SearchConfig
 from onp.victim import Victim, victim_from_module
 
 CLASSES = ("upper left", "upper right", "lower left", "lower <right>")

@@ -10,7 +10,7 @@ from onp.archs import build_network
 from onp.bank import LEAST_SPREAD_OF, MEMORY, evidence
 from onp.data import ImageSet, Normalisation
 from onp.memory import SHARE, Memory, pulls, remember
-from onp.search import remembered
+from onp.problem import remembered
 from onp.victim import victim_from_module
 
 CLASSES = 3

@@ -21,7 +21,7 @@ from onp.defend import defend
 from onp.errors import InputError
 from onp.evaluator import Evaluator
 from onp.mask import Mask, load_mask
-from onp.state import State, kept_in, recalled, remembering
+from onp.state import State, kept_in, recalled, recorded
 from onp.triggers import BadNets
 
 HERE = Path(__file__).parent
@@ -158,13 +158,13 @@ def test_what_was_worked_out_is_read_bit_by_bit(backdoored, tmp_path, rng):
     masks = torch.rand((7, victim.units), generator=rng) < 0.9
     with kept_in(state):
         evaluator = Evaluator(victim, backdoored.score, backdoored.score_triggered)
-        expected = remembering(evaluator, "scores").score(masks)
+        expected = recorded(evaluator, "scores").score(masks)
         values = recalled("values", lambda: {"a": torch.randn(3, generator=rng)})
     with (tmp_path / "state" / "scores.jsonl").open("a") as file:
         file.write('{"masks": ["00')  # cut off by a kill
     with kept_in(State(tmp_path, {})):
         again = Evaluator(victim, backdoored.score, backdoored.score_triggered)
-        one = remembering(again, "scores")
+        one = recorded(again, "scores")
         scores = one.score(masks)
         assert again.evaluations == 0
         for name in ("acc", "asr", "acc_soft", "asr_soft", "acc_count", "asr_count"):
@@ -181,5 +181,5 @@ def test_what_was_worked_out_is_read_bit_by_bit(backdoored, tmp_path, rng):
 
 def test_nothing_is_kept_without_a_state(backdoored):
     evaluator = Evaluator(backdoored.victim, backdoored.score, backdoored.score_triggered)
-    assert remembering(evaluator, "scores") is evaluator and recalled("x", dict) == {}
+    assert recorded(evaluator, "scores") is evaluator and recalled("x", dict) == {}
     assert Mask.of(backdoored.victim).keep.all()

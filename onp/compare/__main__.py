@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import sys
 from typing import Any
 
 from onp.compare import CompareConfig, compare
+from onp.config import add_options
 from onp.errors import InputError
 
 EPILOG = """\
@@ -27,27 +27,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for field in dataclasses.fields(CompareConfig):
-        default: Any = field.default
-        more = dict(field.metadata)
-        text = more.pop("help").replace("%", "%%")
-        flag = "--" + field.name.replace("_", "-")
-        several = isinstance(default, tuple)
-        if isinstance(default, bool):
-            out.add_argument(flag, action="store_true", help=text)
-            continue
-        shown = " ".join(map(str, default)) if several else default
-        kind = int if field.name == "seeds" else str if several or default is None else type(default)
-        text += "" if shown in (None, "") else f" (default: {shown})"
-        out.add_argument(
-            flag,
-            type=kind,
-            default=default,
-            required=field.name == "out",
-            help=text,
-            **({"nargs": "+"} if several else {}),
-            **more,
-        )
+    add_options(out, CompareConfig)
     return out
 
 

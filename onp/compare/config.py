@@ -20,7 +20,9 @@ SHARED = ("preset", "max_acc_drop", "passes", "clean", "evaluation", "epochs", "
 class CompareConfig:
     """Which victims, which defences, and how they are measured."""
 
-    out: str = option("", "folder of the table; the same command continues a killed run, more names add cells", metavar="DIR")
+    out: str = option(
+        "", "folder of the table; the same command continues a killed run, more names add cells", metavar="DIR", required=True
+    )
     victims: tuple[str, ...] = option(
         (),
         "ready victims: folders written by onp.attack (with --test-data), or 'bundled' for the embedded ones "
@@ -43,7 +45,7 @@ class CompareConfig:
         metavar="PATH",
     )
     norm: tuple[str, ...] = option(("cifar10",), "normalisation for each --data, or one for all", metavar="NAME")
-    seeds: tuple[int, ...] = option((0,), "seeds of the defences: split, initial values, order", metavar="N")
+    seeds: tuple[int, ...] = option((0,), "seeds of the defences: split, initial values, order", metavar="N", type=int)
     victim_seed: int = option(0, "seed of the victims' training", metavar="N")
     epochs: int = option(20, "epochs of the victims' training", metavar="N")
     clean: int = option(500, "clean images a defence gets (bundled victims bring their own)", metavar="N")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from onp.data import ImageSet, split
+from onp.data import ImageSet, joined, split
 
 
 @dataclass(frozen=True)
@@ -28,9 +26,3 @@ def divide(clean: ImageSet, seed: int) -> tuple[ImageSet, ImageSet]:
     """60 % of the clean images to fit on, and the other 40 % that only a threshold may see; the split of `onp.defend`."""
     parts = split(clean, seed)
     return joined(parts.build, parts.score), parts.holdout
-
-
-def joined(first: ImageSet, second: ImageSet) -> ImageSet:
-    """Two image sets of the same classes as one."""
-    images, labels = torch.cat((first.images, second.images)), torch.cat((first.labels, second.labels))
-    return ImageSet(images, labels, first.class_names)

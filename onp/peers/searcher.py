@@ -10,13 +10,11 @@ from torch import Tensor
 from onp.bank import build_bank, scan
 from onp.data import ImageSet, split
 from onp.env import PruneEnv
-from onp.evaluator import Evaluator
-from onp.features import features
 from onp.mask import Mask
 from onp.peers.config import PeerConfig
 from onp.peers.pruning import Pruning
 from onp.presets import PRESETS
-from onp.search import batch_of, changed_views, remembered
+from onp.problem import build_problem
 from onp.victim import Victim
 
 Search = Callable[[PruneEnv, Tensor, int, int], Tensor]
@@ -37,17 +35,10 @@ class Searcher:
             return Pruning(Mask.of(victim), 0)
         models = (victim.logits,)
         bank = build_bank(victim, models, found, found.suspect, splits.build, splits.score, config.seed, preset.bank)
-        parts = (splits.build, splits.score)
-        shifts, belief = remembered(victim, parts, bank.target)
-        build, triggered = batch_of(victim, splits.build), bank.batches(victim, splits, "build")
-        known = features(victim, build, triggered, bank.weights, memory=shifts)
-        copies = changed_views(victim, parts, bank.target, preset.search, config.seed)
-        evaluator = Evaluator(victim, batch_of(victim, *parts), [*bank.batches(victim, splits, "score"), *copies])
-        agent = preset.search.agent
-        carriers = belief * known.carrier
-        env = PruneEnv(victim, evaluator, bank.weights, preset.search.objective, carriers=carriers, blocks=agent.blocks)
-        keep = self.search(env, known.taylor, agent.max_evaluations, config.seed)
-        return Pruning(Mask.of(victim, keep), env.evaluations)
+        problem = build_problem(victim, splits, bank, config.seed, preset.search)
+        evaluations = preset.search.agent.max_evaluations
+        keep = self.search(problem.env, problem.known.taylor, evaluations, config.seed)
+        return Pruning(Mask.of(victim, keep), problem.env.evaluations)
 
     def prune(self, victim: Victim, clean: ImageSet, config: PeerConfig) -> Mask:
         """The mask alone."""

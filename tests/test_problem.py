@@ -2,11 +2,11 @@
 
 import torch
 
-from onp import search
+from onp import problem
 from onp.data import ImageSet
 from onp.env import VIEWS
 from onp.metrics import predictions
-from onp.search import SearchConfig, changed_views
+from onp.problem import SearchConfig, changed_views
 
 
 def image_sets(batch):
@@ -33,5 +33,5 @@ def test_copies_that_the_network_gets_wrong_are_left_out(backdoored):
 
 
 def test_no_batch_where_every_copy_is_wrong(backdoored, monkeypatch):
-    monkeypatch.setattr(search, "predictions", lambda model, images: torch.full((len(images),), -1))
+    monkeypatch.setattr(problem, "predictions", lambda model, images: torch.full((len(images),), -1))
     assert changed_views(backdoored.victim, image_sets(backdoored.score), 2, SearchConfig(), 0) == []
