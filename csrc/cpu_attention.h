@@ -21,9 +21,9 @@ inline void softmax_in_place(float* score, int64_t count, int64_t heads) {
     store(score + at, exp_of(load(score + at, lanes)), lanes);
   }
   for (int64_t h = 0; h < heads; ++h) {
-    float total = 0;
+    double total = 0;  // a hub has thousands of edges
     for (int64_t e = 0; e < count; ++e) total += score[e * heads + h];
-    const float factor = 1 / total;
+    const float factor = static_cast<float>(1 / total);
     for (int64_t e = 0; e < count; ++e) score[e * heads + h] *= factor;
   }
 }
@@ -59,8 +59,9 @@ void edge_softmax_rows(const EdgeSoftmax& op, const Part& part) {
 
 inline void softmax_grad(const float* alpha, const float* grad, float* out, int64_t count, int64_t heads) {
   for (int64_t h = 0; h < heads; ++h) {
-    float mean = 0;
-    for (int64_t at = h; at < count * heads; at += heads) mean += alpha[at] * grad[at];
+    double sum = 0;
+    for (int64_t at = h; at < count * heads; at += heads) sum += static_cast<double>(alpha[at]) * grad[at];
+    const float mean = static_cast<float>(sum);
     for (int64_t at = h; at < count * heads; at += heads) out[at] = alpha[at] * (grad[at] - mean);
   }
 }

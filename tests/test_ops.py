@@ -75,14 +75,14 @@ GRAPHS: dict[str, Callable[[torch.Generator], Csr]] = {
 }
 
 
-def assert_as_exact(actual: Tensor, plain: Tensor, exact: Tensor, name: str = "", edges: int = 0) -> None:
+def assert_as_exact(actual: Tensor, plain: Tensor, exact: Tensor, name: str = "") -> None:
     """`actual` errs at most twice as much as plain torch in the same precision, plus some roundings of the largest value.
 
-    One rounding in bfloat16, where sums are made in float32; in float32 as many as sums over so many edges may need.
+    One rounding in bfloat16, where sums are made in float32; sixteen in float32: torch adds a gradient of all edges pairwise.
     """
     assert actual.dtype == plain.dtype and actual.shape == exact.shape, name
     if exact.numel():
-        roundings = 1 if actual.dtype == torch.bfloat16 else max(16.0, 4 * edges**0.5)
+        roundings = 1 if actual.dtype == torch.bfloat16 else 16
         rounding = roundings * torch.finfo(actual.dtype).eps * exact.abs().max().clamp(min=1)
         allowed = 2 * (plain.double() - exact).abs().max() + rounding
         assert ((actual.double() - exact).abs() <= allowed).all(), (name, float((actual.double() - exact).abs().max()), allowed)
@@ -105,7 +105,7 @@ def assert_like_reference(
         upstream = torch.randn(plain(*leaves).shape, generator=rng).to(leaves[0].dtype)
     found = run(op, lambda t: t.clone().to(device))
     for number, triple in enumerate(zip(found, run(plain, torch.clone), run(plain, torch.Tensor.double), strict=True)):
-        assert_as_exact(*triple, name="result" if number == 0 else f"gradient {number - 1}", edges=graph.edges)
+        assert_as_exact(*triple, name="result" if number == 0 else f"gradient {number - 1}")
 
 
 def on(device: str, graph: Csr, index: torch.dtype = torch.int64) -> Csr:
