@@ -5,11 +5,9 @@ import os
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import random
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+import small_backdoor
 import torch
 
 from onp.config import DefendConfig
@@ -31,7 +29,7 @@ def rng() -> torch.Generator:
 @pytest.fixture(scope="session")
 def small():
     """The functions of small_backdoor.py."""
-    return SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("small_backdoor.py"))))
+    return small_backdoor
 
 
 @pytest.fixture(scope="session")
@@ -55,8 +53,7 @@ def known(backdoored):
 @pytest.fixture(scope="session")
 def pictures(backdoored):
     """160 images like those that its network was trained on."""
-    draw = runpy.run_path(str(Path(__file__).with_name("small_backdoor.py")))["pictures"]
-    images, labels = draw(160, torch.Generator().manual_seed(5))
+    images, labels = small_backdoor.pictures(160, torch.Generator().manual_seed(5))
     return ImageSet((images * 255).round().to(torch.uint8), labels, ("a", "b", "c", "d"))
 
 

@@ -1,9 +1,6 @@
 """Untrusted files: what is read, what is refused and with which words, and that nothing in them runs."""
 
 import collections
-import contextlib
-import io
-import json
 import os
 import pickle
 import re
@@ -14,97 +11,13 @@ import zipfile
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_networks import Bomb, Tiny, Wrapper, check_saved, half_mask, load, refused, state
 from torch import nn
 
-from onp import pt2
-from onp.archs import build_network
 from onp.checkpoint import read_checkpoint
-from onp.data import Normalisation
 from onp.errors import InputError
-from onp.mask import Mask
 from onp.networks import network_for
 from onp.repair import repair, save_checkpoint
-from onp.victim import load_victim
-
-ARCH = "tiny_networks:Tiny"
-NORM = Normalisation.parse("half")
-SHAPE = (3, 10, 10)
-
-
-class Tiny(nn.Sequential):
-    def __init__(self) -> None:
-        super().__init__(
-            *(nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.ReLU()),
-            *(nn.Conv2d(6, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
-            *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)),
-        )
-
-
-class Wrapper(nn.Module):
-    """All names of its own state dict start like those of DataParallel."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.module = Tiny()
-
-    def forward(self, x):
-        return self.module(x)
-
-
-@pytest.fixture(autouse=True)
-def tiny_networks(monkeypatch):
-    """The networks of this file as an importable module."""
-    module = types.ModuleType("tiny_networks")
-    module.Tiny, module.Wrapper = Tiny, Wrapper
-    monkeypatch.setitem(sys.modules, "tiny_networks", module)
-
-
-def state(arch: str | None = None) -> dict[str, torch.Tensor]:
-    return (build_network(arch) if arch else Tiny()).state_dict()
-
-
-def load(path, arch=ARCH):
-    return load_victim(path, arch, NORM, SHAPE)
-
-
-def refused(path, arch=ARCH) -> str:
-    with pytest.raises(InputError) as error:
-        load(path, arch)
-    message = str(error.value)
-    assert "\n" not in message
-    assert message.endswith(".")
-    return message
-
-
-def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Bit for bit, dtype included."""
-    if a.dtype == torch.bfloat16:
-        a, b = a.view(torch.int16), b.view(torch.int16)
-    a, b = a.detach(), b.detach()
-    return a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
-
-
-def half_mask(victim) -> Mask:
-    keep = torch.rand(victim.units) < 0.5
-    keep[0] = False
-    return Mask.of(victim, keep)
-
-
-def check_saved(victim, mask, before: dict, after: dict) -> None:
-    """`after` is `before` with the pruned rows zero and every other bit as it was; it computes what repair() does."""
-    assert list(before) == list(after)
-    expected = {name: tensor.clone() for name, tensor in before.items()}
-    for layer, view in zip(victim.layers, mask.views().values(), strict=True):
-        for key in (layer.weight, layer.bias, *layer.norm):
-            if key is not None:
-                expected[key][~view] = 0
-    assert any(not same(expected[name], before[name]) for name in before)
-    assert all(same(after[name], expected[name]) for name in before)
-    network = Tiny().eval()
-    network.load_state_dict(after)
-    images = torch.rand(2, *SHAPE)
-    with torch.no_grad():
-        torch.testing.assert_close(repair(victim, mask).logits(images), network(NORM(images)), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -197,14 +110,6 @@ def test_not_a_checkpoint(tmp_path):
     with zipfile.ZipFile(tmp_path / "photos.pt", "w") as archive:
         archive.writestr("cat.txt", "meow")
     assert "damaged torch file" in refused(tmp_path / "photos.pt")
-
-
-class Bomb:
-    def __init__(self, path) -> None:
-        self.path = str(path)
-
-    def __reduce__(self):
-        return open, (self.path, "w")
 
 
 @pytest.mark.parametrize("name", ["a.pt", "a.pth", "a.safetensors"])
@@ -321,152 +226,3 @@ def test_missing_packages_and_the_number_of_classes(monkeypatch):
         network = network_for("timm:tiny", {prefix + name: tensor for name, tensor in stored.items()}, 1)
         assert network[2].out_features == 7
         assert network[0].in_channels == 1
-
-
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    """A .pt2 file of a small network."""
-    torch.manual_seed(0)
-    network = Tiny().eval()
-    dynamic = ({0: torch.export.Dim.DYNAMIC},)
-    program = torch.export.export(network, (torch.randn(2, *SHAPE),), dynamic_shapes=dynamic)
-    path = tmp_path_factory.mktemp("pt2") / "a.pt2"
-    torch.export.save(program, path)
-    return path
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # torch.export.load, inside torch
-def test_exported_program_round_trip(exported, tmp_path):
-    victim = load_victim(exported, None, NORM, SHAPE)
-    assert victim.arch == "exported program"
-    assert victim.layers[0].norm
-    mask = half_mask(victim)
-    save_checkpoint(repair(victim, mask), tmp_path / "b.pt2")
-    before, after = torch.export.load(exported), torch.export.load(tmp_path / "b.pt2")
-    check_saved(victim, mask, before.state_dict, after.state_dict)
-    images = torch.rand(3, *SHAPE)
-    torch.testing.assert_close(after.module()(NORM(images)), repair(victim, mask).logits(images), rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_a_program_exported_for_one_batch_size(tmp_path):
-    class Flat(Tiny):
-        def forward(self, x):
-            for layer in list(self)[:7]:
-                x = layer(x)
-            return self[8](x.view(x.size(0), -1))
-
-    network = Flat().eval()
-    torch.export.save(torch.export.export(network, (torch.randn(2, *SHAPE),)), tmp_path / "a.pt2")
-    images = torch.rand(5, *SHAPE)
-    logits = load_victim(tmp_path / "a.pt2", None, NORM, SHAPE).logits(images)
-    torch.testing.assert_close(logits, network(NORM(images)), rtol=1e-5, atol=1e-5)
-
-
-def edit_archive(source, target, change) -> None:
-    with zipfile.ZipFile(source) as archive:
-        members = {name: archive.read(name) for name in archive.namelist()}
-    root = next(iter(members)).partition("/")[0]
-    change(members, root)
-    with zipfile.ZipFile(target, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-
-
-def edit_program(members, root, change) -> None:
-    document = json.loads(members[f"{root}/models/model.json"])
-    change(document)
-    members[f"{root}/models/model.json"] = json.dumps(document).encode()
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_code_in_an_exported_program_does_not_run(exported, tmp_path):
-    proof = tmp_path / "the_code_ran"
-    payload = f"__import__('pathlib').Path({str(proof)!r}).touch()"
-
-    def node(document, i=0):
-        return document["graph_module"]["graph"]["nodes"][i]
-
-    def pickled_inputs(members, root):
-        buffer = io.BytesIO()
-        torch.save(Bomb(proof), buffer)
-        members[f"{root}/data/sample_inputs/model.pt"] = buffer.getvalue()
-
-    def pickled_weight(members, root):
-        name = f"{root}/data/weights/model_weights_config.json"
-        document = json.loads(members[name])
-        next(iter(document["config"].values()))["use_pickle"] = True
-        members[name] = json.dumps(document).encode()
-
-    def size(document):
-        text = json.dumps(document["graph_module"])
-        document["graph_module"] = json.loads(text.replace('"expr_str": "', f'"expr_str": "{payload} or '))
-
-    def tree(document):
-        call = document["graph_module"]["module_call_graph"][0]["signature"]
-        call["in_spec"] = call["in_spec"].replace("builtins.dict", "collections.defaultdict")
-
-    def edited(change):
-        return lambda members, root: edit_program(members, root, change)
-
-    harmless = {
-        "inputs": pickled_inputs,
-        "guards": edited(lambda document: document.update(guards_code=[payload])),
-        "metadata": edited(lambda document: node(document).update(metadata={"stack_trace": payload})),
-    }
-    dangerous = {
-        "weights": pickled_weight,
-        "library": lambda members, root: members.update({f"{root}/data/aotinductor/model/a.so": b"x"}),
-        "legacy": lambda members, root: members.update({f"{root}/data/weights/model.pt": b"x"}),
-        "object": lambda members, root: members.update({f"{root}/data/constants/custom_obj_0": b"x"}),
-        "size": edited(size),
-        "tree": edited(tree),
-        "operator": edited(lambda document: node(document).update(target="torch.serialization.os.system")),
-        "file": edited(lambda document: node(document).update(target="torch.ops.aten.from_file.default")),
-        "name": edited(lambda document: node(document)["outputs"][0]["as_tensor"].update(name=f"a = {payload}; b")),
-    }
-    for name, change in {**harmless, **dangerous}.items():
-        path = tmp_path / f"{name}.pt2"
-        edit_archive(exported, path, change)
-        if name in harmless:
-            assert load_victim(path, None, NORM, SHAPE).units > 0
-        else:
-            assert "code" in refused(path, None), name
-        assert not proof.exists(), name
-
-
-@pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_the_pt2_attacks_are_real(exported, tmp_path):
-    """Without the checks torch.export.load runs a symbolic size as code, which is why they exist."""
-    proof = tmp_path / "the_code_ran"
-
-    def change(document):
-        text = json.dumps(document["graph_module"])
-        payload = f"__import__('pathlib').Path({str(proof)!r}).touch() or "
-        document["graph_module"] = json.loads(text.replace('"expr_str": "', f'"expr_str": "{payload}'))
-
-    edit_archive(exported, tmp_path / "a.pt2", lambda members, root: edit_program(members, root, change))
-    with contextlib.suppress(Exception):
-        torch.export.load(tmp_path / "a.pt2")
-    assert proof.exists()
-
-
-def test_damaged_exported_programs(exported, tmp_path):
-    edit_archive(exported, tmp_path / "a.pt2", lambda members, root: members.pop(f"{root}/data/weights/weight_0"))
-    assert "cannot be read" in refused(tmp_path / "a.pt2", None)
-    edit_archive(exported, tmp_path / "b.pt2", lambda members, r: members.update({f"{r}/models/model.json": b"{"}))
-    assert "damaged" in refused(tmp_path / "b.pt2", None)
-
-
-@pytest.mark.parametrize(
-    "text", ["Symbol('s77', positive=True, integer=True)", "Mul(Integer(2), Symbol('u0'))"]
-)
-def test_sizes_that_exports_contain_are_let_through(text):
-    assert pt2._SIZE.fullmatch(text)
-
-
-@pytest.mark.parametrize(
-    "text", ["s0.__class__", "exit()", "s0**9**9", "'a'", "Max", "s0[0]", "lambda: 0", "print(s0)", "9 9x"]
-)
-def test_sizes_that_are_code_are_not(text):
-    assert not pt2._SIZE.fullmatch(text)
