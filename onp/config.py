@@ -73,6 +73,9 @@ class DefendConfig:
         "pruning alone too, the checkpoint written is the tuned one",
         metavar="METHOD",
     )
+    shrink: bool = option(
+        False, "also write the network without the pruned channels: shrunk.pt2, and shrunk.onnx where onnx is installed"
+    )
     trigger: str | None = option(None, "the trigger, where it is known: a trigger.safetensors of onp.attack", metavar="FILE")
     triggered_data: str | None = option(None, "images that carry the trigger, labelled or not", metavar="DIR")
     eval_data: str | None = option(None, "other labelled images, for measuring only", metavar="PATH")

@@ -33,6 +33,7 @@ from onp.presets import PRESETS, Preset
 from onp.repair import repair
 from onp.report import Report, Tuned
 from onp.search import Found, search
+from onp.shrink import check_shrinking, shrink
 from onp.state import State, kept_in
 from onp.tally import TriggeredBatch
 from onp.trouble import NO_MEMORY, trouble
@@ -87,6 +88,8 @@ def defend(config: DefendConfig) -> Outcome:
         raise InputError("--resume needs --out, the folder of the run to continue.")
     if config.out is not None:
         prepare(Path(config.out), config.resume)
+    if config.shrink:
+        check_shrinking()
     preset = preset_of(config)
     monitor = Monitor(config.quiet, config.verbose, config.json, config.tensorboard)
     try:
@@ -162,6 +165,10 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
             repaired = tune_pruned(repaired, mask, config.tune, joined(splits.build, splits.score), peer)
             measured = figures(repaired, splits.holdout, fresh, target, case.evaluation, case.attack)
         tuned = Tuned(config.tune, measured, der(before, measured))
+    shrunk = None
+    if config.shrink and decision == "repaired":
+        with monitor.stage("taking pruned channels out"):
+            shrunk = shrink(repaired, mask)
     seconds = sum(monitor.seconds.values())
     evaluations = found.evaluations if found else 0
     report = Report(
@@ -202,6 +209,7 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
         config=dataclasses.asdict(config) | {"preset": dataclasses.asdict(preset)},
         seed=config.seed,
         tuned=tuned,
+        shrunk=shrunk,
     )
     return Outcome(report, shown, mask, repaired)
 

@@ -14,6 +14,7 @@ from onp.html import render
 from onp.mask import Mask
 from onp.repair import save_checkpoint
 from onp.report import Report
+from onp.shrink import write_shrunk
 from onp.state import FOLDER as STATE
 from onp.victim import Victim
 
@@ -48,7 +49,8 @@ def prepare(folder: Path, resume: bool) -> None:
 
 
 def write_outputs(folder: Path, report: Report, details: Details, mask: Mask, repaired: Victim) -> None:
-    """Write the report (.html, .json, .txt) and, for a repair, mask.json, model_card.md and the checkpoint under its own name.
+    """Write the report (.html, .json, .txt) and, for a repair, mask.json, model_card.md, the checkpoint under its own
+    name and what `--shrink` made.
 
     Raises:
         InputError: the disk refused.
@@ -61,6 +63,8 @@ def write_outputs(folder: Path, report: Report, details: Details, mask: Mask, re
             write_atomically(folder / "model_card.md", model_card(report))
             if repaired.checkpoint is not None:
                 save_checkpoint(repaired, folder / repaired.checkpoint.path.name)
+            if report.shrunk is not None:
+                write_shrunk(report.shrunk, repaired.input_shape, folder)
         write_atomically(folder / "report.html", page)
         write_atomically(folder / "report.txt", report.to_text())
         write_atomically(folder / "report.json", report.to_json())

@@ -14,6 +14,7 @@ import torch
 
 from onp.audit import Figures
 from onp.metrics import Share
+from onp.shrink import Shrunk
 
 SCHEMA_VERSION = 1
 
@@ -49,6 +50,7 @@ class Report:
     config: dict[str, Any]
     seed: int
     tuned: Tuned | None = None  #: with --tune; `after` is what the pruning alone did
+    shrunk: Shrunk | None = None  #: with --shrink
 
     def to_json(self) -> str:
         """The report as JSON; shares carry their exact 95 % interval and the counts behind them."""
@@ -77,6 +79,8 @@ class Report:
         }
         if self.tuned is not None:
             document["tuned"] = _figures(self.tuned.figures) | {"method": self.tuned.method, "der": self.tuned.der}
+        if self.shrunk is not None:
+            document["shrunk"] = {name: getattr(self.shrunk, name) for name in ("removed", "kept", "parameters")}
         return json.dumps(document, indent=2, default=_plain) + "\n"
 
     @property
@@ -110,6 +114,8 @@ class Report:
             lines += ["", *_tuning(self.tuned)]
         lines += ["", f"Pruned {self.pruned_count} of {self.units} units"]
         lines += [f"  {layer}: {', '.join(map(str, units))}" for layer, units in self.pruned.items()]
+        if self.shrunk is not None:
+            lines += textwrap.wrap(self.shrunk.to_text(), 98, subsequent_indent="  ")
         lines.append(
             f"{self.budget['evaluations']:.0f} masks evaluated, {self.budget['masks_per_second']:.1f} a second, "
             f"{self.budget['wall_seconds']:.0f} s in all"
