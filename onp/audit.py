@@ -21,6 +21,30 @@ class TrueAttack:
     trigger: Trigger
     target: int  #: plays no part where the trigger is all-to-all
 
+    def on(self, images: ImageSet) -> tuple[Tensor, Tensor]:
+        """Labels int64 [N] and triggered pixels float32 [N, C, H, W] of images."""
+        return images.labels, self.trigger(images.pixels())
+
+    def goals(self, labels: Tensor, classes: int) -> int | Tensor:
+        """The class that images of these labels are to be led to."""
+        return self.trigger.goals(labels, self.target, classes)
+
+
+@dataclass(frozen=True, eq=False)
+class TrueImages:
+    """Images that carry the real trigger, labelled with their own classes: for measurement only."""
+
+    images: ImageSet
+    target: int
+
+    def on(self, images: ImageSet) -> tuple[Tensor, Tensor]:
+        """Labels and pixels of the triggered images, whatever the clean ones are."""
+        return self.images.labels, self.images.pixels()
+
+    def goals(self, labels: Tensor, classes: int) -> int | Tensor:
+        """The one target class."""
+        return self.target
+
 
 @dataclass(frozen=True)
 class Figures:
@@ -39,7 +63,7 @@ def figures(
     fresh: list[TriggeredBatch],
     target: int | None,
     evaluation: ImageSet | None,
-    attack: TrueAttack | None,
+    attack: TrueAttack | TrueImages | None,
 ) -> Figures:
     """Measure `victim`; `fresh` are triggered holdout images, normalised, `target` the class they lead to, if any."""
     measured = holdout if evaluation is None else evaluation
@@ -49,18 +73,20 @@ def figures(
     asr = ra = None
     goal: int | Tensor | None = target
     if attack is not None:
-        triggered = attack.trigger(measured.pixels()).to(victim.device)
-        guess = predictions(victim.model, victim.normalisation(triggered))
-        goal = attack.trigger.goals(labels, attack.target, victim.classes)
-        asr, ra = attack_success(labels, guess, goal), robust_accuracy(labels, guess, goal)
+        own, triggered = attack.on(measured)
+        guess = predictions(victim.model, victim.normalisation(triggered.to(victim.device)))
+        own = own.to(guess.device)
+        led = attack.goals(own, victim.classes)
+        asr, ra = attack_success(own, guess, led), robust_accuracy(own, guess, led)
+        goal = attack.goals(labels, victim.classes)
     asr_clean = None if goal is None else attack_success(labels, clean, goal)
     return Figures(accuracy(labels, clean), surrogate, asr, ra, asr_clean)
 
 
-def find_target(victim: Victim, evaluation: ImageSet, trigger: Trigger) -> int:
-    """The class that the true trigger leads most images of other classes to."""
-    guess = predictions(victim.model, victim.normalisation(trigger(evaluation.pixels()).to(victim.device)))
-    moved = guess[guess != evaluation.labels.to(guess.device)]
+def find_target(victim: Victim, labels: Tensor, triggered: Tensor) -> int:
+    """The class that most triggered pixels float32 [N, C, H, W] of images of other classes, labels int64 [N], are given."""
+    guess = predictions(victim.model, victim.normalisation(triggered.to(victim.device)))
+    moved = guess[guess != labels.to(guess.device)]
     return int(torch.bincount(moved, minlength=victim.classes).argmax())
 
 

@@ -80,6 +80,9 @@ class DefendConfig:
     triggered_data: str | None = option(None, "images that carry the trigger, labelled or not", metavar="DIR")
     eval_data: str | None = option(None, "other labelled images, for measuring only", metavar="PATH")
     eval_trigger: str | None = option(None, "the true trigger, for measuring only", metavar="FILE")
+    eval_triggered_data: str | None = option(
+        None, "images that carry the trigger, labelled with their own classes, for measuring only", metavar="DIR"
+    )
     demo: str | None = option(None, "repair an embedded example instead; see --list-demos", metavar="NAME")
     seed: int = option(0, "same seed, same machine: same mask", metavar="N")
     resume: bool = option(False, "continue the run that was begun in --out, or begin it")

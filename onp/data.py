@@ -111,16 +111,19 @@ class ImageSet:
 
     def relabelled(self, class_names: Sequence[str]) -> ImageSet:
         """The same images with labels counted in `class_names`: needed where this set lacks some class, since
-        a folder's labels count only the classes it holds. Labels without names of their own ("0", "1", ...) already
-        count the model's classes. Raises InputError for a class that is not among `class_names`.
+        a folder's labels count only the classes it holds. Names that are numbers ("0", "7", ...) count the model's
+        classes. Raises InputError for a class that is not among `class_names`.
         """
         nameless = tuple(str(label) for label in range(len(self.class_names)))
         if not self.labelled or self.class_names in (nameless, tuple(class_names)):
             return self
-        unknown = [name for name in self.class_names if name not in class_names]
+        known = {name: label for label, name in enumerate(class_names)}
+        if not any(name in known for name in self.class_names):
+            known = {str(label): label for label in range(len(class_names))}
+        unknown = [name for name in self.class_names if name not in known]
         if unknown:
             raise InputError(f"The class {unknown[0]!r} is not among the classes of the clean data.")
-        position = torch.tensor([list(class_names).index(name) for name in self.class_names])
+        position = torch.tensor([known[name] for name in self.class_names])
         return ImageSet(self.images, position[self.labels], tuple(class_names))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onp.audit import TrueAttack
+from onp.audit import TrueAttack, TrueImages
 from onp.bank import Bank, TriggerBank
 from onp.data import ImageSet
 from onp.evaluator import Evaluator
@@ -92,7 +92,7 @@ def details(
     bank: Bank | None,
     fresh: list[TriggeredBatch],
     evaluation: ImageSet | None,
-    attack: TrueAttack | None,
+    attack: TrueAttack | TrueImages | None,
 ) -> Details:
     """Measure both networks on the images of the report's ACC; `fresh` are the batches of `bank` on the holdout images."""
     measured = holdout if evaluation is None else evaluation
@@ -187,9 +187,9 @@ def _surrogates(
 
 
 @torch.no_grad()
-def _true(victim: Victim, repaired: Victim, measured: ImageSet, attack: TrueAttack | None) -> list[Picture]:
-    if attack is None:
-        return []
+def _true(victim: Victim, repaired: Victim, measured: ImageSet, attack: TrueAttack | TrueImages | None) -> list[Picture]:
+    if not isinstance(attack, TrueAttack):
+        return []  # triggered images come without their clean selves
     index = int((measured.labels != attack.target).long().argmax())
     one = measured.subset([index])
     triggered = attack.trigger(one.pixels())

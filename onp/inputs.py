@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from onp.audit import TrueAttack, find_target
+from onp.audit import TrueAttack, TrueImages, find_target
 from onp.bank import Bank
 from onp.bundle.demos import ARCH, DEFAULT, NORM, demo
 from onp.config import DefendConfig
@@ -30,7 +30,7 @@ class Case:
     splits: Splits
     known: Bank | None  #: of the trigger that the user has; None when it must be found
     evaluation: ImageSet | None  #: other images, for measuring only
-    attack: TrueAttack | None  #: for measuring only
+    attack: TrueAttack | TrueImages | None  #: for measuring only
 
 
 def read_case(config: DefendConfig) -> Case:
@@ -63,7 +63,7 @@ def with_demo(config: DefendConfig) -> DefendConfig:
         norm=NORM,
         data=str(chosen.clean),
         eval_data=config.eval_data or str(chosen.evaluation),
-        eval_trigger=config.eval_trigger or trigger,
+        eval_trigger=config.eval_trigger or (None if config.eval_triggered_data else trigger),
     )
 
 
@@ -118,20 +118,26 @@ def _known_trigger(config: DefendConfig, victim: Victim, clean: ImageSet, splits
         raise InputError("Give either --trigger or --triggered-data, not both.")
     if config.trigger:
         known = load_trigger(config.trigger)
-        return given_trigger(known, find_target(victim, splits.score, known))
+        return given_trigger(known, find_target(victim, splits.score.labels, known(splits.score.pixels())))
     if config.triggered_data:
         return given_images(victim, _images_like(config.triggered_data, victim, clean, config, labelled=False), config.seed)
     return None
 
 
-def _measurement(config: DefendConfig, victim: Victim, clean: ImageSet) -> tuple[ImageSet | None, TrueAttack | None]:
+def _measurement(
+    config: DefendConfig, victim: Victim, clean: ImageSet
+) -> tuple[ImageSet | None, TrueAttack | TrueImages | None]:
     """What only the report may see."""
-    if config.eval_data is None:
-        if config.eval_trigger is not None:
-            raise InputError("--eval-trigger needs --eval-data, the images to put the trigger on.")
-        return None, None
-    evaluation = _images_like(config.eval_data, victim, clean, config)
-    if config.eval_trigger is None:
+    if config.eval_trigger and config.eval_triggered_data:
+        raise InputError("Give either --eval-trigger or --eval-triggered-data, not both.")
+    if config.eval_trigger and not config.eval_data:
+        raise InputError("--eval-trigger needs --eval-data, the images to put the trigger on.")
+    evaluation = None if config.eval_data is None else _images_like(config.eval_data, victim, clean, config)
+    if config.eval_triggered_data:
+        triggered = _images_like(config.eval_triggered_data, victim, clean, config)
+        return evaluation, TrueImages(triggered, find_target(victim, triggered.labels, triggered.pixels()))
+    if config.eval_trigger is None or evaluation is None:
         return evaluation, None
-    true_trigger: Trigger = load_trigger(config.eval_trigger)
-    return evaluation, TrueAttack(true_trigger, find_target(victim, evaluation, true_trigger))
+    trigger: Trigger = load_trigger(config.eval_trigger)
+    target = find_target(victim, evaluation.labels, trigger(evaluation.pixels()))
+    return evaluation, TrueAttack(trigger, target)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from onp.audit import TrueAttack, figures
+from onp.audit import TrueAttack, TrueImages, figures, find_target
 from onp.data import ImageSet
 from onp.errors import InputError
 from onp.given import given_trigger
@@ -31,6 +31,13 @@ def test_figures_count_what_they_say(backdoored):
     assert measured.asr.hits == int((stamped[others] == 1).sum()) and measured.ra.n == int(others.sum())
     assert measured.asr_clean.n == int(others.sum()), "the class of the true attack, where one is given"
     assert figures(victim, images, [], None, None, None).asr_clean is None
+
+    (triggered,) = backdoored.score_triggered
+    given = ImageSet((triggered.images * 255).round().to(torch.uint8), triggered.labels, images.class_names)
+    target = find_target(victim, given.labels, given.pixels())
+    again = figures(victim, images, [], None, None, TrueImages(given, target))
+    assert target == 0 and again.acc == measured.acc and again.asr_clean.n == int((images.labels != 0).sum())
+    assert again.asr.hits == int(led.sum()) > 0.8 * again.asr.n
 
 
 def test_an_all_to_all_trigger_leads_each_class_to_the_next(backdoored):

@@ -8,13 +8,14 @@ import sys
 import types
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny_networks import Bomb, Tiny, Wrapper, check_saved, half_mask, load, refused, state
 from torch import nn
 
-from onp.checkpoint import read_checkpoint
+from onp.checkpoint import _NUMPY, read_checkpoint
 from onp.errors import InputError
 from onp.networks import network_for
 from onp.repair import repair, save_checkpoint
@@ -62,6 +63,31 @@ def test_torch_round_trip(tmp_path, key, prefix):
 
 def state_of(stored, prefix):
     return {name.removeprefix(prefix): tensor for name, tensor in stored.items()}
+
+
+def test_a_backdoorbench_attack_result(tmp_path):
+    """Its keys, arrays and scalars, without its images."""
+    indicator, index = np.array([0.0, 1.0]), np.arange(2)
+    images = {np.int64(1): {"path": "record/x/bd_test_dataset/3/1.png", "other_info": [np.int64(0), 3]}}
+    container = {"save_folder_path": "record/x/bd_test_dataset", "data_dict": images, "save_file_format": ".png"}
+    bd_test = {"bd_data_container": container, "original_index_array": index, "poison_indicator": indicator}
+    stored = {"model_name": "tiny", "num_classes": 5, "model": state(), "img_size": [10, 10, 3], "bd_test": bd_test}
+    torch.save(stored, tmp_path / "attack_result.pt")
+    victim = load(tmp_path / "attack_result.pt")
+    mask = half_mask(victim)
+    save_checkpoint(repair(victim, mask), tmp_path / "b.pt")
+    with torch.serialization.safe_globals(_NUMPY):
+        again = torch.load(tmp_path / "b.pt", weights_only=True)
+    check_saved(victim, mask, stored["model"], again["model"])
+    assert (again["bd_test"]["poison_indicator"] == indicator).all() and again["num_classes"] == 5
+
+
+def test_arrays_of_objects_are_refused(tmp_path):
+    proof = tmp_path / "the_code_ran"
+    for name, array in (("a.pt", np.array([Bomb(proof)], dtype=object)), ("b.pt", np.array([{}], dtype=object))):
+        torch.save({"model": state(), "extra": array}, tmp_path / name)
+        assert "can run code" in refused(tmp_path / name)
+    assert not proof.exists()
 
 
 def test_a_network_with_a_child_called_module(tmp_path):

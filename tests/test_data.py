@@ -74,6 +74,10 @@ def test_relabelled_by_class_name() -> None:
     assert images.relabelled(["ant", "bee", "cat"]).labels.tolist() == [1, 2, 2]
     with pytest.raises(InputError, match="'cat' is not among"):
         images.relabelled(["ant", "bee"])
+    seventh = ImageSet(images.images, images.labels, ("1", "7"))
+    assert seventh.relabelled([*"abcdefgh"]).labels.tolist() == [1, 7, 7], "folders named after the number of a class"
+    with pytest.raises(InputError, match="'7' is not among"):
+        seventh.relabelled(["ant", "bee", "cat"])
     numbered = image_set([0, 1, 1])
     assert numbered.relabelled(["ant", "bee", "cat"]).labels.tolist() == [0, 1, 1]
 
