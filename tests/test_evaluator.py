@@ -341,10 +341,10 @@ def test_bfloat16_stays_close(preact):
 def test_automatic_precision_falls_back_when_labels_disagree(preact, monkeypatch, caplog):
     clean, triggered = batches()
     monkeypatch.setattr("onp.fused_cpu.matrix_units", lambda: True)
-    monkeypatch.setattr("onp.evaluator.AGREEMENT", 1.1)
+    monkeypatch.setattr("onp.cpu_engine.AGREEMENT", 1.1)
     assert Evaluator(preact, clean, triggered).precision == "float32"
     assert "computing in float32" in caplog.text
-    monkeypatch.setattr("onp.evaluator.AGREEMENT", 0.0)
+    monkeypatch.setattr("onp.cpu_engine.AGREEMENT", 0.0)
     assert Evaluator(preact, clean, triggered).precision == "bfloat16"
 
 
