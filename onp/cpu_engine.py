@@ -2,18 +2,20 @@
 
 import logging
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onp import fused_cpu
 from onp.errors import InputError
+from onp.fused_cpu import bind_onednn, matrix_units, missing
 from onp.plan import Plan
 from onp.prefix import PrefixCache
-from onp.steps import Run, Step, bind_torch
+from onp.small_maps import bind_small_map, suits
+from onp.steps import ConvStep, Run, Step, bind_torch, narrowed
+from onp.suffix import Mask, feeders, held, needed_channels, pruned_output, suffix_of
 from onp.tally import Tally
 from onp.workers import run_all
 
@@ -52,15 +54,17 @@ class CpuEngine:
         # Chunks of nearly equal size: a small remainder would run at a fraction of the speed.
         self._chunks = [_channels_last(part, torch.float32) for part in images.tensor_split(parts)]
         self._prefix = PrefixCache(plan, len(images), 4, 0)  # caches nothing: the checks below come first
+        self._feeder = feeders(plan)
+        lasting = [set(held(plan, index)) for index in range(len(plan.steps) + 1)]
         self._dead = [
-            [name for name in {*before, step.name} if name not in after]
-            for step, before, after in zip(plan.steps, plan.live, plan.live[1:], strict=False)
+            {*lasting[index], step.name} - lasting[index + 1] for index, step in enumerate(plan.steps)
         ]
+        self._channels: dict[int, Tensor | None] = {}  # that a feeding step computes; None: all
         units = max(step.gate.offset + step.gate.units for step in plan.steps if step.gate is not None)
         self._base = np.ones(units, dtype=bool)
         self._bind_base(torch.float32)
         if precision == "bfloat16" or (
-            precision == "auto" and backend == "onednn" and fused_cpu.matrix_units() and self._bfloat16_agrees()
+            precision == "auto" and backend == "onednn" and matrix_units() and self._bfloat16_agrees()
         ):
             self._chunks = [_channels_last(part, torch.bfloat16) for part in self._chunks]
             self._bind_base(torch.bfloat16)
@@ -75,58 +79,110 @@ class CpuEngine:
     def cached_bytes(self) -> int:
         return self._prefix.bytes
 
-    def sums(self, keep: NDArray[np.bool_], first: NDArray[np.int64]) -> Tensor:
+    def sums(self, keep: Mask, first: NDArray[np.int64]) -> Tensor:
         return torch.stack([self._evaluate(row, int(step)) for row, step in zip(keep, first, strict=True)])
 
-    def commit(self, keep: NDArray[np.bool_], first: int) -> None:
-        for index, step in enumerate(self._plan.steps):
-            if _differ(step, keep, self._base):
-                self._runs[index] = self._bind(step, keep)
+    def commit(self, keep: Mask, first: int) -> None:
+        changed = self._changed(keep)
+        self._runs, self._channels = self._bound(keep, changed, first)
         self._base = keep.copy()
         self._prefix.forget_from(first)
 
     @torch.no_grad()
-    def _evaluate(self, keep: NDArray[np.bool_], first: int) -> Tensor:
-        runs = list(self._runs)
-        for index in range(first, len(runs)):
-            step = self._plan.steps[index]
-            if _differ(step, keep, self._base):
-                runs[index] = self._bind(step, keep)
-        logits = run_all(lambda chunk: self._run_chunk(chunk, runs, first), range(len(self._chunks)), self._workers)
+    def _evaluate(self, keep: Mask, first: int) -> Tensor:
+        changed = self._changed(keep)
+        todo = suffix_of(self._plan, changed, first)
+        gates = [(index, self._gate(keep, index, self._channels.get(index))) for index in todo.gated]
+        runs, _ = self._bound(keep, changed, todo.start)
+        logits = run_all(
+            lambda chunk: self._run_chunk(chunk, todo.start, gates, runs), range(len(self._chunks)), self._workers
+        )
         return self._tally.sums(torch.cat(logits))
 
-    def _run_chunk(self, chunk: int, runs: list[Run], first: int) -> Tensor:
-        start, values = self._prefix.resume(chunk, first)
-        if start == 0:
+    def _run_chunk(self, chunk: int, start: int, gates: list[tuple[int, Tensor]], runs: list[Run]) -> Tensor:
+        """Logits of one chunk: the base up to step `start`, the `gates` of its last outputs, then `runs`."""
+        reached, values = self._prefix.resume(chunk, start)
+        if reached == 0:
             values = {self._plan.input: self._chunks[chunk]}
-        for index in range(start, len(runs)):
-            if start < index <= first:
-                self._prefix.offer(chunk, index, values)
+        for index in range(reached, start):
+            self._step(index, self._runs[index], values)
+            self._prefix.offer(chunk, index + 1, values)
+        for index, gate in gates:
             step = self._plan.steps[index]
-            values[step.name] = runs[index](*[values[name] for name in step.inputs])
-            for name in self._dead[index]:
-                del values[name]
+            added = values[step.inputs[1]] if len(step.inputs) == 2 and isinstance(step, ConvStep) else None
+            values[step.name] = pruned_output(step, values[step.name], added, gate)
+        for index in range(start, len(runs)):
+            self._step(index, runs[index], values)
         return values[self._plan.output].float()
 
-    def _bind(self, step: Step, keep: NDArray[np.bool_]) -> Run:
-        units = _units(keep, step)
-        gate = None if units is None or units.all() else torch.from_numpy(units).to(self._device, torch.float32)
-        if self._backend == "onednn":
-            shape = self._plan.shapes[step.inputs[0]] if step.inputs else None
-            return fused_cpu.bind_onednn(step, gate, self._dtype, (len(self._chunks[0]), *(shape or ())))
-        return bind_torch(step, gate, self._dtype)
+    def _step(self, index: int, run: Run, values: dict[str, Any]) -> None:
+        step = self._plan.steps[index]
+        values[step.name] = run(*[values[name] for name in step.inputs])
+        for name in self._dead[index]:
+            del values[name]
+
+    def _changed(self, keep: Mask) -> dict[int, bool]:
+        """The steps that `keep` changes against the base; True where it only takes units away."""
+        changed = {}
+        for index, step in enumerate(self._plan.steps):
+            if step.gate is not None:
+                units = slice(step.gate.offset, step.gate.offset + step.gate.units)
+                if not np.array_equal(keep[units], self._base[units]):
+                    changed[index] = bool((keep[units] <= self._base[units]).all())
+        return changed
+
+    def _bound(self, keep: Mask, changed: dict[int, bool], start: int) -> tuple[list[Run], dict[int, Tensor | None]]:
+        """The steps as they run from `start` on under `keep`, and the channels they leave out; base runs where equal."""
+        channels = dict(self._channels)
+        for index in set(self._feeder.values()) & changed.keys():
+            if index >= start:
+                channels[index] = needed_channels(_units(keep, self._plan.steps[index]))
+        stale = {index for index in changed if index >= start}
+        stale |= {
+            reader for reader, index in self._feeder.items() if index in stale and channels[index] is not self._channels[index]
+        }
+        runs = list(self._runs)
+        bound = run_all(lambda index: self._bind(index, keep, channels), sorted(stale), min(self._workers, len(stale) or 1))
+        for index, run in zip(sorted(stale), bound, strict=True):
+            runs[index] = run
+        return runs, channels
+
+    def _bind(self, index: int, keep: Mask, channels: dict[int, Tensor | None]) -> Run:
+        step = self._plan.steps[index]
+        outputs, inputs = channels.get(index), channels.get(self._feeder.get(index, -1))
+        gate = self._gate(keep, index, outputs).float() if step.gate is not None else None
+        if gate is not None and gate.all():
+            gate = None
+        shape = self._plan.shapes[step.inputs[0]] if step.inputs else None
+        small = isinstance(step, ConvStep) and shape and suits(step, self._dtype, shape)
+        if isinstance(step, ConvStep) and (outputs is not None or inputs is not None):
+            step = narrowed(step, outputs, inputs)
+        if self._backend == "torch":
+            return bind_torch(step, gate, self._dtype)
+        if isinstance(step, ConvStep) and shape and small:
+            return bind_small_map(step, gate, shape)
+        if inputs is not None and shape:
+            shape = (len(inputs), *shape[1:])
+        return bind_onednn(step, gate, self._dtype, (len(self._chunks[0]), *(shape or ())))
+
+    def _gate(self, keep: Mask, index: int, channels: Tensor | None) -> Tensor:
+        """bool: which of the channels that step `index` computes stay."""
+        units = torch.from_numpy(_units(keep, self._plan.steps[index]))
+        return (units if channels is None else units[channels.cpu()]).to(self._device)
 
     def _bind_base(self, dtype: torch.dtype) -> None:
+        """Everything kept, in `dtype`."""
         self._dtype, self.precision = dtype, str(dtype).removeprefix("torch.")
-        self._runs = [self._bind(step, self._base) for step in self._plan.steps]
+        self._channels = dict.fromkeys(self._feeder.values())
+        self._runs = [self._bind(index, self._base, self._channels) for index in range(len(self._plan.steps))]
 
     def _bfloat16_agrees(self) -> bool:
         """Whether bfloat16 gives the labels of float32 on the first chunk, nothing pruned; leaves float32 bound."""
         with torch.no_grad():
             self._bind_base(torch.bfloat16)
-            reduced = self._run_chunk(0, self._runs, 0).argmax(1)
+            reduced = self._run_chunk(0, 0, [], self._runs).argmax(1)
             self._bind_base(torch.float32)
-            exact = self._run_chunk(0, self._runs, 0).argmax(1)
+            exact = self._run_chunk(0, 0, [], self._runs).argmax(1)
         agreement = (reduced == exact).double().mean().item()
         if agreement < AGREEMENT:
             _log.warning("bfloat16 and float32 agree on %.1f %% of labels only: computing in float32", 100 * agreement)
@@ -137,7 +193,7 @@ def choose_backend(requested: str, device: torch.device) -> str:
     """ "onednn" or "torch"; InputError for a backend that is not known or cannot run on `device`."""
     if requested not in ("auto", "torch", "onednn"):
         raise InputError(f"the backend {requested!r} is not known: choose auto, torch or onednn")
-    problem = f"the victim is on {device.type}" if device.type != "cpu" else fused_cpu.missing()
+    problem = f"the victim is on {device.type}" if device.type != "cpu" else missing()
     if requested == "onednn" and problem:
         raise InputError(f"the backend onednn was asked for and cannot run: {problem}")
     return "torch" if requested == "torch" or problem else "onednn"
@@ -158,10 +214,7 @@ def _channels_last(images: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.empty(images.shape, dtype=dtype, device=images.device, memory_format=torch.channels_last).copy_(images)
 
 
-def _units(keep: NDArray[np.bool_], step: Step) -> NDArray[np.bool_] | None:
-    return None if step.gate is None else keep[step.gate.offset : step.gate.offset + step.gate.units]
-
-
-def _differ(step: Step, keep: NDArray[np.bool_], base: NDArray[np.bool_]) -> bool:
-    units, of_base = _units(keep, step), _units(base, step)
-    return units is not None and of_base is not None and not np.array_equal(units, of_base)
+def _units(keep: Mask, step: Step) -> Mask:
+    """The units of a step that has some."""
+    assert step.gate is not None
+    return keep[step.gate.offset : step.gate.offset + step.gate.units]

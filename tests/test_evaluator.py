@@ -340,7 +340,7 @@ def test_bfloat16_stays_close(preact):
 
 def test_automatic_precision_falls_back_when_labels_disagree(preact, monkeypatch, caplog):
     clean, triggered = batches()
-    monkeypatch.setattr("onp.fused_cpu.matrix_units", lambda: True)
+    monkeypatch.setattr("onp.cpu_engine.matrix_units", lambda: True)
     monkeypatch.setattr("onp.cpu_engine.AGREEMENT", 1.1)
     assert Evaluator(preact, clean, triggered).precision == "float32"
     assert "computing in float32" in caplog.text
@@ -350,7 +350,7 @@ def test_automatic_precision_falls_back_when_labels_disagree(preact, monkeypatch
 
 def test_missing_backend_says_why(preact, monkeypatch):
     clean, triggered = batches()
-    monkeypatch.setattr("onp.fused_cpu.missing", lambda: "this torch was built without oneDNN")
+    monkeypatch.setattr("onp.cpu_engine.missing", lambda: "this torch was built without oneDNN")
     with pytest.raises(InputError, match="built without oneDNN"):
         Evaluator(preact, clean, triggered, backend="onednn")
     assert Evaluator(preact, clean, triggered).backend == "torch"
