@@ -60,7 +60,10 @@ class CpuEngine:
             {*lasting[index], step.name} - lasting[index + 1] for index, step in enumerate(plan.steps)
         ]
         self._channels: dict[int, Tensor | None] = {}  # that a feeding step computes; None: all
-        units = max(step.gate.offset + step.gate.units for step in plan.steps if step.gate is not None)
+        gates = {index: step.gate for index, step in enumerate(plan.steps) if step.gate is not None}
+        self._offsets = sorted({gate.offset for gate in gates.values()})
+        self._gated = {index: self._offsets.index(gate.offset) for index, gate in gates.items()}
+        units = max(gate.offset + gate.units for gate in gates.values())
         self._base = np.ones(units, dtype=bool)
         self._bind_base(torch.float32)
         if precision == "bfloat16" or (
@@ -123,13 +126,9 @@ class CpuEngine:
 
     def _changed(self, keep: Mask) -> dict[int, bool]:
         """The steps that `keep` changes against the base; True where it only takes units away."""
-        changed = {}
-        for index, step in enumerate(self._plan.steps):
-            if step.gate is not None:
-                units = slice(step.gate.offset, step.gate.offset + step.gate.units)
-                if not np.array_equal(keep[units], self._base[units]):
-                    changed[index] = bool((keep[units] <= self._base[units]).all())
-        return changed
+        differs = np.logical_or.reduceat(keep != self._base, self._offsets)
+        grows = np.logical_or.reduceat(keep & ~self._base, self._offsets)
+        return {index: not grows[place] for index, place in self._gated.items() if differs[place]}
 
     def _bound(self, keep: Mask, changed: dict[int, bool], start: int) -> tuple[list[Run], dict[int, Tensor | None]]:
         """The steps as they run from `start` on under `keep`, and the channels they leave out; base runs where equal."""

@@ -39,9 +39,10 @@ def suffix_of(plan: Plan, changed: dict[int, bool], first: int) -> Suffix:
             affected.add(step.name)
             gated.append(index)
     # The second input of an addition is kept for one step only.
-    while lost := [index for index in gated if not set(plan.steps[index].inputs[1:]) <= set(held(plan, start))]:
-        start = lost[0]
-        gated = [index for index in gated if index < start]
+    for index in reversed([index for index in gated if len(plan.steps[index].inputs) > 1]):
+        if index < start and not set(plan.steps[index].inputs[1:]) <= set(held(plan, start)):
+            start = index
+            gated = [before for before in gated if before < start]
     return Suffix(start, tuple(gated))
 
 

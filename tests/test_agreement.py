@@ -10,7 +10,7 @@ from onp.evaluator import Batch, Evaluator
 from onp.plan import gated_forward
 from onp.victim import load_victim
 
-IMAGES = 400
+IMAGES = 250
 
 
 @pytest.mark.parametrize("name", DEMOS)
