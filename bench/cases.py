@@ -158,15 +158,18 @@ def measured_rates(device: str, dtype: torch.dtype) -> Rates:
     return Rates(2 * size**3 / product, 2 * source.nbytes / copy)
 
 
+clock = time.perf_counter  # or time.process_time: --cpu-time
+
+
 def seconds(call: Callable[[], object], rounds: int, device: str) -> list[float]:
-    """Wall-clock seconds of each round; what has to warm up has done so when its answers were checked."""
+    """Seconds of each round; what has to warm up has done so when its answers were checked."""
     found = []
     for _ in range(rounds):
-        start = time.perf_counter()
+        start = clock()
         call()
         if device == "cuda":
             torch.cuda.synchronize()
-        found.append(time.perf_counter() - start)
+        found.append(clock() - start)
     return found
 
 

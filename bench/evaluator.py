@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
+import cases
 import torch
 from cases import (
     Case,
@@ -56,7 +57,9 @@ def agree(case: Case, hooks: Hooks, candidates: list, masks: Tensor) -> None:
     ties = int((top[:, 0] - top[:, 1] < 1e-3).sum())
     for candidate in candidates:
         allowed = 1 + ties if candidate.precise else 1 + case.images // (100 if case.trained else 20)
+        start = time.monotonic()
         found = candidate.score(masks)
+        print(f"{case.name}: {candidate.__class__.__name__} answers after {time.monotonic() - start:.1f} s", flush=True)
         if (expected - found).abs().max() > allowed:
             raise AssertionError(f"counts {found.tolist()}, hooked {expected.tolist()}: more than {allowed} apart")
 
@@ -136,12 +139,17 @@ def main() -> None:
     parser.add_argument("--episode-masks", type=int, default=24, help="for each group")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer-rounds", type=int, default=3)
+    parser.add_argument("--cpu-time", action="store_true", help="processor time of one thread: for a busy machine")
     parser.add_argument("--out", type=Path, help="default: bench/results/evaluator.json, or evaluator_cuda.json")
     options = parser.parse_args()
+    if options.cpu_time:
+        cases.clock = time.process_time
+        torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # torch.compile warns of its own parts
     name = "evaluator.json" if options.device == "cpu" else "evaluator_cuda.json"
     out = options.out or Path(__file__).parent / "results" / name
     about = {"hardware": hardware() | {"model": cpu_name()}, "versions": versions(), "device": options.device}
+    about |= {"clock": cases.clock.__name__}
     before = json.loads(out.read_text()) if out.exists() else {}
     same = all(before.get(key) == value for key, value in about.items())
     document = (before if same else {"cases": {}}) | about | {"date": time.strftime("%Y-%m-%d")}
