@@ -32,6 +32,7 @@ AGREEMENT = 0.995
 class CpuEngine:
     """Runs the steps of `plan` on `images` (float32 `[N, C, H, W]` on their device), one chunk a worker thread.
 
+    A mask costs the steps behind the first that it changes, without the channels that it prunes: see onp.suffix.
     `backend`: "onednn" or "torch"; the other parameters are those of Evaluator. `precision` is what was chosen.
     """
 
@@ -56,9 +57,7 @@ class CpuEngine:
         self._prefix = PrefixCache(plan, len(images), 4, 0)  # caches nothing: the checks below come first
         self._feeder = feeders(plan)
         lasting = [set(held(plan, index)) for index in range(len(plan.steps) + 1)]
-        self._dead = [
-            {*lasting[index], step.name} - lasting[index + 1] for index, step in enumerate(plan.steps)
-        ]
+        self._dead = [{*lasting[index], step.name} - lasting[index + 1] for index, step in enumerate(plan.steps)]
         self._channels: dict[int, Tensor | None] = {}  # that a feeding step computes; None: all
         gates = {index: step.gate for index, step in enumerate(plan.steps) if step.gate is not None}
         self._offsets = sorted({gate.offset for gate in gates.values()})
@@ -66,9 +65,8 @@ class CpuEngine:
         units = max(gate.offset + gate.units for gate in gates.values())
         self._base = np.ones(units, dtype=bool)
         self._bind_base(torch.float32)
-        if precision == "bfloat16" or (
-            precision == "auto" and backend == "onednn" and matrix_units() and self._bfloat16_agrees()
-        ):
+        fast = backend == "onednn" and matrix_units()
+        if precision == "bfloat16" or (precision == "auto" and fast and self._bfloat16_agrees()):
             self._chunks = [_channels_last(part, torch.bfloat16) for part in self._chunks]
             self._bind_base(torch.bfloat16)
         self._prefix = PrefixCache(plan, len(images), self._dtype.itemsize, memory_budget)
@@ -97,9 +95,8 @@ class CpuEngine:
         todo = suffix_of(self._plan, changed, first)
         gates = [(index, self._gate(keep, index, self._channels.get(index))) for index in todo.gated]
         runs, _ = self._bound(keep, changed, todo.start)
-        logits = run_all(
-            lambda chunk: self._run_chunk(chunk, todo.start, gates, runs), range(len(self._chunks)), self._workers
-        )
+        numbers = range(len(self._chunks))
+        logits = run_all(lambda chunk: self._run_chunk(chunk, todo.start, gates, runs), numbers, self._workers)
         return self._tally.sums(torch.cat(logits))
 
     def _run_chunk(self, chunk: int, start: int, gates: list[tuple[int, Tensor]], runs: list[Run]) -> Tensor:
@@ -135,7 +132,8 @@ class CpuEngine:
         channels = dict(self._channels)
         for index in set(self._feeder.values()) & changed.keys():
             if index >= start:
-                channels[index] = needed_channels(_units(keep, self._plan.steps[index]))
+                needed = needed_channels(_units(keep, self._plan.steps[index]))
+                channels[index] = None if needed is None else needed.to(self._device)
         stale = {index for index in changed if index >= start}
         stale |= {
             reader for reader, index in self._feeder.items() if index in stale and channels[index] is not self._channels[index]
@@ -149,9 +147,9 @@ class CpuEngine:
     def _bind(self, index: int, keep: Mask, channels: dict[int, Tensor | None]) -> Run:
         step = self._plan.steps[index]
         outputs, inputs = channels.get(index), channels.get(self._feeder.get(index, -1))
-        gate = self._gate(keep, index, outputs).float() if step.gate is not None else None
-        if gate is not None and gate.all():
-            gate = None
+        gate = None
+        if step.gate is not None and not _units(keep, step).all():
+            gate = self._gate(keep, index, outputs).float()
         shape = self._plan.shapes[step.inputs[0]] if step.inputs else None
         small = isinstance(step, ConvStep) and shape and suits(step, self._dtype, shape)
         if isinstance(step, ConvStep) and (outputs is not None or inputs is not None):
