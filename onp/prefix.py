@@ -1,6 +1,7 @@
 """The prefix cache: values alive at a few cut points of the plan, for every chunk of images, under one base mask."""
 
 import math
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -10,15 +11,18 @@ from onp.plan import Plan
 from onp.suffix import held, suffix_of
 
 
-def choose_cuts(plan: Plan, image_bytes: dict[int, int], images: int, budget: int) -> tuple[int, ...]:
+def choose_cuts(
+    plan: Plan, image_bytes: dict[int, int], images: int, budget: int, starts: Sequence[int] | None = None
+) -> tuple[int, ...]:
     """Step indices to cache before, ascending, together at most `budget` bytes for `images` images.
 
     `image_bytes[i]` is what the cut before step `i` keeps for one image; only these indices are candidates.
-    Greedy: the cut that saves the most FLOPs a byte comes first; every gated step counts as equally likely to be the
-    first that a mask changes.
+    Greedy: the cut that saves the most FLOPs a byte comes first. `starts`: where a mask that changes each gated step first has
+    to start to compute, all equally likely; None where that is the gated step itself.
     """
     before = [0.0, *accumulate(plan.cost)]
-    starts = [suffix_of(plan, {i: True}, i).start for i, step in enumerate(plan.steps) if step.gate is not None]
+    if starts is None:
+        starts = [index for index, step in enumerate(plan.steps) if step.gate is not None]
     cuts: list[int] = []
     left = budget
 
@@ -48,7 +52,9 @@ class PrefixCache:
             if any(step.gate is not None for step in plan.steps[index - 1 : index + 1]) and None not in shapes:
                 image_bytes[index] = sum(math.prod(shape or ()) for shape in shapes) * value_bytes
         self.plan = plan
-        self.cuts = choose_cuts(plan, image_bytes, images, budget)
+        gated = [index for index, step in enumerate(plan.steps) if step.gate is not None]
+        starts = [suffix_of(plan, {index: True}, index).start for index in gated]
+        self.cuts = choose_cuts(plan, image_bytes, images, budget, starts)
         self._kept: dict[tuple[int, int], dict[str, Any]] = {}
 
     def resume(self, chunk: int, start: int) -> tuple[int, dict[str, Any]]:

@@ -94,19 +94,21 @@ def test_cuts_stay_under_the_budget_and_late_ones_come_first():
     steps = range(1, len(plan.steps))
     sizes = {i: sum(4 * math.prod(plan.shapes[name] or ()) for name in held(plan, i) if name != plan.input) for i in steps}
     starts = [suffix_of(plan, {i: True}, i).start for i, step in enumerate(plan.steps) if step.gate]
-    assert choose_cuts(plan, sizes, 100, 0) == ()
-    everything = choose_cuts(plan, sizes, 100, 1 << 40)
+    assert choose_cuts(plan, sizes, 100, 0, starts) == ()
+    everything = choose_cuts(plan, sizes, 100, 1 << 40, starts)
     assert set(starts) <= set(everything)
     previous = 0.0
     for budget in (2 << 17, 2 << 19, 2 << 21, 1 << 40):
-        cuts = choose_cuts(plan, sizes, 100, budget)
+        cuts = choose_cuts(plan, sizes, 100, budget, starts)
         assert sum(sizes[cut] for cut in cuts) * 100 <= budget
         saved = sum(max((sum(plan.cost[:cut]) for cut in cuts if cut <= start), default=0.0) for start in starts)
         assert saved >= previous
         previous = saved
     assert previous > 0
-    small = choose_cuts(plan, sizes, 100, 2 << 17)
+    small = choose_cuts(plan, sizes, 100, 2 << 17, starts)
     assert small and min(small) > len(plan.steps) // 2
+    gated = [index for index, step in enumerate(plan.steps) if step.gate]
+    assert choose_cuts(plan, sizes, 100, 1 << 40) == tuple(gated[1:]), "nothing is resumed behind a changed step"
 
 
 def test_prefix_cache_resumes_at_the_deepest_cut_it_may():
