@@ -109,8 +109,11 @@ def measure(case: Case, options: argparse.Namespace, rates: Rates) -> dict[str, 
     return about | {"matmul_tflops": rates.flops / 1e12, "copy_gb_per_s": rates.bytes / 1e9}
 
 
-def curves(case: Case, options: argparse.Namespace) -> dict[str, list[list[float]]]:
-    """Masks per second, as [x, median, min, max], by share pruned, by masks in a call, by layers before the first change."""
+def curves(case: Case, options: argparse.Namespace) -> dict[str, object]:
+    """Masks per second, as [x, median, min, max], by share pruned, by masks in a call, by layers before the first change.
+
+    The first round of the first point behind a cut fills the cache as well.
+    """
     victim, device = case.victim, case.victim.device.type
     ours = Ours(case)
 
@@ -124,7 +127,8 @@ def curves(case: Case, options: argparse.Namespace) -> dict[str, list[list[float
     counts = [rate(lambda count=count: late_masks(victim, count), count) for count in (1, 2, 4, 8, 24)]
     places = [len(victim.layers) * part // 8 for part in range(8)] + [len(victim.layers) - 1]
     depths = [rate(lambda place=place: masks_from(victim, victim.layers[place], 2), place) for place in places]
-    return {"share pruned": shares, "late masks in one call": counts, "layers before the first change": depths}
+    panels = {"share pruned": shares, "late masks in one call": counts, "layers before the first change": depths}
+    return {"images": case.images, "masks_per_second": panels}
 
 
 def main() -> None:

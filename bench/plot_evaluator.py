@@ -20,26 +20,32 @@ def table(document: dict) -> str:
             each = row["seconds_a_mask"]
             ratios = ", ".join(f"{peer}: {ratio:.1f}" for peer, ratio in row["times_faster"].items())
             cell = f"{each['median']:.3g} ({each['min']:.3g} to {each['max']:.3g}, {each['n']})"
-            lines.append(f"| {name} | {workload} | {cell} | {row['floor']:.3g} | {ratios} |")
+            what = f"{name}, {found['images']} images | {workload}, {row['masks']} masks"
+            lines.append(f"| {what} | {cell} | {row['floor']:.3g} | {ratios} |")
     return "\n".join(lines)
 
 
 def plot(document: dict, path: Path) -> None:
-    """Medians with their range, one panel a curve; peers as lines, whose time does not depend on the mask."""
-    found = document["curves"]
-    peers = document["cases"].get("preact_resnet18", {}).get("peers", {})
+    """Medians with their range, one panel a curve, for 1,000 images a mask whatever number was measured.
+
+    Peers as lines: the time of one of their masks does not depend on the mask.
+    """
+    found, share = document["curves"]["masks_per_second"], document["curves"]["images"] / 1000
+    case = document["cases"].get("preact_resnet18", {"peers": {}})
     figure, axes = pyplot.subplots(1, len(found), figsize=(4.6 * len(found), 3.6), constrained_layout=True)
     for axis, (name, points) in zip(axes, found.items(), strict=True):
-        x, median, low, high = zip(*points, strict=True)
+        x, *rates = zip(*points, strict=True)
+        median, low, high = ([share * rate for rate in values] for values in rates)
         axis.plot(x, median, "o-", color="#1f5fa8", label="Evaluator")
         axis.fill_between(x, low, high, color="#1f5fa8", alpha=0.2, linewidth=0)
-        for number, (peer, each) in enumerate(peers.items()):
-            axis.axhline(1 / each["median"], color="black", linestyle=(0, (1 + 3 * number, 2)), linewidth=1, label=peer)
-        axis.set(xlabel=name, ylabel="masks per second", yscale="log")
+        for number, (peer, each) in enumerate(case["peers"].items()):
+            rate = case["images"] / 1000 / each["median"]
+            axis.axhline(rate, color="black", linestyle=(0, (1 + 3 * number, 2)), linewidth=1, label=peer)
+        axis.set(xlabel=name, ylabel="masks per second, 1,000 images each", yscale="log")
         axis.grid(alpha=0.3, which="both")
     axes[0].legend(fontsize=7)
-    where = document["hardware"]["gpu"] or f"{document['hardware']['model']}, {document['hardware']['threads']} threads"
-    figure.suptitle(f"PreActResNet18 on {where}, {document['date']}", fontsize=10)
+    where = document["hardware"]["gpu"] or f"{document['hardware']['model']}, {document['hardware']['threads']} thread(s)"
+    figure.suptitle(f"PreActResNet18 on {where}, {document['clock']}, {document['date']}", fontsize=10)
     figure.savefig(path, dpi=110)
 
 
