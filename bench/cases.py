@@ -18,6 +18,7 @@ from onp.data import Normalisation, load_images
 from onp.evaluator import Batch, TriggeredBatch
 from onp.plan import Plan
 from onp.steps import ConvStep, LinearStep
+from onp.suffix import suffix_of
 from onp.triggers import load_trigger
 from onp.victim import Layer, Victim, load_victim, victim_from_module
 
@@ -124,15 +125,31 @@ def group_masks(members: list[Layer], base: Tensor, count: int) -> Tensor:
 
 
 def least_work(plan: Plan, first: int, value_bytes: int) -> tuple[float, float]:
-    """FLOPs of the conv and linear layers from step `first` on, and the bytes of values they must read and write, an image."""
-    steps = plan.steps[first:]
+    """What masks over every layer from step `first` on need, an image, all channels kept: FLOPs of the conv and linear layers
+    with changed inputs, filter taps over padding left out, and bytes of the values to read and write."""
+    changed = {index: True for index, step in enumerate(plan.steps) if index >= first and step.gate is not None}
+    steps = plan.steps[suffix_of(plan, changed, first).start :]
     shapes = [math.prod(plan.shapes[name] or ()) for step in steps for name in (*step.inputs, step.name)]
-    flops = [
-        2.0 * math.prod(plan.shapes[step.name] or ()) * step.weight[0].numel()
-        for step in steps
-        if isinstance(step, ConvStep | LinearStep)
-    ]
-    return sum(flops), float(sum(shapes)) * value_bytes
+    flops = 0.0
+    for step in steps:
+        if isinstance(step, ConvStep | LinearStep):
+            products = 2.0 * math.prod(plan.shapes[step.name] or ()) * step.weight[0].numel()
+            flops += products * (_inside(step, plan) if isinstance(step, ConvStep) else 1)
+    return flops, float(sum(shapes)) * value_bytes
+
+
+def _inside(step: ConvStep, plan: Plan) -> float:
+    """Share of a conv's filter taps that lie inside the image."""
+    sizes, outputs = (plan.shapes[name] or () for name in (step.inputs[0], step.name))
+    share = 1.0
+    for axis in (0, 1):
+        taps = [
+            0 <= position * step.stride[axis] + tap * step.dilation[axis] - step.padding[axis] < sizes[1 + axis]
+            for position in range(outputs[1 + axis])
+            for tap in range(step.weight.shape[2 + axis])
+        ]
+        share *= sum(taps) / len(taps)
+    return share
 
 
 @dataclass(frozen=True)
@@ -141,7 +158,7 @@ class Rates:
     bytes: float  #: read and written a second by a copy
 
     def floor(self, plan: Plan, images: int, layer: Layer, value_bytes: int) -> float:
-        """Seconds below which no way to compute one mask from `layer` on can come, all layers of full width."""
+        """Seconds that a mask over `layer` and all after it takes at these rates, no channel left out."""
         first = min(i for i, step in enumerate(plan.steps) if step.gate is not None and step.gate.offset == layer.offset)
         flops, moved = least_work(plan, first, value_bytes)
         return max(flops * images / self.flops, moved * images / self.bytes)

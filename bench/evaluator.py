@@ -2,8 +2,8 @@
 
 Workloads: `full`, 8 masks over all units, 5 % pruned; `late`, 24 masks over the last stage; `episode`, groups first to last,
 24 masks each, the best committed. Peers have no prefix to reuse, so one mask of theirs stands for all. Counts are compared with
-the hooked network's before anything is timed. `floor` is what a workload's multiplications and the values it moves take at the
-rate of a large matrix product and of a copy, both measured in the same run, nothing computed before the first changed layer.
+the hooked network's before anything is timed. `floor` is what the multiplications and the values of layers
+with changed inputs take at the rate of a large matrix product and of a copy, both measured in the same run.
 `curves` are masks per second against the share pruned, the number of masks in a call, and the depth of the first change.
 
 Writes the parts it measured into bench/results/evaluator.json (parts measured before on the same machine stay) and prints
