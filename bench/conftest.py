@@ -2,17 +2,15 @@
 
 import os
 import platform
+import sys
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 
-
-def _cpu() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+sys.path.insert(0, str(Path(__file__).parent))  # the benchmarks share bench/cases.py and bench/scorers.py
+from cases import cpu_name
 
 
 def _version(distribution: str) -> str:
@@ -26,7 +24,7 @@ def _version(distribution: str) -> str:
 def _surroundings(benchmark) -> None:
     """Hardware and versions in `extra_info` of every benchmark."""
     benchmark.extra_info |= {
-        "cpu": _cpu(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",

@@ -78,9 +78,17 @@ def _bind_conv(
     if step.adds:
         call = torch.ops.mkldnn._convolution_pointwise.binary
         act = None if unary == "none" else unary
-        return lambda x, added: call(x.to(dtype), added.to(dtype), packed, bias, *geometry, "add", None, act, [], None)
+        return lambda x, added: call(
+            *(_channels_last(x, dtype), _channels_last(added, dtype), packed, bias, *geometry),
+            *("add", None, act, [], None),
+        )
     call = torch.ops.mkldnn._convolution_pointwise.default
-    return lambda x: call(x.to(dtype), packed, bias, *geometry, unary, scalars, "")
+    return lambda x: call(_channels_last(x, dtype), packed, bias, *geometry, unary, scalars, "")
+
+
+def _channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """What the steps over small maps leave is neither of the layouts oneDNN reads."""
+    return x.to(dtype).contiguous(memory_format=torch.channels_last)
 
 
 def _bind_scale(
@@ -96,5 +104,11 @@ def _bind_scale(
     scale = masked(step.scale, keep).to(dtype)  # type: ignore[union-attr]
     packed = torch.ops.mkldnn._reorder_convolution_weight(scale.reshape(-1, 1, 1, 1), *geometry, input_shape)
     shift = masked(step.shift, keep).to(dtype)  # type: ignore[union-attr]
-    call = torch.ops.mkldnn._convolution_pointwise.default
-    return lambda x: call(x.to(dtype), packed, shift, *geometry, unary, scalars, "")
+    call, otherwise = torch.ops.mkldnn._convolution_pointwise.default, bind_torch(step, keep, dtype)
+
+    def run(x: Tensor) -> Tensor:
+        if not x.is_contiguous(memory_format=torch.channels_last):
+            return otherwise(x)
+        return call(x.to(dtype), packed, shift, *geometry, unary, scalars, "")
+
+    return run

@@ -1,7 +1,7 @@
 """The steps of a plan, and how plain torch runs one of them under a mask."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -90,6 +90,16 @@ def masked(tensor: Tensor | None, keep: Tensor | None) -> Tensor | None:
     return tensor * expand_units(keep.to(tensor.dtype), tensor.dim(), 0)
 
 
+def narrowed(step: ConvStep, outputs: Tensor | None, inputs: Tensor | None) -> ConvStep:
+    """`step` that computes only the channels `outputs` from only the channels `inputs`, int64; None is all of them."""
+    weight, bias = step.weight, step.bias
+    if outputs is not None:
+        weight, bias = weight[outputs], None if bias is None else bias[outputs]
+    if inputs is not None:
+        weight = weight.index_select(1, inputs)
+    return replace(step, weight=weight, bias=bias)
+
+
 def bind_torch(step: Step, keep: Tensor | None, dtype: torch.dtype) -> Run:
     """`step` as ordinary torch operators computing in `dtype`, with the mask `keep` (float `[K]`) in its weights."""
     match step:
@@ -97,10 +107,10 @@ def bind_torch(step: Step, keep: Tensor | None, dtype: torch.dtype) -> Run:
             return _bind_conv(step, keep, dtype)
         case LinearStep():
             weight, bias = _cast(masked(step.weight, keep), dtype), _cast(masked(step.bias, keep), dtype)
-            return lambda x: _activate(F.linear(x.to(dtype), weight, bias), step.activation)
+            return lambda x: activate(F.linear(x.to(dtype), weight, bias), step.activation)
         case ScaleStep():
             scale, shift = _cast(masked(step.scale, keep), dtype), _cast(masked(step.shift, keep), dtype)
-            return lambda x: _activate(
+            return lambda x: activate(
                 torch.addcmul(expand_units(shift, x.dim(), 1), x.to(dtype), expand_units(scale, x.dim(), 1)),
                 step.activation,
             )
@@ -116,7 +126,7 @@ def _bind_conv(step: ConvStep, keep: Tensor | None, dtype: torch.dtype) -> Run:
 
     def run(x: Tensor, added: Tensor | None = None) -> Tensor:
         y = F.conv2d(x.to(dtype), weight, bias, *geometry)
-        return _activate(y if added is None else y.add_(added), step.activation)
+        return activate(y if added is None else y.add_(added), step.activation)
 
     return run
 
@@ -133,7 +143,8 @@ def _bind_op(step: OpStep, keep: Tensor | None) -> Run:
     return run
 
 
-def _activate(y: Tensor, activation: Activation | None) -> Tensor:
+def activate(y: Tensor, activation: Activation | None) -> Tensor:
+    """The activation of `y`, which may be overwritten."""
     if activation is None:
         return y
     if activation.target is torch.ops.aten.relu.default:

@@ -1,5 +1,7 @@
 """The fused steps, their liveness, and the choice of cut points."""
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from onp.plan import Plan, build_plan, gated_forward
 from onp.prefix import PrefixCache, choose_cuts
 from onp.program import head_input
 from onp.steps import ConvStep, LinearStep, OpStep, ScaleStep, bind_torch
+from onp.suffix import held, suffix_of
 from onp.victim import Victim, victim_from_module
 
 
@@ -88,20 +91,24 @@ def test_conv_output_read_twice_keeps_its_norm_apart():
 
 def test_cuts_stay_under_the_budget_and_late_ones_come_first():
     plan = build_plan(victim_of("preact_resnet18:width=4"))
-    sizes = {i: size for i, s in enumerate(plan.steps) if s.gate and (size := plan.image_bytes(i, 4)) is not None}
-    assert choose_cuts(plan, sizes, 100, 0) in ((), (0,))
-    everything = choose_cuts(plan, sizes, 100, 1 << 40)
-    assert set(everything) == {index for index in sizes if index > 0}
+    steps = range(1, len(plan.steps))
+    sizes = {i: sum(4 * math.prod(plan.shapes[name] or ()) for name in held(plan, i) if name != plan.input) for i in steps}
+    starts = [suffix_of(plan, {i: True}, i).start for i, step in enumerate(plan.steps) if step.gate]
+    assert choose_cuts(plan, sizes, 100, 0, starts) == ()
+    everything = choose_cuts(plan, sizes, 100, 1 << 40, starts)
+    assert set(starts) <= set(everything)
     previous = 0.0
     for budget in (2 << 17, 2 << 19, 2 << 21, 1 << 40):
-        cuts = choose_cuts(plan, sizes, 100, budget)
+        cuts = choose_cuts(plan, sizes, 100, budget, starts)
         assert sum(sizes[cut] for cut in cuts) * 100 <= budget
-        saved = sum(max((sum(plan.cost[:cut]) for cut in cuts if cut <= index), default=0.0) for index in sizes)
+        saved = sum(max((sum(plan.cost[:cut]) for cut in cuts if cut <= start), default=0.0) for start in starts)
         assert saved >= previous
         previous = saved
     assert previous > 0
-    small = choose_cuts(plan, sizes, 100, 2 << 17)
+    small = choose_cuts(plan, sizes, 100, 2 << 17, starts)
     assert small and min(small) > len(plan.steps) // 2
+    gated = [index for index, step in enumerate(plan.steps) if step.gate]
+    assert choose_cuts(plan, sizes, 100, 1 << 40) == tuple(gated[1:]), "nothing is resumed behind a changed step"
 
 
 def test_prefix_cache_resumes_at_the_deepest_cut_it_may():
@@ -109,7 +116,7 @@ def test_prefix_cache_resumes_at_the_deepest_cut_it_may():
     cache = PrefixCache(plan, 4, 4, 1 << 30)
     first, second, *_ = cache.cuts
     for cut in (first, second):
-        cache.offer(0, cut, {name: torch.zeros(1) for name in plan.live[cut]})
+        cache.offer(0, cut, {name: torch.zeros(1) for name in held(plan, cut)})
     assert cache.resume(0, second)[0] == second
     assert cache.resume(0, second - 1)[0] == first
     assert cache.resume(0, first - 1) == (0, {})

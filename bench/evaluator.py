@@ -1,0 +1,174 @@
+"""Masks per second of Evaluator.score against its peers, same data and same run: `python bench/evaluator.py`.
+
+Workloads: `full`, 8 masks over all units, 5 % pruned; `late`, 24 masks over the last stage; `episode`, groups first to last,
+24 masks each, the best committed. Peers have no prefix to reuse, so one mask of theirs stands for all. Counts are compared with
+the hooked network's before anything is timed. `floor` is what the multiplications and the values of layers
+with changed inputs take at the rate of a large matrix product and of a copy, both measured in the same run.
+`curves` are masks per second against the share pruned, the number of masks in a call, and the depth of the first change.
+
+Writes the parts it measured into bench/results/evaluator.json (parts measured before on the same machine stay) and prints
+ratios; `python bench/plot_evaluator.py` makes the table and the plot of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import cases
+import torch
+from cases import (
+    Case,
+    Rates,
+    case,
+    cpu_name,
+    full_masks,
+    group_masks,
+    groups,
+    last_stage,
+    late_masks,
+    masks_from,
+    measured_rates,
+    seconds,
+    spread,
+)
+from scorers import Hooks, Ours, peers
+from torch import Tensor
+
+from onp.files import write_atomically
+from onp.plan import build_plan
+from onp.report import hardware, versions
+from onp.victim import Victim
+
+
+def agree(case: Case, hooks: Hooks, candidates: list, masks: Tensor) -> None:
+    """Raise where a candidate's counts differ from the hooked network's by more than near-ties explain.
+
+    Float32 labels may differ where the two best logits (of the last mask) do by less than 1e-3; bfloat16 ones in 1 % of a
+    trained network's images, and 5 % of a random one's, whose logits lie close together.
+    """
+    expected = hooks.score(masks)
+    top = hooks.last.topk(2, 1).values
+    ties = int((top[:, 0] - top[:, 1] < 1e-3).sum())
+    for candidate in candidates:
+        allowed = 1 + ties if candidate.precise else 1 + case.images // (100 if case.trained else 20)
+        start = time.monotonic()
+        found = candidate.score(masks)
+        print(f"{case.name}: {candidate.__class__.__name__} answers after {time.monotonic() - start:.1f} s", flush=True)
+        if (expected - found).abs().max() > allowed:
+            raise AssertionError(f"counts {found.tolist()}, hooked {expected.tolist()}: more than {allowed} apart")
+
+
+def episode(victim: Victim, ours: Ours, count: int) -> None:
+    """Groups first to last, `count` masks each; the best committed."""
+    base = torch.ones(victim.units, dtype=torch.bool)
+    ours.commit(base)
+    for members in groups(victim):
+        masks = group_masks(members, base, count)
+        counts = ours.score(masks)
+        base = masks[int((counts[:, 0] - counts[:, 1]).argmax())]
+        ours.commit(base)
+
+
+def measure(case: Case, options: argparse.Namespace, rates: Rates) -> dict[str, object]:
+    """Peers and workloads of one network."""
+    victim, device = case.victim, case.victim.device.type
+    named, hooks, ours = peers(case), Hooks(case), Ours(case)
+    agree(case, hooks, [*named.values(), ours], full_masks(victim, 1))
+    agree(case, hooks, [ours], late_masks(victim, 1))
+    of_peers = {}
+    for name, peer in {"(a) hooks, float32": hooks, **named}.items():
+        of_peers[name] = spread(seconds(lambda peer=peer: peer.score(full_masks(victim, 1)), options.peer_rounds, device))
+        print(f"{case.name} {name}: {of_peers[name]['median']:.4f} s a mask", flush=True)
+    calls = {
+        "full": (options.full_masks, lambda: ours.score(full_masks(victim, options.full_masks)), victim.layers[:1]),
+        "late": (options.late_masks, lambda: ours.score(late_masks(victim, options.late_masks)), (last_stage(victim),)),
+        "episode": (
+            options.episode_masks * len(groups(victim)),
+            lambda: episode(victim, ours, options.episode_masks),
+            [members[0] for members in groups(victim)],
+        ),
+    }
+    plan, value_bytes = build_plan(victim), 4 if ours.evaluator.precision == "float32" else 2
+    rows: dict[str, object] = {}
+    for workload in options.workloads:
+        count, call, firsts = calls[workload]
+        each = spread([value / count for value in seconds(call, options.rounds, device)])
+        floor = statistics.mean(rates.floor(plan, case.images, layer, value_bytes) for layer in firsts)
+        ratios = {name: peer["median"] / each["median"] for name, peer in of_peers.items()}
+        rows[workload] = {"masks": count, "seconds_a_mask": each, "floor": floor, "times_faster": ratios}
+        said = ", ".join(f"{ratio:.1f} x {name}" for name, ratio in ratios.items())
+        print(f"{case.name} {workload}: {each['median']:.4f} s a mask, floor {floor:.4f}; {said}", flush=True)
+    about = {"images": case.images, "units": victim.units, "peers": of_peers, "workloads": rows}
+    about |= {"precision": ours.evaluator.precision, "backend": ours.evaluator.backend}
+    return about | {"matmul_tflops": rates.flops / 1e12, "copy_gb_per_s": rates.bytes / 1e9}
+
+
+def curves(case: Case, options: argparse.Namespace) -> dict[str, object]:
+    """Masks per second, as [x, median, min, max], by share pruned, by masks in a call, by layers before the first change.
+
+    The first round of the first point behind a cut fills the cache as well.
+    """
+    victim, device = case.victim, case.victim.device.type
+    ours = Ours(case)
+
+    def rate(draw: Callable[[], Tensor], x: float) -> list[float]:
+        count = len(draw())
+        found = spread([count / value for value in seconds(lambda: ours.score(draw()), options.rounds, device)])
+        print(f"{case.name} {x}: {found['median']:.2f} masks a second", flush=True)
+        return [x, found["median"], found["min"], found["max"]]
+
+    shares = [rate(lambda share=share: full_masks(victim, 1, share), share) for share in (0.02, 0.05, 0.1, 0.25, 0.5, 0.75)]
+    counts = [rate(lambda count=count: late_masks(victim, count), count) for count in (1, 2, 4, 8, 24)]
+    places = [len(victim.layers) * part // 8 for part in range(8)] + [len(victim.layers) - 1]
+    depths = [rate(lambda place=place: masks_from(victim, victim.layers[place], 2), place) for place in places]
+    panels = {"share pruned": shares, "late masks in one call": counts, "layers before the first change": depths}
+    return {"images": case.images, "masks_per_second": panels}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--cases", nargs="*", default=["preact_resnet18", "embedded", "resnet50"], help="see bench/cases.py")
+    parser.add_argument("--workloads", nargs="+", default=["full", "late", "episode"], choices=["full", "late", "episode"])
+    parser.add_argument("--curves", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--images", type=int, help="clean images, and as many triggered; each case has its own default")
+    parser.add_argument("--full-masks", type=int, default=8)
+    parser.add_argument("--late-masks", type=int, default=24)
+    parser.add_argument("--episode-masks", type=int, default=24, help="for each group")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peer-rounds", type=int, default=3)
+    parser.add_argument("--cpu-time", action="store_true", help="processor time of one thread: for a busy machine")
+    parser.add_argument("--out", type=Path, help="default: bench/results/evaluator.json, or evaluator_cuda.json")
+    options = parser.parse_args()
+    if options.cpu_time:
+        cases.clock = time.process_time
+        torch.set_num_threads(1)
+    warnings.simplefilter("ignore")  # torch.compile warns of its own parts
+    name = "evaluator.json" if options.device == "cpu" else "evaluator_cuda.json"
+    out = options.out or Path(__file__).parent / "results" / name
+    about = {"hardware": hardware() | {"model": cpu_name()}, "versions": versions(), "device": options.device}
+    about |= {"clock": cases.clock.__name__}
+    before = json.loads(out.read_text()) if out.exists() else {}
+    same = all(before.get(key) == value for key, value in about.items())
+    document = (before if same else {"cases": {}}) | about | {"date": time.strftime("%Y-%m-%d")}
+    torch.manual_seed(time.time_ns() % 2**31)
+    for chosen in options.cases:
+        setting = case(chosen, options.device, options.images)
+        dtype = torch.float32 if Ours(setting).evaluator.precision == "float32" else torch.bfloat16
+        found = measure(setting, options, measured_rates(options.device, dtype))
+        known = document["cases"].get(chosen, {}).get("workloads", {})
+        document["cases"][chosen] = found | {"workloads": known | found["workloads"]}
+        write_atomically(out, json.dumps(document, indent=1) + "\n")
+    if options.curves:
+        document["curves"] = curves(case("preact_resnet18", options.device, options.images), options)
+        write_atomically(out, json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

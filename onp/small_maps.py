@@ -1,0 +1,86 @@
+"""Convolutions over small maps as matrix products: one per output row and filter tap, over that tap's pixels of all images.
+
+Values lie in memory as `[H, W, N, C]`, so that neighbouring pixels of all images are one matrix; what a filter would read
+from the padding is left out. At 4x4 pixels and a 3x3 filter that is 31 % of the products, and the matrices are as tall as
+pixels times images where a row of four pixels is all that a direct convolution sees at once.
+"""
+
+import torch
+from torch import Tensor
+
+from onp.steps import ConvStep, Run, activate, masked
+
+# Below these sizes oneDNN's direct convolution is the faster one (float32, AVX-512).
+MOST_PIXELS = 64
+LEAST_PRODUCTS = 1 << 17  # input times output channels
+
+
+def suits(step: ConvStep, dtype: torch.dtype, input_shape: tuple[int, ...]) -> bool:
+    """Whether `step` on images of `input_shape` `[C, H, W]` is faster this way.
+
+    Float32 only: sums would be rounded to bfloat16 after every tap.
+    """
+    outputs, inputs, *kernel = step.weight.shape
+    height, width = output_size(step, input_shape)
+    plain = step.groups == 1 and step.dilation == (1, 1) and kernel != [1, 1] and dtype == torch.float32
+    return plain and height * width <= MOST_PIXELS and inputs * outputs >= LEAST_PRODUCTS
+
+
+def output_size(step: ConvStep, input_shape: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width of what `step` makes of `[C, H, W]`; dilation 1."""
+    sizes = zip(input_shape[1:], step.weight.shape[2:], step.padding, step.stride, strict=True)
+    height, width = ((size + 2 * padding - kernel) // stride + 1 for size, kernel, padding, stride in sizes)
+    return height, width
+
+
+def bind_small_map(step: ConvStep, keep: Tensor | None, input_shape: tuple[int, ...]) -> Run:
+    """`step` with the mask `keep` (float `[K]`) in its weights; input float32 `[N, C, H, W]` of any strides.
+
+    The result is a view `[N, K, H, W]` of memory `[H, W, N, K]`.
+    """
+    rows, columns = output_size(step, input_shape)
+    _, height, width = input_shape
+    weight = step.weight.permute(2, 3, 1, 0).float()  # [R, S, C, K]
+    weight = (weight.contiguous() if keep is None else weight * keep).contiguous()
+    bias = masked(step.bias, keep)
+    bias = weight.new_zeros(weight.shape[3]) if bias is None else bias.float()
+    vertical = _taps(rows, step.stride[0], step.padding[0], height, weight.shape[0])
+    horizontal = _taps(columns, step.stride[1], step.padding[1], width, weight.shape[1])
+    products = [
+        (row, source_row, slice(*targets), slice(*sources), weight[r, s])
+        for r, (first_row, last_row, first_source) in enumerate(vertical)
+        for row, source_row in zip(range(first_row, last_row), range(first_source, height, step.stride[0]), strict=False)
+        for s, tap in enumerate(horizontal)
+        for targets, sources in _contiguous(*tap, step.stride[1])
+    ]
+
+    def run(x: Tensor, added: Tensor | None = None) -> Tensor:
+        x = x.float().permute(2, 3, 0, 1).contiguous()
+        images, channels = x.shape[2:]
+        y = bias.repeat(rows, columns, images, 1)
+        for row, source_row, targets, sources, tap in products:
+            y[row, targets].view(-1, len(bias)).addmm_(x[source_row, sources].view(-1, channels), tap)
+        y = y.permute(2, 3, 0, 1)
+        return activate(y if added is None else y.add_(added), step.activation)
+
+    return run
+
+
+def _taps(outputs: int, stride: int, padding: int, size: int, kernel: int) -> list[tuple[int, int, int]]:
+    """For each tap of a filter along one axis: first and last (exclusive) output that it reaches, input of the first."""
+    found = []
+    for tap in range(kernel):
+        first = max(0, -(-(padding - tap) // stride))
+        last = min(outputs, (size - 1 - tap + padding) // stride + 1)
+        found.append((first, max(first, last), first * stride + tap - padding))
+    return found
+
+
+def _contiguous(first: int, last: int, source: int, stride: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Runs of outputs and of the inputs they read, as (start, end); single pixels where the stride skips some."""
+    if first == last:
+        return []
+    if stride == 1:
+        return [((first, last), (source, source + last - first))]
+    steps = range(last - first)
+    return [((first + i, first + i + 1), (source + i * stride, source + i * stride + 1)) for i in steps]

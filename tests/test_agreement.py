@@ -1,0 +1,32 @@
+"""On trained victims every backend gives the labels of the network itself in float32."""
+
+import pytest
+import torch
+
+from onp.bundle import eval_images
+from onp.bundle.demos import ARCH, DEMOS, NORM, demo
+from onp.data import Normalisation
+from onp.evaluator import Batch, Evaluator
+from onp.plan import gated_forward
+from onp.victim import load_victim
+
+IMAGES = 250
+
+
+@pytest.mark.parametrize("name", DEMOS)
+def test_labels_are_those_of_the_network_in_float32(name):
+    victim = load_victim(demo(name).model, ARCH, Normalisation.parse(NORM), (1, 28, 28))
+    images = victim.normalisation(eval_images().pixels()[:IMAGES])
+    kept = torch.ones(victim.units, dtype=torch.bool)
+    for mask in (kept, torch.rand(victim.units) > 0.03):
+        with torch.no_grad():
+            logits = victim.model(images) if mask is kept else gated_forward(victim, images, mask.float())
+        top = logits.topk(2, 1).values
+        ties = int((top[:, 0] - top[:, 1] < 1e-4).sum())
+        batch = Batch(images, logits.argmax(1))
+        for backend in ("onednn", "torch"):
+            exact = Evaluator(victim, batch, [], backend=backend, precision="float32").score(mask[None])
+            assert exact.acc_count[0] >= IMAGES - ties
+            if mask is kept:
+                rough = Evaluator(victim, batch, [], backend=backend, precision="bfloat16").score(mask[None])
+                assert rough.acc[0] >= 0.995
