@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from onp_kernels.common import activate, between
+from onp_kernels.tiles import elementwise_rows
 
 # Packed values and filters are zero from the last kept channel up to a multiple of this, the largest block that a conv reduces
 # over at once; what lies behind is neither written nor read.
@@ -178,7 +179,7 @@ def scale_act(
     residual = None if residual is None else residual.contiguous()
     C = x.shape[-1]
     M = y[0].numel() // C
-    tile = {"BM": 32, "BC": min(128, triton.next_power_of_2(C))}
+    tile = {"BM": elementwise_rows(x.device), "BC": min(128, triton.next_power_of_2(C))}
     grid = (triton.cdiv(M, tile["BM"]), triton.cdiv(C, tile["BC"]), B)
     scale_act_kernel[grid](
         *(x, scale, shift, residual, index, count, y, M, C),

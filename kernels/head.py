@@ -10,9 +10,10 @@ from torch import Tensor
 
 from onp_kernels.common import between
 from onp_kernels.reference import PROBABILITY
+from onp_kernels.tiles import elementwise_rows
 
 
-@triton.jit(do_not_specialize=["H", "W", "OH", "OW", "taps", "S", "stride_h", "stride_w", "padding_h", "padding_w"])
+@triton.jit(do_not_specialize=["N", "H", "W", "OH", "OW", "taps", "S", "stride_h", "stride_w", "padding_h", "padding_w"])
 def tap_means_kernel(
     x,  # [B, N, H, W, C]
     y,  # [B, N, taps, C]
@@ -34,23 +35,26 @@ def tap_means_kernel(
     x_n,
     x_h,
     x_w,
+    BI: tl.constexpr,
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
-    i_b, i_n = tl.program_id(2).to(tl.int64), tl.program_id(0)
+    i_b = tl.program_id(2).to(tl.int64)
+    o_i = tl.program_id(0) * BI + tl.arange(0, BI)
     o_c = tl.program_id(1) * BC + tl.arange(0, BC)
-    x += i_b * x_b + i_n * x_n
-    y += (i_b * N + i_n) * taps * C
+    p_x = x + i_b * x_b + o_i[:, None, None] * x_n + o_c[None, None, :]  # [BI, 1, BC]
+    m_x = (o_i < N)[:, None, None] & (o_c < C)[None, None, :]
     for tap in range(0, taps):
-        total = tl.zeros((BC,), tl.float32)
+        total = tl.zeros((BI, BC), tl.float32)
         for start in range(0, OH * OW, BP):
             o_p = start + tl.arange(0, BP)
             o_h = o_p // OW * stride_h - padding_h + tap // S * dilation_h
             o_w = o_p % OW * stride_w - padding_w + tap % S * dilation_w
             inside = (o_p < OH * OW) & (o_h >= 0) & (o_h < H) & (o_w >= 0) & (o_w < W)
-            p_x = x + (o_h * x_h + o_w * x_w)[:, None] + o_c[None, :]
-            total += tl.sum(tl.load(p_x, mask=inside[:, None] & (o_c < C)[None, :], other=0.0).to(tl.float32), 0)
-        tl.store(y + tap * C + o_c, (total / (OH * OW)).to(y.dtype.element_ty), mask=o_c < C)
+            b_x = tl.load(p_x + (o_h * x_h + o_w * x_w)[None, :, None], mask=m_x & inside[None, :, None], other=0.0)
+            total += tl.sum(b_x.to(tl.float32), 1)
+        o_y = (i_b * N + o_i)[:, None] * taps * C + tap * C + o_c[None, :]
+        tl.store(y + o_y, (total / (OH * OW)).to(y.dtype.element_ty), mask=(o_i < N)[:, None] & (o_c < C)[None, :])
 
 
 def tap_means(
@@ -68,8 +72,10 @@ def tap_means(
     y = torch.empty(B, N, R, S, C, dtype=x.dtype, device=x.device)
     if y.numel():
         x = x if x.stride(4) == 1 else x.contiguous()
-        tile = {"BP": min(64, triton.next_power_of_2(OH * OW)), "BC": min(64, triton.next_power_of_2(C))}
-        tap_means_kernel[(N, triton.cdiv(C, tile["BC"]), B)](
+        positions = min(64, triton.next_power_of_2(OH * OW))
+        images = min(max(1, elementwise_rows(x.device) // positions), triton.next_power_of_2(N))
+        tile = {"BI": images, "BP": positions, "BC": min(64, triton.next_power_of_2(C))}
+        tap_means_kernel[(triton.cdiv(N, images), triton.cdiv(C, tile["BC"]), B)](
             *(x, y, N, H, W, C, OH, OW, R * S, S, *stride, *padding, *dilation, *x.stride()[:4]), **tile, num_warps=4
         )
     return y

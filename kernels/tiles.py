@@ -41,8 +41,8 @@ TILES: dict[tuple[str, int], tuple[Tile, ...]] = {
     ("sm_90", 4): (Tile(128, 64, 32, 8, 4), Tile(64, 64, 32, 4, 4)),
     ("sm_100", 2): (Tile(128, 128, 64, 8, 4), Tile(128, 64, 64, 4, 4)),
     ("sm_100", 4): (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 4)),
-    ("interpreter", 2): (Tile(128, 64, 64, 4, 1),),
-    ("interpreter", 4): (Tile(128, 64, 64, 4, 1),),
+    ("interpreter", 2): (Tile(4096, 64, 64, 4, 1),),
+    ("interpreter", 4): (Tile(4096, 64, 64, 4, 1),),
 }
 SHARED_BYTES = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}
 
@@ -61,6 +61,11 @@ def choose_tile(device: torch.device, dtype: torch.dtype, positions: int, filter
         if tile.bn < 2 * filters and programs >= processors:
             return tile
     return candidates[-1]
+
+
+def elementwise_rows(device: torch.device) -> int:
+    """Rows of up to 128 channels that a program of an elementwise kernel takes; the interpreter pays by the program."""
+    return 32 if device.type == "cuda" else 1024
 
 
 def _narrowed(tile: Tile, filters: int, channels: int) -> Tile:

@@ -26,7 +26,7 @@ POINTERS = INT32 | {"x", "weight", "bias", "keep", "residual", "y", "packed", "p
 
 
 def compiled(kernel, arch: str, dtype: str, constants: dict, warps: int = 4, stages: int = 3) -> dict:
-    """Registers, stack and shared memory in bytes and the matrix instructions of `kernel`, every pointer and size aligned to 16."""
+    """Registers, stack and shared memory (bytes) and matrix instructions of `kernel`; pointers and sizes divide by 16."""
     signature, aligned = {}, {}
     for place, parameter in enumerate(kernel.params):
         name = parameter.name
@@ -78,7 +78,7 @@ def main() -> None:
         rows.append(compiled(kept_channels_kernel, arch, "bf16", {"BLOCK": 2048}))
         rows.append(compiled(pack_filters_kernel, arch, "bf16", {"BK": 16, "BC": 64}))
         rows.append(compiled(scale_act_kernel, arch, "bf16", {"ACTIVATION": "silu", "BM": 32, "BC": 128}))
-        rows.append(compiled(tap_means_kernel, arch, "bf16", {"BP": 64, "BC": 64}))
+        rows.append(compiled(tap_means_kernel, arch, "bf16", {"BI": 2, "BP": 16, "BC": 64}))
         rows.append(compiled(head_kernel, arch, "bf16", {"SCALE": 2.0**40, "BM": 16, "BN": 128, "BC": 32}))
     json.dump(rows, sys.stdout)
 
