@@ -145,7 +145,7 @@ def scale_act_kernel(
         if scale is not None:
             b_scale = tl.load(scale + i_b * scale_b + channel, mask=m_c, other=0.0).to(tl.float32)
             # A pruned channel is zero whatever its value, infinities too.
-            b_y = tl.where((b_scale == 0)[None, :], 0.0, b_y * b_scale[None, :])
+            b_y = tl.where((b_scale == 0)[None, :], 0.0, b_y) * b_scale[None, :]
         if shift is not None:
             b_y += tl.load(shift + i_b * shift_b + channel, mask=m_c, other=0.0).to(tl.float32)[None, :]
         o_y = o_m[:, None] * C + o_c[None, :]

@@ -36,7 +36,7 @@ class Tile(NamedTuple):
 # By architecture and bytes of an element; the first is the one for large problems.
 TILES: dict[tuple[str, int], tuple[Tile, ...]] = {
     ("sm_80", 2): (Tile(128, 128, 32, 8, 4), Tile(128, 64, 64, 8, 3), Tile(64, 64, 64, 4, 4)),
-    ("sm_80", 4): (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 4, 4)),
+    ("sm_80", 4): (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 8, 4)),
     ("sm_90", 2): (Tile(256, 128, 64, 8, 4), Tile(128, 128, 64, 8, 4), Tile(128, 64, 64, 4, 4), Tile(64, 64, 64, 4, 5)),
     ("sm_90", 4): (Tile(128, 64, 32, 8, 4), Tile(64, 64, 32, 4, 4)),
     ("sm_100", 2): (Tile(128, 128, 64, 8, 4), Tile(128, 64, 64, 4, 4)),
