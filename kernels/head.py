@@ -157,5 +157,5 @@ def head(x: Tensor, weight: Tensor | None, bias: Tensor | None, expected: Tensor
             *(x.contiguous(), weight, bias, expected, column, sums, N, P, C, classes, sums.shape[2], between(x)),
             SCALE=PROBABILITY,
             **tile,
-            num_warps=4,
+            num_warps=8,
         )

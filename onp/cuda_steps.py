@@ -202,7 +202,8 @@ def _epilogue(activation: Activation | None) -> dict[str, Any] | None:
     if activation.target in (aten.silu.default, aten.hardswish.default):
         return {"activation": "silu" if activation.target is aten.silu.default else "hardswish"}
     if activation.target is aten.hardtanh.default:
-        low, high = (*activation.args, *(-1.0, 1.0)[len(activation.args) :])
+        given = activation.args
+        low, high = given[0] if given else -1.0, given[1] if len(given) > 1 else 1.0
     elif activation.target in (aten.relu.default, aten.relu6.default):
         low, high = 0.0, 6.0 if activation.target is aten.relu6.default else float("inf")
     else:

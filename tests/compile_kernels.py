@@ -79,7 +79,7 @@ def main() -> None:
         rows.append(compiled(pack_filters_kernel, arch, "bf16", {"BK": 16, "BC": 64}))
         rows.append(compiled(scale_act_kernel, arch, "bf16", {"ACTIVATION": "silu", "BM": 32, "BC": 128}))
         rows.append(compiled(tap_means_kernel, arch, "bf16", {"BI": 2, "BP": 16, "BC": 64}))
-        rows.append(compiled(head_kernel, arch, "bf16", {"SCALE": 2.0**40, "BM": 16, "BN": 128, "BC": 32}))
+        rows.append(compiled(head_kernel, arch, "bf16", {"SCALE": 2.0**40, "BM": 16, "BN": 128, "BC": 32}, 8))
     json.dump(rows, sys.stdout)
 
 

@@ -143,6 +143,7 @@ def test_what_is_packed_pooled_and_left_to_torch():
     assert len(steps.tail.skipped) == 3  # pooling, flattening, linear layer
 
 
+@pytest.mark.parametrize("victim", [Fallbacks], indirect=True)
 def test_masks_fill_a_bucket_and_keep_their_order(victim, monkeypatch):
     """More masks than the largest bucket, with different first steps, come back in the order they went in."""
     monkeypatch.setattr("onp.cuda_engine.BUCKETS", (1, 3))
@@ -175,6 +176,7 @@ def test_missing_backend_says_why():
     assert "triton is not installed" in done.stderr
 
 
+@pytest.mark.parametrize("victim", [Fallbacks], indirect=True)
 def test_bfloat16_is_refused_where_labels_disagree(victim, monkeypatch, caplog):
     clean, family = batches(4, 3)
     tally = Tally(victim, clean, [family], torch.device("cpu"))
