@@ -176,6 +176,7 @@ def scale_act(
     if not y.numel():
         return y
     x = x.contiguous()
+    scale = scale.view(torch.uint8) if scale is not None and scale.dtype == torch.bool else scale
     residual = None if residual is None else residual.contiguous()
     C = x.shape[-1]
     M = y[0].numel() // C

@@ -1,7 +1,6 @@
 """The contract of every op in plain torch: what the compiled versions must return, in any floating dtype.
 
 Slow on purpose where that is plainer. Those of message passing are also the ops' torch backend: right on every device.
-
 Letters of message passing: V rows that receive, U rows of x that send, E edges, F features, H heads of C channels. Every op
 works on K copies of a graph at once, which share its edges: arguments marked [K] may have a leading dimension K or go without,
 and so does the result if all of them do. Row v owns the edges indptr[v] .. indptr[v + 1] - 1; edge e reads row indices[e].
@@ -177,8 +176,7 @@ def masked_conv(
     for b in range(B):
         x_b, weight_b, bias_b = (tensor[b % len(tensor)] for tensor in (x, weight, bias))
         if inputs is not None:
-            count = int(inputs[b % len(inputs)])
-            x_b, weight_b = x_b[..., :count], weight_b[..., :count]
+            x_b, weight_b = (tensor[..., : int(inputs[b % len(inputs)])] for tensor in (x_b, weight_b))
         nchw = F.conv2d(x_b.permute(0, 3, 1, 2), weight_b.permute(0, 3, 1, 2), bias_b.to(x.dtype), stride, padding, dilation)
         y = nchw.permute(0, 2, 3, 1)
         if keep is not None:
@@ -201,10 +199,7 @@ def kept_channels(keep: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def pack_filters(
-    weight: Tensor,
-    bias: Tensor,
-    rows: tuple[Tensor, Tensor] | None,
-    columns: tuple[Tensor, Tensor] | None,
+    weight: Tensor, bias: Tensor, rows: tuple[Tensor, Tensor] | None, columns: tuple[Tensor, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
     """The kept rows and columns of `weight` `[K, R, S, C]` and `bias` `[K]` moved together, zero behind them.
 
@@ -214,8 +209,7 @@ def pack_filters(
     B = max(len(channels[1]) for channels in (rows, columns) if channels is not None)
     packed, packed_bias = weight.new_zeros(B, *weight.shape), bias.new_zeros(B, *bias.shape)
     for b in range(B):
-        k = _of_mask(rows, b, weight.shape[0])
-        c = _of_mask(columns, b, weight.shape[3])
+        k, c = _of_mask(rows, b, weight.shape[0]), _of_mask(columns, b, weight.shape[3])
         packed[b, : len(k), :, :, : len(c)] = weight[k][..., c]
         packed_bias[b, : len(k)] = bias[k]
     return packed, packed_bias
@@ -297,8 +291,7 @@ def _of_mask(channels: tuple[Tensor, Tensor] | None, b: int, total: int) -> Tens
     """The kept channels of mask `b`, int64; all of them without `channels`."""
     if channels is None:
         return torch.arange(total)
-    index, count = channels[0][b % len(channels[0])], channels[1][b % len(channels[1])]
-    return index[: int(count)].long()
+    return channels[0][b % len(channels[0]), : int(channels[1][b % len(channels[1])])].long()
 
 
 def _activate(y: Tensor, activation: str, low: float, high: float) -> Tensor:

@@ -117,8 +117,8 @@ class CudaSteps:
                 x = tap_means(x, tuple(weight.shape[2:4]), **geometry)
                 residual = None if residual is None else tap_means(residual)
                 options = {"inputs": options["inputs"]}
-            alone = alike or keep is None
-            together = not alone and len(x) == 1 and (residual is None or len(residual) == 1)
+            shared = len(x) == 1 and (residual is None or len(residual) == 1)
+            together = shared and keep is not None and len(keep) > 1
             kept = kept_channels(keep) if packs and keep is not None and not alike else None
             rows = None if together else kept
             w, b = weight, bias

@@ -1,5 +1,7 @@
 """The conv kernels under Triton's interpreter: against their contracts in float64, at most twice as wrong as torch itself."""
 
+import os
+
 import pytest
 import torch
 from torch import Tensor
@@ -16,8 +18,9 @@ from onp_kernels.tiles import TILES, Tile, choose_tile
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
 
 # The interpreter does not multiply bfloat16; a GPU is compared in it too.
+DEVICE = "cuda" if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") == "0" else "cpu"
 DEVICES = [("cpu", torch.float32), ("cpu", torch.float16)]
-if torch.cuda.is_available():
+if DEVICE == "cuda":
     DEVICES = [("cuda", torch.float32), ("cuda", torch.float16), ("cuda", torch.bfloat16)]
 SMALL = Tile(32, 64, 16, 4, 2)  # several tiles even of small problems
 
@@ -125,7 +128,7 @@ def test_packed_channels_give_the_pruned_conv(draw, rng, K, C):
 
 def test_kept_channels(rng):
     for shape in ((3, 100), (2, 1), (1, 64), (2, 0), (0, 5)):
-        keep = torch.rand(*shape, generator=rng) > 0.5
+        keep = (torch.rand(*shape, generator=rng) > 0.5).to(DEVICE)
         index, count = kept_channels(keep.t().contiguous().t())
         assert index.dtype == count.dtype == torch.int32 and torch.equal(count, keep.sum(1, dtype=torch.int32))
         for b in range(shape[0]):
@@ -143,8 +146,8 @@ def test_scale_act(draw, shape, activation):
 
 
 def test_a_pruned_channel_is_zero_whatever_it_holds():
-    x = torch.tensor([[[1.0, float("inf"), float("nan")]]])
-    keep = torch.tensor([[True, False, False]])
+    x = torch.tensor([[[1.0, float("inf"), float("nan")]]], device=DEVICE)
+    keep = torch.tensor([[True, False, False]], device=DEVICE)
     assert scale_act(x, scale=keep).tolist() == [[[1.0, 0.0, 0.0]]]
     with pytest.raises(ValueError, match="not both"):
         scale_act(x, residual=x, channels=kept_channels(keep))
