@@ -5,7 +5,8 @@
 times every candidate of this GPU's table on the convs of PreActResNet18 and ResNet-50, checks each against torch first,
 prints TFLOP/s beside torch's, and writes the fastest to `tiles.json` beside this file, where `choose_tile` looks first. The
 table is reasoned, not measured: wide tiles for long reductions, as many stages as shared memory takes (163 KiB a program on
-sm_80, 227 on sm_90 and sm_100), and no tile that spills registers (128 x 256 does, in the epilogue with a residual).
+sm_80, 227 on sm_90 and sm_100), and no tile that spills registers under relu (128 x 256 does, in the epilogue with a residual;
+256 x 128 spills 24 bytes under silu, once a tile).
 """
 
 import argparse
