@@ -1,8 +1,6 @@
 """The Triton engine under the interpreter, against the gated graph in float64 and the table of what it computes how."""
 
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from onp.cpu_engine import choose_backend
 from onp.data import Normalisation
+from onp.errors import InputError
 from onp.evaluator import Batch, Evaluator, TriggeredBatch
 from onp.plan import build_plan, gated_forward
 from onp.victim import Victim, victim_from_module
@@ -161,19 +161,15 @@ def test_masks_fill_a_bucket_and_keep_their_order(victim, monkeypatch):
         torch.testing.assert_close(alone[0, 1], together[row, 1], rtol=0, atol=1e-5)
 
 
-def test_missing_backend_says_why():
+def test_missing_backend_says_why(monkeypatch):
     """Without the interpreter a victim on the CPU cannot have these kernels, nor anybody without triton."""
-    code = (
-        "import sys, torch\nfrom onp.cpu_engine import choose_backend\n"
-        "for name in ('auto', 'triton'):\n    print(choose_backend(name, torch.device('cpu')))\n"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() in ("onednn", "torch") and "InputError" in done.stderr and "NVIDIA" in done.stderr
-    without = "import importlib.util\nimportlib.util.find_spec = lambda name: None\n"
-    code = code.replace("for name", without + "for name")
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
-    assert "triton is not installed" in done.stderr
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    assert choose_backend("auto", torch.device("cpu")) in ("onednn", "torch")
+    with pytest.raises(InputError, match="for NVIDIA GPUs"):
+        choose_backend("triton", torch.device("cpu"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="triton is not installed"):
+        choose_backend("triton", torch.device("cpu"))
 
 
 @pytest.mark.parametrize("victim", [Fallbacks], indirect=True)
