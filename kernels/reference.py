@@ -1,18 +1,23 @@
 """The contract of every op in plain torch: what the compiled versions must return, in any floating dtype.
 
-Slow on purpose where that is plainer. These are also the ops' torch backend, so they must be right on every device.
-
-Letters: V rows that receive, U rows of x that send, E edges, F features, H heads of C channels. Every op works on K copies
-of a graph at once, which share its edges: arguments marked [K] may have a leading dimension K or go without, and so does
-the result if all of them do. Row v owns the edges indptr[v] .. indptr[v + 1] - 1; edge e reads row indices[e].
+Slow on purpose where that is plainer. Those of message passing are also the ops' torch backend: right on every device.
+Letters of message passing: V rows that receive, U rows of x that send, E edges, F features, H heads of C channels. Every op
+works on K copies of a graph at once, which share its edges: arguments marked [K] may have a leading dimension K or go without,
+and so does the result if all of them do. Row v owns the edges indptr[v] .. indptr[v + 1] - 1; edge e reads row indices[e].
 
 keep: bool [K] [V] or None, for graphs with V = U. A pruned node (False) neither sends nor receives: its edges are left out
 and its row of the result is zero.
+
+Letters of convolution: B masks, N images, H x W positions, C input channels, K filters of R x S taps. Values are channels-last,
+[B, N, H, W, C]; a leading dimension marked [B|1] may be 1 where all masks share one value.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+# The summed probabilities of `head` are counted in units of 1 / PROBABILITY.
+PROBABILITY = 2.0**40
 
 
 def spmm(
@@ -132,3 +137,164 @@ def _max(rows: Tensor, messages: Tensor, left: Tensor | None, shape: tuple[int, 
     first = first.scatter_reduce(-2, where, torch.where(wins, number, edges), "amin")
     padded = torch.cat((messages, messages.new_zeros(*messages.shape[:-2], 1, messages.shape[-1])), -2)
     return padded.gather(-2, first)
+
+
+def masked_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    keep: Tensor | None = None,
+    residual: Tensor | None = None,
+    inputs: Tensor | None = None,
+    outputs: Tensor | None = None,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    activation: str = "none",
+    low: float = 0.0,
+    high: float = float("inf"),
+) -> Tensor:
+    """`activation(keep * (conv2d(x, weight) + bias) + residual)` under every mask; sums are float32 whatever the inputs are.
+
+    | argument | shape               | dtype          | meaning                                                        |
+    |----------|---------------------|----------------|----------------------------------------------------------------|
+    | x        | [B|1, N, H, W, C]   | f16, bf16, f32 | any strides                                                    |
+    | weight   | [B|1, K, R, S, C]   | as x           | from `pack_filters` if inputs or outputs are given             |
+    | bias     | [B|1, K]            | f32            | the folded norm's shift                                        |
+    | keep     | [B|1, K], None      | bool           | False: a pruned filter, zero before the residual is added      |
+    | residual | [B|1, N, OH, OW, K] | as x           |                                                                |
+    | inputs   | [B|1], None         | int32          | x and weight are zero from this channel to a multiple of 64    |
+    | outputs  | [B], None           | int32          | filters to compute; zero behind them to a multiple of 64, then |
+    |          |                     |                | unspecified (here zero)                                        |
+    | returns  | [B, N, OH, OW, K]   | as x           |                                                                |
+
+    `activation`: "none", "clamp" (between `low` and `high`: relu, relu6, hardtanh), "silu", "hardswish".
+    """
+    B = max(len(tensor) for tensor in (x, weight, bias, keep, residual, inputs, outputs) if tensor is not None)
+    rows = []
+    for b in range(B):
+        x_b, weight_b, bias_b = (tensor[b % len(tensor)] for tensor in (x, weight, bias))
+        if inputs is not None:
+            x_b, weight_b = (tensor[..., : int(inputs[b % len(inputs)])] for tensor in (x_b, weight_b))
+        nchw = F.conv2d(x_b.permute(0, 3, 1, 2), weight_b.permute(0, 3, 1, 2), bias_b.to(x.dtype), stride, padding, dilation)
+        y = nchw.permute(0, 2, 3, 1)
+        if keep is not None:
+            y = torch.where(keep[b % len(keep)], y, 0)
+        if residual is not None:
+            y = y + residual[b % len(residual)]
+        y = _activate(y, activation, low, high)
+        if outputs is not None:
+            y = torch.where(torch.arange(y.shape[3], device=y.device) < outputs[b], y, 0)
+        rows.append(y)
+    return torch.stack(rows)
+
+
+def kept_channels(keep: Tensor) -> tuple[Tensor, Tensor]:
+    """The kept channels of each mask, in order: `keep` bool `[B, K]` -> index int32 `[B, K]` and count int32 `[B]`.
+
+    What lies behind the first `count[b]` entries of `index[b]` is unspecified (here: the pruned channels).
+    """
+    return (~keep).to(torch.int8).argsort(dim=1, stable=True).int(), keep.sum(1, dtype=torch.int32)
+
+
+def pack_filters(
+    weight: Tensor, bias: Tensor, rows: tuple[Tensor, Tensor] | None, columns: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """The kept rows and columns of `weight` `[K, R, S, C]` and `bias` `[K]` moved together, zero behind them.
+
+    `rows` and `columns` are what `kept_channels` gives, with B or 1 masks, or None for all. Returns `[B, K, R, S, C]` and
+    `[B, K]`; rows behind the kept ones and columns from the next multiple of 64 on are unspecified (here zero).
+    """
+    B = max(len(channels[1]) for channels in (rows, columns) if channels is not None)
+    packed, packed_bias = weight.new_zeros(B, *weight.shape), bias.new_zeros(B, *bias.shape)
+    for b in range(B):
+        k, c = _of_mask(rows, b, weight.shape[0]), _of_mask(columns, b, weight.shape[3])
+        packed[b, : len(k), :, :, : len(c)] = weight[k][..., c]
+        packed_bias[b, : len(k)] = bias[k]
+    return packed, packed_bias
+
+
+def scale_act(
+    x: Tensor,
+    *,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    residual: Tensor | None = None,
+    channels: tuple[Tensor, Tensor] | None = None,
+    activation: str = "none",
+    low: float = 0.0,
+    high: float = float("inf"),
+) -> Tensor:
+    """`activation(x * scale + shift + residual)`: x `[B|1, ..., C]`, scale and shift `[B|1, C]` of any dtype.
+
+    A channel whose scale is zero counts as zero whatever x holds. With `channels` (`kept_channels` of B masks, in place of a
+    residual) the kept channels are moved together, zero behind them to the next multiple of 64 (here to the end).
+    """
+    y = x
+    if scale is not None:
+        scale = scale.view(len(scale), *[1] * (x.dim() - 2), -1).to(x.dtype)
+        y = torch.where(scale == 0, 0, y * scale)
+    if shift is not None:
+        y = y + shift.view(len(shift), *[1] * (x.dim() - 2), -1).to(x.dtype)
+    y = _activate(y if residual is None else y + residual, activation, low, high)
+    if channels is None:
+        return y
+    packed = y.new_zeros(len(channels[1]), *y.shape[1:])
+    for b in range(len(packed)):
+        c = _of_mask(channels, b, x.shape[-1])
+        packed[b, ..., : len(c)] = y[b % len(y)][..., c]
+    return packed
+
+
+def tap_means(
+    x: Tensor,
+    size: tuple[int, int] = (1, 1),
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+) -> Tensor:
+    """What each tap of a filter sees on average: x `[B, N, H, W, C]` -> `[B, N, R, S, C]`; of size (1, 1) a global mean.
+
+    The mean over positions is linear, so that of a conv is the conv of these means: one output instead of OH x OW.
+    """
+    (B, N, H, W, C), (R, S) = x.shape, size
+    images = x.reshape(B * N, H, W, C).permute(0, 3, 1, 2)
+    taps = F.unfold(images, size, dilation, padding, stride).mean(2)
+    return taps.view(B, N, C, R, S).permute(0, 1, 3, 4, 2).contiguous()
+
+
+def head(x: Tensor, weight: Tensor | None, bias: Tensor | None, expected: Tensor, column: Tensor, sums: Tensor) -> None:
+    """Mean over positions, linear layer, argmax (the first of equals), comparison and counts, added to `sums`.
+
+    | argument | shape                | dtype          | meaning                                                              |
+    |----------|----------------------|----------------|----------------------------------------------------------------------|
+    | x        | [B|1, N, P, C]       | f16, bf16, f32 | P positions; without a weight the logits, P = 1                      |
+    | weight   | [classes, C], None   | f32            |                                                                      |
+    | bias     | [classes], None      | f32            | as weight                                                            |
+    | expected | [N]                  | int32          | the class that counts as a hit                                       |
+    | column   | [N]                  | int32          | where an image counts, -1: nowhere                                   |
+    | sums     | [B, 2, columns]      | int64          | gets hits, and softmax probabilities of `expected` in units of 2^-40 |
+
+    The sums are integers, so they are the same in whatever order they are taken.
+    """
+    logits = x[:, :, 0] if weight is None or bias is None else F.linear(x.mean(2), weight.to(x.dtype), bias.to(x.dtype))
+    hits = (logits.argmax(2) == expected).long()
+    probability = logits.softmax(2).gather(2, expected.long()[None, :, None].expand(len(x), -1, 1))[:, :, 0]
+    fixed = (probability.double() * PROBABILITY).round().long()
+    for i in range(sums.shape[2]):
+        sums[:, 0, i] += hits[:, column == i].sum(1)
+        sums[:, 1, i] += fixed[:, column == i].sum(1)
+
+
+def _of_mask(channels: tuple[Tensor, Tensor] | None, b: int, total: int) -> Tensor:
+    """The kept channels of mask `b`, int64; all of them without `channels`."""
+    if channels is None:
+        return torch.arange(total)
+    return channels[0][b % len(channels[0]), : int(channels[1][b % len(channels[1])])].long()
+
+
+def _activate(y: Tensor, activation: str, low: float, high: float) -> Tensor:
+    if activation == "clamp":
+        return y.clamp(low, high)
+    return {"none": lambda: y, "silu": lambda: F.silu(y), "hardswish": lambda: F.hardswish(y)}[activation]()

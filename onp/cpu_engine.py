@@ -1,7 +1,9 @@
 """The engine of an Evaluator in torch and oneDNN operators: chunks of images side by side, on any device torch has."""
 
+import importlib.util
 import logging
 import math
+import os
 from typing import Any, Literal
 
 import numpy as np
@@ -21,7 +23,7 @@ from onp.workers import run_all
 
 _log = logging.getLogger(__name__)
 
-Backend = Literal["auto", "torch", "onednn"]
+Backend = Literal["auto", "torch", "onednn", "triton"]
 Precision = Literal["auto", "float32", "bfloat16"]
 # Values of one step of one chunk that a CPU can be expected to keep in its last-level cache, in bytes.
 CPU_CHUNK_BYTES = 24 << 20
@@ -187,13 +189,34 @@ class CpuEngine:
 
 
 def choose_backend(requested: str, device: torch.device) -> str:
-    """ "onednn" or "torch"; InputError for a backend that is not known or cannot run on `device`."""
-    if requested not in ("auto", "torch", "onednn"):
-        raise InputError(f"the backend {requested!r} is not known: choose auto, torch or onednn")
-    problem = f"the victim is on {device.type}" if device.type != "cpu" else missing()
-    if requested == "onednn" and problem:
-        raise InputError(f"the backend onednn was asked for and cannot run: {problem}")
-    return "torch" if requested == "torch" or problem else "onednn"
+    """ "triton", "onednn" or "torch"; InputError for a backend that is not known or cannot run on `device`."""
+    if requested not in ("auto", "torch", "onednn", "triton"):
+        raise InputError(f"the backend {requested!r} is not known: choose auto, torch, onednn or triton")
+    if requested == "torch":
+        return requested
+    fast = requested if requested != "auto" else "triton" if device.type == "cuda" else "onednn"
+    if fast == "triton":
+        problem = triton_problem(device)
+    else:
+        problem = f"the victim is on {device.type}" if device.type != "cpu" else missing()
+    if problem is None:
+        return fast
+    if requested != "auto":
+        raise InputError(f"the backend {requested} was asked for and cannot run: {problem}")
+    _log.info("evaluator: no %s kernels, because %s", fast, problem)
+    return "torch"
+
+
+def triton_problem(device: torch.device) -> str | None:
+    """Why the Triton kernels cannot run on `device`, None where they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: `pip install triton`, on Linux"
+    if device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        return None if major >= 8 else f"the GPU has compute capability {major}.{minor}; the kernels need 8.0"
+    # The interpreter runs the same code in NumPy: slow, for tests.
+    interpreted = device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"
+    return None if interpreted else f"the victim is on {device.type}, and the kernels are for NVIDIA GPUs"
 
 
 def _chunk_size(plan: Plan, device: torch.device) -> int:

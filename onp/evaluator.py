@@ -61,8 +61,9 @@ class Scores:
 class Evaluator:
     """ACC on the clean batch and ASR on each triggered batch, for many masks.
 
-    `backend`: "onednn" (fused CPU primitives), "torch" (ordinary operators, any device), "auto" the faster that exists.
-    `precision`: "auto" is bfloat16 on a CPU with matrix units where it agrees with float32 on a chunk, or float32.
+    `backend`: "triton" (kernels for NVIDIA GPUs), "onednn" (fused CPU primitives), "torch" (ordinary operators, any device),
+    "auto" the fastest that exists. `precision`: "auto" is bfloat16 where the device has matrix units for it and it agrees with
+    float32 on a chunk, or float32.
     `memory_budget`: bytes the prefix cache may hold. `chunk`: images that run together; None keeps them in cache.
     Everything runs on the device of the victim. Raises InputError for batches that do not fit the victim, for a family
     without an image that counts, and for a backend that cannot run here.
@@ -93,7 +94,13 @@ class Evaluator:
         plan = build_plan(victim)
         self.backend = choose_backend(backend, device)
         images = torch.cat([part.to(device, torch.float32) for part in (clean.images, *(t.images for t in triggered))])
-        self._engine: Engine = CpuEngine(plan, images, tally, self.backend, precision, memory_budget, chunk)
+        self._engine: Engine
+        if self.backend == "triton":
+            from onp.cuda_engine import CudaEngine
+
+            self._engine = CudaEngine(plan, images, tally, precision, memory_budget, chunk)
+        else:
+            self._engine = CpuEngine(plan, images, tally, self.backend, precision, memory_budget, chunk)
         self._base = np.ones(self.units, dtype=bool)
         self._steps = len(plan.steps)
         self._unit_step = _first_step_of_units(plan, self.units)

@@ -239,6 +239,8 @@ class _Fuser:
             self.gates.get(node.name),
             self._call(node, target, reads),
             known,
+            target,
+            node.args,
         )
 
     def _call(self, node: fx.Node, target: Any, reads: list[fx.Node]) -> Run:

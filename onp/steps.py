@@ -77,10 +77,12 @@ class ScaleStep(Step):
 
 @dataclass(frozen=True, eq=False)
 class OpStep(Step):
-    """Any other operator, run as it is; its gate multiplies its output."""
+    """Any other operator, run as it is; its gate multiplies its output. `target` and `args` are those of the graph node."""
 
     call: Run
     known: bool
+    target: Any
+    args: tuple[Any, ...]
 
 
 def masked(tensor: Tensor | None, keep: Tensor | None) -> Tensor | None:

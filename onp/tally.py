@@ -33,7 +33,8 @@ class Tally:
     """Turns the logits of all images, clean first and then family by family, into sums.
 
     An image of a family counts where its true label is not the target; -1 counts. `counted` float64 `[1 + F]` is the
-    number of images that count. Raises InputError for batches that do not fit the victim or of which no image counts.
+    number of images that count, `member` float64 `[N, 1 + F]` says where each does, `expected` int64 `[N]` is its class. Raises
+    InputError for batches that do not fit the victim or of which no image counts.
     """
 
     def __init__(self, victim: Victim, clean: Batch, triggered: Sequence[TriggeredBatch], device: torch.device) -> None:
@@ -51,15 +52,15 @@ class Tally:
         if len(set(names)) != len(names):
             raise InputError(f"the families {names} are not all different; give every batch its own name")
         # A 0/1 matrix product in float64 counts exactly.
-        self._member = torch.block_diag(*[part.double()[:, None] for part in counts]).to(device)
-        self._expected = torch.cat(expected).to(device)
-        self.counted = self._member.sum(0).cpu().numpy()
+        self.member = torch.block_diag(*[part.double()[:, None] for part in counts]).to(device)
+        self.expected = torch.cat(expected).to(device)
+        self.counted = self.member.sum(0).cpu().numpy()
 
     def sums(self, logits: Tensor) -> Tensor:
         """`logits` float32 `[N, classes]` of all images -> float64 `[2, 1 + F]`: hits, summed class probabilities."""
-        hits = (logits.argmax(1) == self._expected).double()
-        probability = logits.softmax(1).gather(1, self._expected[:, None])[:, 0].double()
-        return torch.stack([hits, probability]) @ self._member
+        hits = (logits.argmax(1) == self.expected).double()
+        probability = logits.softmax(1).gather(1, self.expected[:, None])[:, 0].double()
+        return torch.stack([hits, probability]) @ self.member
 
 
 def _check(name: str, victim: Victim, images: Tensor, labels: Tensor, target: Tensor) -> None:

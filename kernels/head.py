@@ -1,0 +1,161 @@
+"""The end of a network: means over positions, and logits that become counts; the contracts are in `onp_kernels.reference`.
+
+Compiled for sm_80, sm_90 and sm_100 and run by the interpreter in the tests; no timing on a GPU has been taken.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from onp_kernels.common import between
+from onp_kernels.reference import PROBABILITY
+from onp_kernels.tiles import elementwise_rows
+
+
+@triton.jit(do_not_specialize=["N", "H", "W", "OH", "OW", "taps", "S", "stride_h", "stride_w", "padding_h", "padding_w"])
+def tap_means_kernel(
+    x,  # [B, N, H, W, C]
+    y,  # [B, N, taps, C]
+    N,
+    H,
+    W,
+    C,
+    OH,
+    OW,
+    taps,
+    S,
+    stride_h,
+    stride_w,
+    padding_h,
+    padding_w,
+    dilation_h,
+    dilation_w,
+    x_b,
+    x_n,
+    x_h,
+    x_w,
+    BI: tl.constexpr,
+    BP: tl.constexpr,
+    BC: tl.constexpr,
+):
+    i_b = tl.program_id(2).to(tl.int64)
+    o_i = tl.program_id(0) * BI + tl.arange(0, BI)
+    o_c = tl.program_id(1) * BC + tl.arange(0, BC)
+    p_x = x + i_b * x_b + o_i[:, None, None] * x_n + o_c[None, None, :]  # [BI, 1, BC]
+    m_x = (o_i < N)[:, None, None] & (o_c < C)[None, None, :]
+    for tap in range(0, taps):
+        total = tl.zeros((BI, BC), tl.float32)
+        for start in range(0, OH * OW, BP):
+            o_p = start + tl.arange(0, BP)
+            o_h = o_p // OW * stride_h - padding_h + tap // S * dilation_h
+            o_w = o_p % OW * stride_w - padding_w + tap % S * dilation_w
+            inside = (o_p < OH * OW) & (o_h >= 0) & (o_h < H) & (o_w >= 0) & (o_w < W)
+            b_x = tl.load(p_x + (o_h * x_h + o_w * x_w)[None, :, None], mask=m_x & inside[None, :, None], other=0.0)
+            total += tl.sum(b_x.to(tl.float32), 1)
+        o_y = (i_b * N + o_i)[:, None] * taps * C + tap * C + o_c[None, :]
+        tl.store(y + o_y, (total / (OH * OW)).to(y.dtype.element_ty), mask=(o_i < N)[:, None] & (o_c < C)[None, :])
+
+
+def tap_means(
+    x: Tensor,
+    size: tuple[int, int] = (1, 1),
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+) -> Tensor:
+    """`onp_kernels.reference.tap_means`."""
+    B, N, H, W, C = x.shape
+    R, S = size
+    OH = (H + 2 * padding[0] - dilation[0] * (R - 1) - 1) // stride[0] + 1
+    OW = (W + 2 * padding[1] - dilation[1] * (S - 1) - 1) // stride[1] + 1
+    y = torch.empty(B, N, R, S, C, dtype=x.dtype, device=x.device)
+    if y.numel():
+        x = x if x.stride(4) == 1 else x.contiguous()
+        positions = min(64, triton.next_power_of_2(OH * OW))
+        images = min(max(1, elementwise_rows(x.device) // positions), triton.next_power_of_2(N))
+        tile = {"BI": images, "BP": positions, "BC": min(64, triton.next_power_of_2(C))}
+        tap_means_kernel[(triton.cdiv(N, images), triton.cdiv(C, tile["BC"]), B)](
+            *(x, y, N, H, W, C, OH, OW, R * S, S, *stride, *padding, *dilation, *x.stride()[:4]), **tile, num_warps=4
+        )
+    return y
+
+
+@triton.jit(do_not_specialize=["N"])
+def head_kernel(
+    x,  # [B or 1, N, P, C]
+    weight,  # [classes, C] or None
+    bias,  # [classes] or None
+    expected,  # [N]
+    column,  # [N]
+    sums,  # [B, 2, columns]
+    N,
+    P,
+    C,
+    classes,
+    columns,
+    x_b,
+    SCALE: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BC: tl.constexpr,
+):
+    i_b = tl.program_id(1).to(tl.int64)
+    o_m = tl.program_id(0) * BM + tl.arange(0, BM)
+    m_m = o_m < N
+    x += i_b * x_b
+    b_expected = tl.load(expected + o_m, mask=m_m, other=-1)
+    # One pass over the classes: the largest logit so far, the first class that has it, and exp sums relative to it.
+    largest = tl.full((BM,), float("-inf"), tl.float32)
+    total = tl.zeros((BM,), tl.float32)
+    wanted = tl.zeros((BM,), tl.float32)
+    best = tl.zeros((BM,), tl.int32)
+    for n in range(0, classes, BN):
+        o_n = n + tl.arange(0, BN)
+        m_n = o_n < classes
+        if weight is None:
+            o_x = o_m.to(tl.int64)[:, None] * C + o_n[None, :]
+            logits = tl.load(x + o_x, mask=m_m[:, None] & m_n[None, :], other=0.0).to(tl.float32)
+        else:
+            logits = tl.zeros((BM, BN), tl.float32)
+            for c in range(0, C, BC):
+                o_c = c + tl.arange(0, BC)
+                m_x = m_m[:, None] & (o_c < C)[None, :]
+                mean = tl.zeros((BM, BC), tl.float32)
+                for p in range(0, P):
+                    o_x = (o_m.to(tl.int64) * P + p)[:, None] * C + o_c[None, :]
+                    mean += tl.load(x + o_x, mask=m_x, other=0.0).to(tl.float32)
+                b_w = tl.load(weight + o_n[None, :] * C + o_c[:, None], mask=m_n[None, :] & (o_c < C)[:, None], other=0.0)
+                logits = tl.dot(mean / P, b_w.to(tl.float32), logits, input_precision="ieee")
+            logits += tl.load(bias + o_n, mask=m_n, other=0.0)[None, :]
+        logits = tl.where(m_n[None, :], logits, float("-inf"))
+        wanted += tl.sum(tl.where(o_n[None, :] == b_expected[:, None], logits, 0.0), 1)
+        block_largest = tl.max(logits, 1)
+        best = tl.where(block_largest > largest, n + tl.argmax(logits, 1).to(tl.int32), best)
+        new = tl.maximum(largest, block_largest)
+        total = total * tl.exp(largest - new) + tl.sum(tl.exp(logits - new[:, None]), 1)
+        largest = new
+    # Integers, because a sum of floats would depend on the order in which the programs finish.
+    probability = tl.exp(wanted - largest) / total
+    fixed = (probability.to(tl.float64) * SCALE + 0.5).to(tl.int64)
+    b_column = tl.load(column + o_m, mask=m_m, other=-1)
+    m_counts = b_column >= 0
+    p_sums = sums + i_b * 2 * columns + tl.maximum(b_column, 0)
+    tl.atomic_add(p_sums, (best == b_expected).to(tl.int64), mask=m_counts, sem="relaxed")
+    tl.atomic_add(p_sums + columns, fixed, mask=m_counts, sem="relaxed")
+
+
+def head(x: Tensor, weight: Tensor | None, bias: Tensor | None, expected: Tensor, column: Tensor, sums: Tensor) -> None:
+    """`onp_kernels.reference.head` on the current stream; adds to `sums`."""
+    B, (N, P, C) = len(sums), x.shape[1:]
+    classes = C if weight is None else len(weight)
+    if weight is None and P != 1:
+        raise ValueError(f"x {list(x.shape)} has {P} positions; logits have one")
+    if N:
+        tile = {"BM": 16, "BN": min(128, max(16, triton.next_power_of_2(classes))), "BC": 32}
+        head_kernel[(triton.cdiv(N, tile["BM"]), B)](
+            *(x.contiguous(), weight, bias, expected, column, sums, N, P, C, classes, sums.shape[2], between(x)),
+            SCALE=PROBABILITY,
+            **tile,
+            num_warps=8,
+        )

@@ -1,0 +1,197 @@
+"""Implicit-GEMM convolution of B masks in one launch; the contract is `onp_kernels.reference.masked_conv`.
+
+How pruned channels are skipped. A matrix unit multiplies whole tiles, and loads reach it at full width only if 16 bytes lie
+together, so picking kept channels one by one inside the loop would cost more than it saves. Here the *filters* are picked: for
+every mask `onp_kernels.channels.pack_filters` moves the kept rows and columns of the weights together, once (about a hundredth
+of the conv's time), the conv computes the first `outputs[b]` channels and stores them together, and the next conv reduces over
+the first `inputs[b]` only. Both sides of the product shrink, in steps of a tile, and every load stays contiguous. What is added
+to a residual sum keeps its place, since the sum's channels are not zero; there the mask is a factor in the epilogue.
+
+One program computes a tile of outputs x filters of one mask; the programs of one row of tiles follow each other, so that the
+activations they share are read from the L2 cache. Outputs are numbered position first and image last: a tile is one position
+(or a few) of many images, and the taps of the filter that fall into the padding there are left out of the loop. On 4 x 4 maps
+these are 31 % of a 3 x 3 filter's products. Compiled for sm_80, sm_90 and sm_100 and run by the interpreter in the tests;
+no timing on a GPU has been taken.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from onp_kernels.common import activate, between
+from onp_kernels.tiles import Tile, choose_tile
+
+
+@triton.jit(do_not_specialize=["N", "rows", "H", "W", "OH", "OW", "R", "S", "stride_h", "stride_w", "padding_h", "padding_w"])
+def masked_conv_kernel(
+    x,  # [B or 1, N, H, W, C]
+    weight,  # [B or 1, K, R, S, C]
+    bias,  # [B or 1, K]
+    keep,  # [B, K] or None
+    residual,  # [B or 1, N, OH, OW, K] or None
+    inputs,  # [B] or None
+    outputs,  # [B] or None
+    y,  # [B, N, OH, OW, K]
+    N,
+    rows,  # numbers that one position takes: N, or more where tiles would straddle two positions
+    C,
+    K,
+    H,
+    W,
+    OH,
+    OW,
+    R,
+    S,
+    stride_h,
+    stride_w,
+    padding_h,
+    padding_w,
+    dilation_h,
+    dilation_w,
+    x_b,  # elements from one mask to the next, 0 where all share one
+    x_n,
+    x_h,
+    x_w,
+    weight_b,
+    bias_b,
+    keep_b,
+    residual_b,
+    inputs_b,
+    low,
+    high,
+    ACTIVATION: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+    BC: tl.constexpr,
+):
+    i_b = tl.program_id(1)
+    tiles_n = tl.cdiv(K, BN)
+    i_m = tl.program_id(0) // tiles_n
+    i_n = tl.program_id(0) % tiles_n
+    n_in = C
+    if inputs is not None:
+        n_in = tl.load(inputs + i_b * inputs_b)
+    n_out = K
+    if outputs is not None:
+        n_out = tl.load(outputs + i_b)
+    if i_n * BN < n_out:
+        x += i_b.to(tl.int64) * x_b
+        weight += i_b.to(tl.int64) * weight_b
+        y += i_b.to(tl.int64) * N * OH * OW * K
+
+        o_m = i_m * BM + tl.arange(0, BM)
+        o_n = i_n * BN + tl.arange(0, BN)
+        o_c = tl.arange(0, BC)
+        image = o_m % rows
+        position = o_m // rows
+        m_m = (image < N) & (position < OH * OW)
+        m_n = o_n < n_out
+        o_h = position // OW * stride_h - padding_h
+        o_w = position % OW * stride_w - padding_w
+        p_x = x + image * x_n + o_h * x_h + o_w * x_w  # may point outside; the mask of the load keeps such rows out
+        p_w = weight + o_n * R * S * C
+
+        # The taps that lie inside the input for any position of the tile.
+        first = i_m * BM // rows
+        last = tl.minimum((i_m * BM + BM - 1) // rows, OH * OW - 1)
+        top = first // OW * stride_h - padding_h
+        bottom = last // OW * stride_h - padding_h
+        one_row = first // OW == last // OW
+        left = tl.where(one_row, first % OW, 0) * stride_w - padding_w
+        right = tl.where(one_row, last % OW, OW - 1) * stride_w - padding_w
+        r_first = tl.cdiv(tl.maximum(-bottom, 0), dilation_h)
+        s_first = tl.cdiv(tl.maximum(-right, 0), dilation_w)
+        n_r = tl.maximum(tl.minimum(R, tl.cdiv(tl.maximum(H - top, 0), dilation_h)) - r_first, 0)
+        n_s = tl.maximum(tl.minimum(S, tl.cdiv(tl.maximum(W - left, 0), dilation_w)) - s_first, 0)
+
+        acc = tl.zeros((BM, BN), tl.float32)
+        blocks = tl.cdiv(n_in, BC)
+        for i in range(0, n_r * n_s * blocks):
+            tap = i // blocks
+            c = (i - tap * blocks) * BC + o_c
+            r = r_first + tap // n_s
+            s = s_first + tap % n_s
+            h = r * dilation_h
+            w = s * dilation_w
+            m_x = m_m & (o_h + h >= 0) & (o_h + h < H) & (o_w + w >= 0) & (o_w + w < W)
+            # A last block of channels may pass n_in: those of x are zero, and so are those of packed weights.
+            b_x = tl.load(p_x[:, None] + (h * x_h + w * x_w + c)[None, :], mask=m_x[:, None] & (c < C)[None, :], other=0.0)
+            b_w = tl.load(p_w[None, :] + ((r * S + s) * C + c)[:, None], mask=m_n[None, :] & (c < C)[:, None], other=0.0)
+            acc = tl.dot(b_x, b_w, acc, input_precision=PRECISION)
+
+        acc += tl.load(bias + i_b * bias_b + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+        if keep is not None:
+            m_keep = tl.load(keep + i_b * keep_b + o_n, mask=m_n, other=0) != 0
+            acc = tl.where(m_keep[None, :], acc, 0.0)
+        o_y = (image * OH * OW + position)[:, None] * K + o_n[None, :]
+        m_y = m_m[:, None] & (o_n < K)[None, :]
+        if residual is not None:
+            acc += tl.load(residual + i_b.to(tl.int64) * residual_b + o_y, mask=m_y, other=0.0).to(tl.float32)
+        acc = activate(acc, low, high, ACTIVATION)
+        if outputs is not None:
+            acc = tl.where(m_n[None, :], acc, 0.0)
+        tl.store(y + o_y, acc.to(y.dtype.element_ty), mask=m_y)
+
+
+def masked_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    keep: Tensor | None = None,
+    residual: Tensor | None = None,
+    inputs: Tensor | None = None,
+    outputs: Tensor | None = None,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    activation: str = "none",
+    low: float = 0.0,
+    high: float = float("inf"),
+    precision: str = "tf32x3",
+    tile: Tile | None = None,
+) -> Tensor:
+    """`onp_kernels.reference.masked_conv` on the current stream; nothing waits for the device.
+
+    `precision`: how float32 is multiplied: "tf32", "tf32x3" (three products, nearly float32) or "ieee" (no matrix unit).
+    `tile`: None asks the table in `onp_kernels.tiles`. Raises ValueError for shapes that do not fit each other and for a mask
+    whose values cannot be numbered in 32 bits.
+    """
+    K, R, S, C = weight.shape[1:]
+    N, H, W = x.shape[1:4]
+    OH = (H + 2 * padding[0] - dilation[0] * (R - 1) - 1) // stride[0] + 1
+    OW = (W + 2 * padding[1] - dilation[1] * (S - 1) - 1) // stride[1] + 1
+    per_mask = (x, weight, bias, keep, residual, inputs, outputs)
+    B = max(len(tensor) for tensor in per_mask if tensor is not None)
+    if x.shape[4] != C or any(tensor is not None and len(tensor) not in (1, B) for tensor in per_mask):
+        raise ValueError(f"x {list(x.shape)} and weight {list(weight.shape)} do not fit each other under {B} masks")
+    if residual is not None and residual.shape[1:] != (N, OH, OW, K):
+        raise ValueError(f"the residual is {list(residual.shape)}; the conv gives [{B}, {N}, {OH}, {OW}, {K}]")
+    if max(N * x.stride(1), N * OH * OW * K, weight[0].numel()) >= 2**31:
+        raise ValueError(f"{N} images of {H} x {W} x {C} are too many for one launch; give fewer at once")
+    y = torch.empty(B, N, OH, OW, K, dtype=x.dtype, device=x.device)
+    if not y.numel():
+        return y
+    x = x if x.stride(4) == 1 else x.contiguous()
+    weight, bias = weight.contiguous(), bias.contiguous()
+    keep = None if keep is None else keep.view(torch.uint8) if keep.stride(1) == 1 else keep.contiguous().view(torch.uint8)
+    residual = None if residual is None else residual.contiguous()
+    tile = tile or choose_tile(x.device, x.dtype, N * OH * OW, K, C, B)
+    rows = triton.cdiv(N, tile.bm) * tile.bm
+    rows = rows if rows <= 1.1 * N else N
+    masked_conv_kernel[(triton.cdiv(rows * OH * OW, tile.bm) * triton.cdiv(K, tile.bn), B)](
+        *(x, weight, bias, keep, residual, inputs, outputs, y),
+        *(N, rows, C, K, H, W, OH, OW, R, S, *stride, *padding, *dilation),
+        *(between(x), x.stride(1), x.stride(2), x.stride(3)),
+        *(between(weight), between(bias), between(keep), between(residual), between(inputs), low, high),
+        ACTIVATION=activation,
+        PRECISION=precision,
+        BM=tile.bm,
+        BN=tile.bn,
+        BC=tile.bc,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
+    )
+    return y

@@ -1,0 +1,189 @@
+"""The engine of an Evaluator on Triton kernels: B masks in one launch, and all that follows a cut point in one CUDA graph.
+
+Its kernels were compiled for sm_80, sm_90 and sm_100 and run by Triton's interpreter; the engine has not yet run on a GPU.
+"""
+
+import contextlib
+import logging
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from onp.cuda_steps import CudaSteps, Value
+from onp.plan import Plan
+from onp.prefix import choose_cuts
+from onp.steps import bind_torch
+from onp.tally import Tally
+from onp_kernels.reference import PROBABILITY
+
+_log = logging.getLogger(__name__)
+
+# Numbers of masks that graphs are captured for; others are filled up to the next.
+BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+# Images that show whether bfloat16 gives the labels of float32, and the share of them that must agree.
+SAMPLE = 256
+AGREEMENT = 0.995
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A captured evaluation: it reads the masks `keep` and leaves `sums`."""
+
+    graph: Any
+    keep: Tensor
+    sums: Tensor
+
+
+class CudaEngine:
+    """Runs the steps of `plan` on `images` (float32 `[N, C, H, W]` on their device); the other parameters are Evaluator's.
+
+    Values under the base mask lie at the cut points; an evaluation starts from the deepest one before the first step that its
+    masks change, computes once what they share, and from there on all masks in every launch. What was needed twice is replayed
+    from a CUDA graph, unless the plan holds operators it does not know, which might wait for the device. `chunk` images run
+    together; None takes as many as a quarter of the device's memory holds for 32 masks.
+    """
+
+    def __init__(self, plan: Plan, images: Tensor, tally: Tally, precision: str, memory_budget: int, chunk: int | None) -> None:
+        self._plan, self._device = plan, images.device
+        member = tally.member > 0
+        self._columns = member.shape[1]
+        self._column = torch.where(member.any(1), member.int().argmax(1), -1).int()
+        self._expected = tally.expected.int()
+        if precision == "auto":
+            auto = self._device.type == "cuda" and torch.cuda.is_bf16_supported() and self._bfloat16_agrees(images[:SAMPLE])
+            precision = "bfloat16" if auto else "float32"
+        self.precision = precision
+        dtype = getattr(torch, precision)
+        self._steps = CudaSteps(plan, dtype)
+        gated = [index for index, step in enumerate(plan.steps) if step.gate is not None]
+        self._last_gated = gated[-1]
+        sizes = {index: plan.image_bytes(index, dtype.itemsize) for index in gated if index > 0}
+        known = {index: size for index, size in sizes.items() if size is not None}
+        self._cuts = (0, *choose_cuts(plan, known, len(images), memory_budget))
+        parts = -(-len(images) // (chunk or _chunk_size(plan, dtype.itemsize, self._device)))
+        nhwc = images.permute(0, 2, 3, 1).to(dtype).contiguous()
+        chunks = [{plan.input: Value(part[None])} for part in nhwc.tensor_split(parts)]
+        self._kept: list[dict[int, dict[str, Value]]] = [{0: values} for values in chunks]
+        self._valid = {0}
+        self._base = torch.ones(1, _units(plan), dtype=torch.bool, device=self._device)
+        self._capture = self._device.type == "cuda" and not plan.unfused
+        self._seen: set[tuple[int, int, int]] = set()
+        self._graphs: dict[tuple[int, int, int], _Graph] = {}
+        self._pool = torch.cuda.graph_pool_handle() if self._capture else None
+        _log.info(
+            "evaluator: triton %s on %s, %d images in %d chunks, %d steps cached before %s, %s",
+            *(self.precision, self._device, len(images), parts, len(plan.steps), self._cuts),
+            "CUDA graphs" if self._capture else "no CUDA graphs",
+        )
+
+    @property
+    def cached_bytes(self) -> int:
+        held = [values for kept in self._kept for cut, values in kept.items() if cut]
+        data = {id(value.data): value.data for values in held for name, value in values.items() if name != self._plan.input}
+        return sum(tensor.numel() * tensor.element_size() for tensor in data.values() if isinstance(tensor, Tensor))
+
+    @torch.no_grad()
+    def sums(self, keep: NDArray[np.bool_], first: NDArray[np.int64]) -> Tensor:
+        out = torch.empty(len(keep), 2, self._columns, dtype=torch.float64, device=self._device)
+        order = np.argsort(-first, kind="stable")
+        rows = torch.from_numpy(np.ascontiguousarray(keep[order])).to(self._device)
+        with torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext():
+            for start in range(0, len(order), BUCKETS[-1]):
+                part = order[start : start + BUCKETS[-1]]
+                bucket = next(size for size in BUCKETS if size >= len(part))
+                padded = np.minimum(np.arange(start, start + bucket), start + len(part) - 1)
+                step = min(int(first[part].min()), self._last_gated)
+                found = self._evaluate(rows[torch.from_numpy(padded).to(self._device)], step)[: len(part)].double()
+                found[:, 1] /= PROBABILITY
+                out[torch.from_numpy(part).to(self._device)] = found
+        return out
+
+    def commit(self, keep: NDArray[np.bool_], first: int) -> None:
+        self._base.copy_(torch.from_numpy(keep)[None])
+        self._valid = {cut for cut in self._valid if cut <= first}
+
+    def _evaluate(self, keep: Tensor, first: int) -> Tensor:
+        """Hits and probabilities (units of 1 / PROBABILITY), int64 `[B, 2, 1 + F]`; the masks change no step before `first`."""
+        cut = max(cut for cut in self._cuts if cut <= first)
+        self._fill(cut)
+        key = (cut, first, len(keep))
+        if not self._capture or key not in self._seen:
+            self._seen.add(key)
+            return self._run(keep, *key[:2])
+        if key not in self._graphs:
+            graph, static = torch.cuda.CUDAGraph(), keep.clone()
+            with torch.cuda.graph(graph, pool=self._pool):
+                sums = self._run(static, *key[:2])
+            self._graphs[key] = _Graph(graph, static, sums)
+        captured = self._graphs[key]
+        captured.keep.copy_(keep)
+        captured.graph.replay()
+        return captured.sums.clone()
+
+    def _run(self, keep: Tensor, cut: int, first: int) -> Tensor:
+        sums = torch.zeros(len(keep), 2, self._columns, dtype=torch.int64, device=self._device)
+        start = 0
+        for kept in self._kept:
+            values = dict(kept[cut])
+            stop = start + kept[0][self._plan.input].data.shape[1]
+            self._steps.run(values, cut, first, self._base, alike=True)
+            self._steps.run(values, first, len(self._plan.steps), keep, alike=False)
+            self._steps.count(values, self._expected[start:stop], self._column[start:stop], sums)
+            start = stop
+        return sums
+
+    def _fill(self, cut: int) -> None:
+        """Have the values under the base mask at `cut`, and at the cut points passed on the way from the deepest one before."""
+        if cut in self._valid:
+            return
+        source = max(valid for valid in self._valid if valid <= cut)
+        for kept in self._kept:
+            values = dict(kept[source])
+            start = source
+            for stop in (stop for stop in self._cuts if source < stop <= cut):
+                self._steps.run(values, start, stop, self._base, alike=True)
+                if stop not in kept:
+                    kept[stop] = dict(values)
+                # Captured graphs read the place where the values lay first.
+                for name, value in values.items():
+                    if isinstance(value.data, Tensor):
+                        kept[stop][name].data.copy_(value.data)
+                start = stop
+        self._valid |= {stop for stop in self._cuts if source < stop <= cut}
+
+    def _bfloat16_agrees(self, images: Tensor) -> bool:
+        """Whether these kernels in bfloat16 and torch in float32 give the same labels, nothing pruned."""
+        values: dict[str, Any] = {self._plan.input: images}
+        for step, live in zip(self._plan.steps, self._plan.live[1:], strict=True):
+            values[step.name] = bind_torch(step, None, torch.float32)(*[values[name] for name in step.inputs])
+            values = {name: values[name] for name in live}
+        labels = values[self._plan.output].argmax(1).int()
+        steps = CudaSteps(self._plan, torch.bfloat16)
+        fused = {self._plan.input: Value(images.permute(0, 2, 3, 1)[None].bfloat16().contiguous())}
+        nothing_pruned = torch.ones(1, _units(self._plan), dtype=torch.bool, device=self._device)
+        steps.run(fused, 0, len(self._plan.steps), nothing_pruned, alike=True)
+        sums = torch.zeros(1, 2, 1, dtype=torch.int64, device=self._device)
+        steps.count(fused, labels, torch.zeros_like(labels), sums)
+        agreement = int(sums[0, 0, 0]) / len(images)
+        if agreement < AGREEMENT:
+            _log.warning("bfloat16 and float32 agree on %.1f %% of labels only: computing in float32", 100 * agreement)
+        return agreement >= AGREEMENT
+
+
+def _units(plan: Plan) -> int:
+    return max(step.gate.offset + step.gate.units for step in plan.steps if step.gate is not None)
+
+
+def _chunk_size(plan: Plan, value_bytes: int, device: torch.device) -> int:
+    """As many images as fit into a quarter of the memory with all masks at once, and as a launch can number."""
+    outputs = [math.prod(plan.shapes[step.name] or ()) for step in plan.steps]
+    before = [plan.image_bytes(index, value_bytes) or 0 for index in range(len(plan.steps))]
+    widest = max(size + value_bytes * output for size, output in zip(before, outputs, strict=True))
+    memory = torch.cuda.get_device_properties(device).total_memory // 4 if device.type == "cuda" else 1 << 30
+    most = (2**31 - 1) // max(*outputs, math.prod(plan.shapes[plan.input] or ()))
+    return max(1, min(most, memory // (BUCKETS[-1] * widest)))
