@@ -199,14 +199,15 @@ def build_bank(
     """Fit several triggers a family for `target`, keep those that work on unseen images, weigh families by their evidence.
 
     `models`: what the triggers must work on; the victim, or the victim and a repaired model for triggers that survived.
-    Families without evidence for the target are left out, unless none has any.
+    Families without evidence for the target are left out; where none has any, the universal ones count alike.
     """
     pixels, labels = build.pixels().to(victim.device), build.labels.to(victim.device)
     unseen, unseen_labels = score.pixels().to(victim.device), score.labels.to(victim.device)
     said = {name: evidence(found.efforts[name], target) for name in FAMILY_NAMES}
     heard = {name: loudness(each) for name, each in said.items()}
     if not any(heard.values()):
-        heard = dict.fromkeys(heard, 1.0)
+        # Not sample-specific perturbations: they reach any class of any network, so that a mask can only ruin it.
+        heard = {name: float(name != ADVERSARIAL) for name in heard}
     kept: list[Surrogate] = []
     for family in FAMILIES:
         if not heard[family.name]:

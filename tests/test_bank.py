@@ -6,8 +6,10 @@ from torch import nn
 
 from onp.adversarial import adversarial_size, targeted_examples
 from onp.bank import DRIFT_COPIES, Scan, drift, efforts, evidence
+from onp.config import DefendConfig
 from onp.data import ImageSet, Normalisation
 from onp.fitting import FitConfig, fit, success_rate
+from onp.inputs import read_case, with_demo
 from onp.latent import latent_directions
 from onp.surrogates import FAMILIES
 from onp.victim import victim_from_module
@@ -66,6 +68,16 @@ def test_a_patch_shrinks_onto_the_planted_corner():
     assert success_rate(Corner(), lambda x: found.apply(x, 0), images, labels, 2) > 0.8
     mask = torch.sigmoid(found.parameters[0])[0, 0]
     assert float(mask[-3:, -3:].sum()) > 0.6 * float(mask.sum())
+
+
+def test_the_bundled_wanet_is_reached_by_a_small_warp_and_another_class_is_not():
+    case = read_case(with_demo(DefendConfig(demo="wanet")))
+    build, score = case.splits.build, case.splits.score
+    warp = next(family for family in FAMILIES if family.name == "warp")
+    found = fit([case.victim.logits], warp, build.pixels(), build.labels, (0, 1), 0, FitConfig(steps=50, images=12))
+    assert found.worked.tolist() == [True, False]
+    assert float(found.cost[0]) < 0.5 * float(found.cost[1])
+    assert success_rate(case.victim.logits, lambda x: found.apply(x, 0), score.pixels(), score.labels, 0) > 0.8
 
 
 def test_fit_serves_every_model_and_repeats_itself():
