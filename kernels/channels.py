@@ -74,18 +74,19 @@ def pack_filters_kernel(
     if column_index is not None:
         n_c = tl.load(column_count + i_b * column_count_b)
         n_zero = tl.minimum(tl.cdiv(n_c, PAD) * PAD, C)
+    row, column = o_k, o_c
+    if row_index is not None:
+        row = tl.load(row_index + i_b * row_index_b + o_k, mask=o_k < n_k, other=0)
+    # Without a kept column too: a conv whose inputs are all pruned gives its bias.
+    if (tap == 0) & (i_c == 0):
+        tl.store(packed_bias + i_b * K + o_k, tl.load(bias + row, mask=o_k < n_k, other=0.0), mask=o_k < n_k)
     if (i_k * BK < n_k) & (i_c * BC < n_zero):
-        row, column = o_k, o_c
-        if row_index is not None:
-            row = tl.load(row_index + i_b * row_index_b + o_k, mask=o_k < n_k, other=0)
         if column_index is not None:
             column = tl.load(column_index + i_b * column_index_b + o_c, mask=o_c < n_c, other=0)
         inside = (o_k < n_k)[:, None] & (o_c < n_c)[None, :]
         b_w = tl.load(weight + (row * taps + tap)[:, None] * C + column[None, :], mask=inside, other=0.0)
         p_w = packed + i_b.to(tl.int64) * K * taps * C + (o_k * taps + tap)[:, None] * C + o_c[None, :]
         tl.store(p_w, b_w, mask=(o_k < n_k)[:, None] & (o_c < n_zero)[None, :])
-        if (tap == 0) & (i_c == 0):
-            tl.store(packed_bias + i_b * K + o_k, tl.load(bias + row, mask=o_k < n_k, other=0.0), mask=o_k < n_k)
 
 
 def pack_filters(

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from onp_kernels.common import between
-from onp_kernels.reference import PROBABILITY
+from onp_kernels.reference import MOST_DIVERGENCE, PROBABILITY
 from onp_kernels.tiles import elementwise_rows
 
 
@@ -81,21 +81,24 @@ def tap_means(
     return y
 
 
-@triton.jit(do_not_specialize=["N"])
+@triton.jit(do_not_specialize=["N", "M"])
 def head_kernel(
     x,  # [B or 1, N, P, C]
     weight,  # [classes, C] or None
     bias,  # [classes] or None
     expected,  # [N]
     column,  # [N]
+    base,  # [M, classes]
     sums,  # [B, 2, columns]
     N,
+    M,
     P,
     C,
     classes,
     columns,
     x_b,
     SCALE: tl.constexpr,
+    MOST: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
     BC: tl.constexpr,
@@ -109,6 +112,7 @@ def head_kernel(
     largest = tl.full((BM,), float("-inf"), tl.float32)
     total = tl.zeros((BM,), tl.float32)
     wanted = tl.zeros((BM,), tl.float32)
+    gap = tl.zeros((BM,), tl.float32)
     best = tl.zeros((BM,), tl.int32)
     for n in range(0, classes, BN):
         o_n = n + tl.arange(0, BN)
@@ -128,6 +132,10 @@ def head_kernel(
                 b_w = tl.load(weight + o_n[None, :] * C + o_c[:, None], mask=m_n[None, :] & (o_c < C)[:, None], other=0.0)
                 logits = tl.dot(mean / P, b_w.to(tl.float32), logits, input_precision="ieee")
             logits += tl.load(bias + o_n, mask=m_n, other=0.0)[None, :]
+        o_base = o_m.to(tl.int64)[:, None] * classes + o_n[None, :]
+        m_base = (o_m < M)[:, None] & m_n[None, :]
+        b_base = tl.load(base + o_base, mask=m_base, other=0.0)
+        gap += tl.sum(tl.where(m_base, tl.exp(b_base) * (b_base - logits), 0.0), 1)
         logits = tl.where(m_n[None, :], logits, float("-inf"))
         wanted += tl.sum(tl.where(o_n[None, :] == b_expected[:, None], logits, 0.0), 1)
         block_largest = tl.max(logits, 1)
@@ -136,8 +144,9 @@ def head_kernel(
         total = total * tl.exp(largest - new) + tl.sum(tl.exp(logits - new[:, None]), 1)
         largest = new
     # Integers, because a sum of floats would depend on the order in which the programs finish.
-    probability = tl.exp(wanted - largest) / total
-    fixed = (probability.to(tl.float64) * SCALE + 0.5).to(tl.int64)
+    divergence = tl.minimum(tl.maximum(gap + largest + tl.log(total), 0.0), MOST)
+    value = tl.where(o_m < M, divergence, tl.exp(wanted - largest) / total)
+    fixed = (value.to(tl.float64) * SCALE + 0.5).to(tl.int64)
     b_column = tl.load(column + o_m, mask=m_m, other=-1)
     m_counts = b_column >= 0
     p_sums = sums + i_b * 2 * columns + tl.maximum(b_column, 0)
@@ -145,7 +154,9 @@ def head_kernel(
     tl.atomic_add(p_sums + columns, fixed, mask=m_counts, sem="relaxed")
 
 
-def head(x: Tensor, weight: Tensor | None, bias: Tensor | None, expected: Tensor, column: Tensor, sums: Tensor) -> None:
+def head(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, expected: Tensor, column: Tensor, base: Tensor, sums: Tensor
+) -> None:
     """`onp_kernels.reference.head` on the current stream; adds to `sums`."""
     B, (N, P, C) = len(sums), x.shape[1:]
     classes = C if weight is None else len(weight)
@@ -154,8 +165,10 @@ def head(x: Tensor, weight: Tensor | None, bias: Tensor | None, expected: Tensor
     if N:
         tile = {"BM": 16, "BN": min(128, max(16, triton.next_power_of_2(classes))), "BC": 32}
         head_kernel[(triton.cdiv(N, tile["BM"]), B)](
-            *(x.contiguous(), weight, bias, expected, column, sums, N, P, C, classes, sums.shape[2], between(x)),
+            *(x.contiguous(), weight, bias, expected, column, base.contiguous(), sums),
+            *(N, len(base), P, C, classes, sums.shape[2], between(x)),
             SCALE=PROBABILITY,
+            MOST=MOST_DIVERGENCE,
             **tile,
             num_warps=8,
         )

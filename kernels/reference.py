@@ -16,8 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# The summed probabilities of `head` are counted in units of 1 / PROBABILITY.
+# Probabilities and divergences that `head` adds up are counted in units of 1 / PROBABILITY.
 PROBABILITY = 2.0**40
+# Nats of one image: more than any sure mistake need count, and finite where a network is ruined.
+MOST_DIVERGENCE = 10.0
 
 
 def spmm(
@@ -264,7 +266,9 @@ def tap_means(
     return taps.view(B, N, C, R, S).permute(0, 1, 3, 4, 2).contiguous()
 
 
-def head(x: Tensor, weight: Tensor | None, bias: Tensor | None, expected: Tensor, column: Tensor, sums: Tensor) -> None:
+def head(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, expected: Tensor, column: Tensor, base: Tensor, sums: Tensor
+) -> None:
     """Mean over positions, linear layer, argmax (the first of equals), comparison and counts, added to `sums`.
 
     | argument | shape                | dtype          | meaning                                                              |
@@ -274,14 +278,20 @@ def head(x: Tensor, weight: Tensor | None, bias: Tensor | None, expected: Tensor
     | bias     | [classes], None      | f32            | as weight                                                            |
     | expected | [N]                  | int32          | the class that counts as a hit                                       |
     | column   | [N]                  | int32          | where an image counts, -1: nowhere                                   |
-    | sums     | [B, 2, columns]      | int64          | gets hits, and softmax probabilities of `expected` in units of 2^-40 |
+    | base     | [M, classes], M <= N | f32            | log-probabilities of another network on the first M images           |
+    | sums     | [B, 2, columns]      | int64          | gets hits, and in units of 2^-40, of the first M images KL(other     |
+    |          |                      |                | network || this one), 0 to `MOST_DIVERGENCE`, of the rest the        |
+    |          |                      |                | softmax probability of `expected`                                    |
 
     The sums are integers, so they are the same in whatever order they are taken.
     """
     logits = x[:, :, 0] if weight is None or bias is None else F.linear(x.mean(2), weight.to(x.dtype), bias.to(x.dtype))
     hits = (logits.argmax(2) == expected).long()
-    probability = logits.softmax(2).gather(2, expected.long()[None, :, None].expand(len(x), -1, 1))[:, :, 0]
-    fixed = (probability.double() * PROBABILITY).round().long()
+    logs = logits.log_softmax(2)
+    values = logs.gather(2, expected.long()[None, :, None].expand(len(x), -1, 1))[:, :, 0].exp()
+    first = len(base)
+    values[:, :first] = (base.exp() * (base - logs[:, :first])).sum(2).clamp(0, MOST_DIVERGENCE)
+    fixed = (values.double() * PROBABILITY).round().long()
     for i in range(sums.shape[2]):
         sums[:, 0, i] += hits[:, column == i].sum(1)
         sums[:, 1, i] += fixed[:, column == i].sum(1)

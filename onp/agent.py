@@ -65,7 +65,7 @@ class Update:
     evaluations: int  #: so far
     phi: float  #: of the committed mask, afterwards
     asr: float
-    drop: float  #: accuracy lost, mean of hard and soft
+    drop: float  #: accuracy expected to be lost
     pruned: int
     entropy: float
     approx_kl: float  #: http://joschu.net/blog/kl-approx.html

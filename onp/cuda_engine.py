@@ -53,7 +53,7 @@ class CudaEngine:
         member = tally.member > 0
         self._columns = member.shape[1]
         self._column = torch.where(member.any(1), member.int().argmax(1), -1).int()
-        self._expected = tally.expected.int()
+        self._expected, self._unpruned = tally.expected.int(), tally.base
         if precision == "auto":
             auto = self._device.type == "cuda" and torch.cuda.is_bf16_supported() and self._bfloat16_agrees(images[:SAMPLE])
             precision = "bfloat16" if auto else "float32"
@@ -108,7 +108,10 @@ class CudaEngine:
         self._valid = {cut for cut in self._valid if cut <= first}
 
     def _evaluate(self, keep: Tensor, first: int) -> Tensor:
-        """Hits and probabilities (units of 1 / PROBABILITY), int64 `[B, 2, 1 + F]`; the masks change no step before `first`."""
+        """What `Tally.sums` says, int64 `[B, 2, 1 + F]`, row 1 in units of 1 / PROBABILITY.
+
+        The masks change no step before `first`.
+        """
         cut = max(cut for cut in self._cuts if cut <= first)
         self._fill(cut)
         key = (cut, first, len(keep))
@@ -133,7 +136,8 @@ class CudaEngine:
             stop = start + kept[0][self._plan.input].data.shape[1]
             self._steps.run(values, cut, first, self._base, alike=True)
             self._steps.run(values, first, len(self._plan.steps), keep, alike=False)
-            self._steps.count(values, self._expected[start:stop], self._column[start:stop], sums)
+            images = slice(start, stop)
+            self._steps.count(values, self._expected[images], self._column[images], self._unpruned[images], sums)
             start = stop
         return sums
 
@@ -168,7 +172,7 @@ class CudaEngine:
         nothing_pruned = torch.ones(1, _units(self._plan), dtype=torch.bool, device=self._device)
         steps.run(fused, 0, len(self._plan.steps), nothing_pruned, alike=True)
         sums = torch.zeros(1, 2, 1, dtype=torch.int64, device=self._device)
-        steps.count(fused, labels, torch.zeros_like(labels), sums)
+        steps.count(fused, labels, torch.zeros_like(labels), self._unpruned[:0], sums)
         agreement = int(sums[0, 0, 0]) / len(images)
         if agreement < AGREEMENT:
             _log.warning("bfloat16 and float32 agree on %.1f %% of labels only: computing in float32", 100 * agreement)

@@ -75,10 +75,10 @@ class CudaSteps:
             for name in set(values) - set(self.plan.live[index + 1]) - {self.tail.source}:
                 del values[name]
 
-    def count(self, values: dict[str, Value], expected: Tensor, column: Tensor, sums: Tensor) -> None:
+    def count(self, values: dict[str, Value], expected: Tensor, column: Tensor, base: Tensor, sums: Tensor) -> None:
         """Add what the logits of `values` say to `sums`: the arguments and units are those of `onp_kernels.reference.head`."""
         x = values[self.tail.source].data
-        head(x.reshape(*x.shape[:2], -1, x.shape[-1]), *self._head, expected, column, sums)
+        head(x.reshape(*x.shape[:2], -1, x.shape[-1]), *self._head, expected, column, base, sums)
 
     def _bind(self, step: Step, dtype: torch.dtype) -> Callable[[list[Value], Tensor | None, bool], Value]:
         if _is_product(step, self.plan):

@@ -17,25 +17,30 @@ from onp.victim import Victim
 
 # The evaluator's families of changed clean images that the unpruned network gets right, aimed at their own class.
 VIEWS = ("views", "views of the target class")
+# Accuracy that unseen images lost for each nat of divergence: 0.24 to 0.33, about 100 masks each of three repairs (rank
+# correlation 0.84 to 0.97; of the accuracy lost on the clean images themselves 0.5 to 0.9).
+LOST_PER_NAT = 0.3
 
 
 @dataclass(frozen=True)
 class Objective:
     """The potential Phi that rewards are differences of.
 
-    Phi = -S - accuracy * max(0, drop) - penalty * max(0, lost - max_acc_drop) / max(max_acc_drop, 0.005)
+    Phi = -S - accuracy * drop - penalty * max(0, lost - max_acc_drop) / max(max_acc_drop, 0.005)
     - changed * disagreement - size * share of units pruned - remembered * share of the carriers left,
-    where S is the ASR on the surrogate triggers, weighted by their evidence; drop the accuracy lost against the unpruned
-    network, and lost its share of images alone; disagreement the share of changed copies of the clean images
+    where S is the ASR on the surrogate triggers, weighted by their evidence; lost the share of clean images, net, that are
+    wrong instead of right; drop the accuracy that unseen images must be expected to lose, `LOST_PER_NAT` times the divergence
+    from the unpruned network: a few hundred images show how far the outputs moved much more exactly than how many flipped;
+    disagreement the share of changed copies of the clean images
     that were right and no longer are (0 without such copies): no gain here makes up for a loss there. Images of the target
     class weigh as much in it as all others together: pruning what leads to a class damages that class first.
     The carriers are the units that bore the attack of the training images, as far as the norms remember it: without them, the
     smallest mask that stops the surrogate triggers wins, and the attacker's trigger can still use the rest.
-    Each is the mean of the share of images and of the mean probability: one is what counts, the other is smooth.
+    S and disagreement are the mean of the share of images and of the mean probability: one is what counts, the other is smooth.
     """
 
     max_acc_drop: float = 0.01  #: share of the clean images; masks beyond it are never chosen
-    accuracy: float = 2.0  #: worth of accuracy against ASR: the last per cent of S is noise, a per cent of accuracy is not
+    accuracy: float = 8.0  #: worth of accuracy against ASR: the last per cent of S is noise, a per cent of accuracy is not
     changed: float = 1.0
     penalty: float = 2.0
     size: float = 1.0
@@ -48,8 +53,8 @@ class Outcomes:
 
     phi: Tensor
     asr: Tensor  #: S of `Objective`
-    drop: Tensor  #: accuracy lost, mean of hard and soft
-    acc_soft: Tensor
+    drop: Tensor  #: accuracy expected to be lost, see `Objective`
+    acc: Tensor
     acceptable: Tensor
 
     def __len__(self) -> int:
@@ -58,7 +63,7 @@ class Outcomes:
     def at(self, index: int) -> Outcomes:
         """The outcome of one mask, as B = 1."""
         part = slice(index, index + 1)
-        return Outcomes(self.phi[part], self.asr[part], self.drop[part], self.acc_soft[part], self.acceptable[part])
+        return Outcomes(self.phi[part], self.asr[part], self.drop[part], self.acc[part], self.acceptable[part])
 
 
 class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
@@ -67,7 +72,7 @@ class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     One pass visits the blocks (runs of consecutive layers) first to last, so that the evaluator reuses what lies
     before; an episode is `passes` passes, and a later pass may bring units back.
     Action: MultiBinary [largest block], 1 = prune that unit of the current block; entries beyond the block are ignored.
-    Observation: `keep` MultiBinary [V]; `summary` Box [4], all within [0, 1]: soft accuracy, surrogate ASR, share
+    Observation: `keep` MultiBinary [V]; `summary` Box [4], all within [0, 1]: accuracy, surrogate ASR, share
     pruned, progress of the episode; `block` Discrete, the block to decide next.
     Reward: the difference of `Objective`'s Phi, so that an episode's return is Phi at its end minus Phi at its start.
 
@@ -104,7 +109,7 @@ class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._known: dict[bytes, Outcomes] = {}
         start = torch.ones(1, victim.units, dtype=torch.bool)
         base = evaluator.score(start)
-        self._acc, self._acc_soft = base.acc[0], base.acc_soft[0]
+        self._acc, self._divergence = base.acc[0], base.divergence[0]
         self._agreed = ((base.asr + base.asr_soft) / 2 @ self._views)[0]
         self._remember(start, base)
         self.reset()
@@ -159,9 +164,9 @@ class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.evaluator.commit(keep)
 
     def summary(self, progress: float) -> Tensor:
-        """The state in four numbers of [0, 1], float32: soft accuracy, surrogate ASR, share pruned, `progress`."""
+        """The state in four numbers of [0, 1], float32: accuracy, surrogate ASR, share pruned, `progress`."""
         pruned = 1 - float(self.keep.float().mean())
-        return torch.tensor([float(self.outcome.acc_soft), float(self.outcome.asr), pruned, progress]).clamp(0, 1)
+        return torch.tensor([float(self.outcome.acc), float(self.outcome.asr), pruned, progress]).clamp(0, 1)
 
     def _observation(self) -> dict[str, Any]:
         progress = self.steps / (self.passes * len(self.blocks))
@@ -175,13 +180,13 @@ class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         o = self.objective
         asr = ((scores.asr + scores.asr_soft) / 2) @ self.weights
         lost = self._acc - scores.acc
-        drop = (lost + self._acc_soft - scores.acc_soft) / 2
+        drop = LOST_PER_NAT * (scores.divergence - self._divergence).clamp_min(0)  # not 0 from the start in bfloat16
         pruned = 1 - masks.double().mean(1)
         excess = (lost - o.max_acc_drop).clamp_min(0) / max(o.max_acc_drop, 0.005)
         disagreement = self._agreed - (scores.asr + scores.asr_soft) / 2 @ self._views
         phi = (
             -asr
-            - o.accuracy * drop.clamp_min(0)
+            - o.accuracy * drop
             - o.changed * disagreement.clamp_min(0)
             - o.penalty * excess
             - o.size * pruned
@@ -189,7 +194,7 @@ class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         )
         # Labels decide, not probabilities: a repair that makes the network less sure without changing its answers is fine.
         acceptable = lost <= o.max_acc_drop + 1e-9
-        columns = (phi.float(), asr.float(), drop.float(), scores.acc_soft.float(), acceptable)
+        columns = (phi.float(), asr.float(), drop.float(), scores.acc.float(), acceptable)
         outcomes = Outcomes(*columns)
         self._known.update((key, outcomes.at(row)) for row, key in enumerate(_keys(masks)))
         self.evaluations += len(masks)

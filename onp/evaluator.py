@@ -46,13 +46,15 @@ class Scores:
     """What B masks do; all tensors are on one device, the CPU unless `score` was asked for another.
 
     `acc` float64 `[B]`: share of clean images classified as labelled. `asr` float64 `[B, F]`: share of a family's
-    triggered images, those of the target class left out, classified as the target. `acc_soft`, `asr_soft`: the mean
-    probability of that class. `acc_count` int64 `[B]`, `asr_count` int64 `[B, F]`: the counts behind the shares.
+    triggered images, those of the target class left out, classified as the target; `asr_soft`: the mean probability of that
+    class. `divergence` float64 `[B]`: mean KL divergence, in nats, from the unpruned network's probabilities to these on the
+    clean images, at most `onp_kernels.reference.MOST_DIVERGENCE` each. `acc_count` int64 `[B]`, `asr_count` int64 `[B, F]`:
+    the counts behind the shares.
     """
 
     acc: Tensor
     asr: Tensor
-    acc_soft: Tensor
+    divergence: Tensor
     asr_soft: Tensor
     acc_count: Tensor
     asr_count: Tensor
@@ -171,13 +173,13 @@ class Evaluator:
         self._row.update(zip(keys, range(used, used + len(keys)), strict=True))
 
     def _scores(self, sums: Tensor) -> Scores:
-        """`sums` `[B, 2, 1 + F]`: hits and summed probabilities of the clean batch and of every family."""
+        """`sums` `[B, 2, 1 + F]`, as `Tally.sums` has them."""
         shares = sums / self._counted.to(sums.device)
         counts = sums[:, 0].to(torch.int64)
         return Scores(
             acc=shares[:, 0, 0],
             asr=shares[:, 0, 1:],
-            acc_soft=shares[:, 1, 0],
+            divergence=shares[:, 1, 0],
             asr_soft=shares[:, 1, 1:],
             acc_count=counts[:, 0],
             asr_count=counts[:, 1:],

@@ -61,7 +61,8 @@ class Monitor:
                 block = f" block {step.block}" if step.block >= 0 else ""
                 stage.print(
                     f"  {step.stage}{block}: {step.evaluations} masks, reward {step.phi:.4f}, surrogate ASR {step.asr:.4f}, "
-                    f"ACC lost {step.drop:.4f}, {step.pruned} units pruned, entropy {step.entropy:.3f}, KL {step.approx_kl:.4f}"
+                    f"expected ACC loss {step.drop:.4f}, {step.pruned} units pruned, "
+                    f"entropy {step.entropy:.3f}, KL {step.approx_kl:.4f}"
                 )
             if self._machine and not self._quiet:
                 progress.event("step", **dataclasses.asdict(step))

@@ -13,7 +13,7 @@ from onp.convs import SAGEConv
 from onp.features import NodeFeatures
 from onp.graph import NeuronGraph
 
-GLOBALS = 4  # soft accuracy, surrogate ASR, share pruned, progress of the pass
+GLOBALS = 4  # accuracy, surrogate ASR, share pruned, progress of the pass
 OFFSET_STD = 0.5  # of the drawn logit offset of a layer: how many units to prune, beside which
 STAY = 4.0  # logit by which a pruned unit starts out more likely to remain pruned
 

@@ -26,7 +26,7 @@ from onp.evaluator import Evaluator, Scores
 from onp.files import write_atomically
 
 FOLDER = "state"
-FIELDS = ("acc", "asr", "acc_soft", "asr_soft", "acc_count", "asr_count")
+FIELDS = ("acc", "asr", "divergence", "asr_soft", "acc_count", "asr_count")
 
 _current: ContextVar[State | None] = ContextVar("onp.state", default=None)
 

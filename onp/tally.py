@@ -1,4 +1,4 @@
-"""The images an evaluator scores and how logits become counts: hits and probabilities by family."""
+"""The images an evaluator scores and how logits become counts: hits, divergence on clean images, probabilities by family."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,6 +8,9 @@ from torch import Tensor
 
 from onp.errors import InputError
 from onp.victim import Victim
+from onp_kernels.reference import MOST_DIVERGENCE
+
+LEAST = -100.0  # of a log-probability, so that impossible classes stay numbers
 
 
 @dataclass(frozen=True)
@@ -33,8 +36,9 @@ class Tally:
     """Turns the logits of all images, clean first and then family by family, into sums.
 
     An image of a family counts where its true label is not the target; -1 counts. `counted` float64 `[1 + F]` is the
-    number of images that count, `member` float64 `[N, 1 + F]` says where each does, `expected` int64 `[N]` is its class. Raises
-    InputError for batches that do not fit the victim or of which no image counts.
+    number of images that count, `member` float64 `[N, 1 + F]` says where each does, `expected` int64 `[N]` is its class, `base`
+    float32 `[clean images, classes]` the log-probabilities of the unpruned network. Raises InputError for batches that do not
+    fit the victim or of which no image counts.
     """
 
     def __init__(self, victim: Victim, clean: Batch, triggered: Sequence[TriggeredBatch], device: torch.device) -> None:
@@ -55,12 +59,22 @@ class Tally:
         self.member = torch.block_diag(*[part.double()[:, None] for part in counts]).to(device)
         self.expected = torch.cat(expected).to(device)
         self.counted = self.member.sum(0).cpu().numpy()
+        with torch.no_grad():
+            parts = [victim.model(part.to(device, torch.float32)) for part in clean.images.split(64)]
+        self.base = torch.cat(parts).log_softmax(1).clamp_min(LEAST)
 
     def sums(self, logits: Tensor) -> Tensor:
-        """`logits` float32 `[N, classes]` of all images -> float64 `[2, 1 + F]`: hits, summed class probabilities."""
+        """`logits` float32 `[N, classes]` of all images -> float64 `[2, 1 + F]`.
+
+        Row 0: hits. Row 1: of clean images the summed divergence KL(unpruned network || this one) in nats, at most
+        `MOST_DIVERGENCE` an image; of a family the summed probabilities of the expected class.
+        """
         hits = (logits.argmax(1) == self.expected).double()
-        probability = logits.softmax(1).gather(1, self.expected[:, None])[:, 0].double()
-        return torch.stack([hits, probability]) @ self.member
+        logs = logits.log_softmax(1)
+        values = logs.gather(1, self.expected[:, None])[:, 0].exp()
+        gap = self.base - logs[: len(self.base)].clamp_min(LEAST)
+        values[: len(self.base)] = (self.base.exp() * gap).sum(1).clamp(0, MOST_DIVERGENCE)
+        return torch.stack([hits, values.double()]) @ self.member
 
 
 def _check(name: str, victim: Victim, images: Tensor, labels: Tensor, target: Tensor) -> None:

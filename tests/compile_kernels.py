@@ -22,7 +22,7 @@ from onp_kernels.tiles import TILES
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 CAPABILITY = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 INT32 = {"inputs", "outputs", "index", "count", "row_index", "row_count", "column_index", "column_count", "expected", "column"}
-POINTERS = INT32 | {"x", "weight", "bias", "keep", "residual", "y", "packed", "packed_bias", "scale", "shift", "sums"}
+POINTERS = INT32 | {"x", "weight", "bias", "keep", "residual", "y", "packed", "packed_bias", "scale", "shift", "base", "sums"}
 
 
 def compiled(kernel, arch: str, dtype: str, constants: dict, warps: int = 4, stages: int = 3) -> dict:
@@ -37,7 +37,8 @@ def compiled(kernel, arch: str, dtype: str, constants: dict, warps: int = 4, sta
         elif name not in POINTERS:
             signature[name] = "i32"
         else:
-            other = {"bias": "fp32", "packed_bias": "fp32", "scale": "fp32", "shift": "fp32", "keep": "u8", "sums": "i64"}
+            floats = ("bias", "packed_bias", "scale", "shift", "base")
+            other = dict.fromkeys(floats, "fp32") | {"keep": "u8", "sums": "i64"}
             signature[name] = "*" + ("i32" if name in INT32 else other.get(name, dtype))
         if name not in constants and name not in ("low", "high") and not parameter.do_not_specialize:
             aligned[(place,)] = [["tt.divisibility", 16]]
@@ -79,7 +80,7 @@ def main() -> None:
         rows.append(compiled(pack_filters_kernel, arch, "bf16", {"BK": 16, "BC": 64}))
         rows.append(compiled(scale_act_kernel, arch, "bf16", {"ACTIVATION": "silu", "BM": 32, "BC": 128}))
         rows.append(compiled(tap_means_kernel, arch, "bf16", {"BI": 2, "BP": 16, "BC": 64}))
-        rows.append(compiled(head_kernel, arch, "bf16", {"SCALE": 2.0**40, "BM": 16, "BN": 128, "BC": 32}, 8))
+        rows.append(compiled(head_kernel, arch, "bf16", {"SCALE": 2.0**40, "MOST": 10.0, "BM": 16, "BN": 128, "BC": 32}, 8))
     json.dump(rows, sys.stdout)
 
 

@@ -12,6 +12,7 @@ from onp.data import Normalisation
 from onp.evaluator import Batch, Scores, TriggeredBatch
 from onp.plan import gated_forward
 from onp.victim import Victim, victim_from_module
+from onp_kernels.reference import MOST_DIVERGENCE
 
 SIZE = 16
 
@@ -132,8 +133,9 @@ def random_masks(victim: Victim, count: int) -> Tensor:
 def reference(
     victim: Victim, mask: Tensor, clean: Batch, triggered: list[TriggeredBatch]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Float64 hits and probabilities, one tensor a batch; hits of near-ties are NaN."""
-    hits, probabilities = [], []
+    """Float64 hits, NaN for near-ties, and divergences (clean) or probabilities, one tensor a batch."""
+    hits, values = [], []
+    whole = gated_forward(victim, clean.images.double(), torch.ones(victim.units, dtype=torch.float64))
     for batch in (clean, *triggered):
         wanted = batch.target if isinstance(batch, TriggeredBatch) else batch.labels
         logits = gated_forward(victim, batch.images.double(), mask.double())
@@ -144,23 +146,32 @@ def reference(
             batch.labels != wanted if isinstance(batch, TriggeredBatch) else torch.ones(len(wanted), dtype=torch.bool)
         )
         hits.append(hit[counts])
-        probabilities.append(logits.softmax(1).gather(1, wanted[:, None])[:, 0][counts])
-    return hits, probabilities
+        if isinstance(batch, TriggeredBatch):
+            values.append(logits.softmax(1).gather(1, wanted[:, None])[:, 0][counts])
+        else:
+            values.append(divergence(whole, logits))
+    return hits, values
+
+
+def divergence(whole: Tensor, pruned: Tensor) -> Tensor:
+    """KL [N] from the probabilities of logits `whole` [N, classes] to those of `pruned`."""
+    each = F.kl_div(pruned.log_softmax(1), whole.log_softmax(1), reduction="none", log_target=True)
+    return each.sum(1).clamp_max(MOST_DIVERGENCE)
 
 
 def assert_matches(
     scores: Scores, masks: Tensor, victim: Victim, clean: Batch, triggered: list[TriggeredBatch]
 ) -> None:
     for row, mask in enumerate(masks):
-        hits, probabilities = reference(victim, mask, clean, triggered)
+        hits, values = reference(victim, mask, clean, triggered)
         counts = [scores.acc_count[row], *scores.asr_count[row]]
         shares = [scores.acc[row], *scores.asr[row]]
-        soft = [scores.acc_soft[row], *scores.asr_soft[row]]
-        for count, share, mean, hit, probability in zip(counts, shares, soft, hits, probabilities, strict=True):
+        soft = [scores.divergence[row], *scores.asr_soft[row]]
+        for count, share, mean, hit, value in zip(counts, shares, soft, hits, values, strict=True):
             certain = int(hit.nansum())
             assert certain <= count <= certain + int(hit.isnan().sum())
             assert share == pytest.approx(int(count) / len(hit), abs=1e-12)
-            assert mean == pytest.approx(float(probability.mean()), abs=1e-5)
+            assert mean == pytest.approx(float(value.mean()), abs=1e-5)
 
 
 def edited_logits(victim: Victim, mask: Tensor, images: Tensor) -> Tensor:

@@ -3,7 +3,7 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-from onp.env import Objective, PruneEnv
+from onp.env import LOST_PER_NAT, Objective, PruneEnv
 from onp.errors import InputError
 from onp.evaluator import Evaluator
 
@@ -58,7 +58,7 @@ def test_phi_follows_its_formula(backdoored):
     masks = torch.rand(6, b.victim.units, generator=torch.Generator().manual_seed(2)) > 0.04
     masks[0] = True
     scores = Evaluator(b.victim, b.score, b.score_triggered).score(masks)
-    drop = ((scores.acc[0] - scores.acc) + (scores.acc_soft[0] - scores.acc_soft)) / 2
+    drop = LOST_PER_NAT * (scores.divergence - scores.divergence[0])
     asr = (scores.asr[:, 0] + scores.asr_soft[:, 0]) / 2
     excess = (scores.acc[0] - scores.acc - 0.02).clamp_min(0) / 0.02
     expected = -asr - 1.5 * drop.clamp_min(0) - 3 * excess - 0.1 * (~masks).double().mean(1)

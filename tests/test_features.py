@@ -23,16 +23,18 @@ def test_the_score_points_at_units_whose_pruning_removes_the_attack(backdoored, 
     """The measured effect of pruning each unit alone, against its first-order prediction."""
     b = backdoored
     alone = ~torch.eye(b.victim.units, dtype=torch.bool)
-    scores = Evaluator(b.victim, b.score, b.score_triggered).score(torch.cat((torch.ones_like(alone[:1]), alone)))
+    own = TriggeredBatch("own class", b.score.images, torch.full_like(b.score.labels, -1), b.score.labels)
+    evaluator = Evaluator(b.victim, b.score, [*b.score_triggered, own])
+    scores = evaluator.score(torch.cat((torch.ones_like(alone[:1]), alone)))
     removed = (scores.asr_soft[0] - scores.asr_soft[1:])[:, 0].float()
-    lost = (scores.acc_soft[0] - scores.acc_soft[1:]).float()
+    lost = (scores.asr_soft[0] - scores.asr_soft[1:])[:, 1].float()
     assert rank_correlation(known.attack, removed) > 0.5
     assert rank_correlation(known.cost, lost) > 0.5
     top = known.taylor.topk(6).indices
     together = torch.ones(1, b.victim.units, dtype=torch.bool)
     together[0, top] = False
     pruned = Evaluator(b.victim, b.score, b.score_triggered).score(together)
-    assert float(pruned.asr) < 0.7 * float(scores.asr[0])
+    assert float(pruned.asr) < 0.7 * float(scores.asr[0, 0])
     assert float(pruned.acc) > 0.9
 
 

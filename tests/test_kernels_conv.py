@@ -88,10 +88,10 @@ def test_masked_conv(draw, rng, name, tile):
 
 
 def packed_case(draw, rng: torch.Generator, K: int, C: int) -> tuple[Tensor, Tensor, Tensor, Channels, Channels]:
-    """Activations, filters and bias, and which rows and columns two masks keep: few, and all or none."""
+    """Activations, filters and bias, and which rows and columns three masks keep: few, all or none, and of columns none."""
     x, weight, bias = draw(1, 3, 4, 5, C), draw(K, 3, 3, C) / C, draw(K, dtype=torch.float32)
-    rows, columns = (torch.rand(2, size, generator=rng) > 0.6 for size in (K, C))
-    rows[1], columns[1] = bool(torch.rand((), generator=rng) > 0.5), True
+    rows, columns = (torch.rand(3, size, generator=rng) > 0.6 for size in (K, C))
+    rows[1], columns[1], columns[2] = bool(torch.rand((), generator=rng) > 0.5), True, False
     return x, weight, bias, kept_channels(rows.to(x.device)), kept_channels(columns.to(x.device))
 
 
@@ -99,11 +99,11 @@ def packed_case(draw, rng: torch.Generator, K: int, C: int) -> tuple[Tensor, Ten
 def test_packed_channels_give_the_pruned_conv(draw, rng, K, C):
     """Select, pack, conv: what a mask keeps is what a conv with the other channels zero computes, and zeros lie behind."""
     x, weight, bias, rows, columns = packed_case(draw, rng, K, C)
-    poisoned = torch.full((2, *x.shape[1:]), float("nan"), dtype=x.dtype, device=x.device)
+    poisoned = torch.full((3, *x.shape[1:]), float("nan"), dtype=x.dtype, device=x.device)
     selected = scale_act(x, channels=columns, activation="clamp")
     wanted = reference.scale_act(x, channels=columns, activation="clamp")
     packed, packed_bias = pack_filters(weight, bias, rows, columns)
-    for b in range(2):
+    for b in range(3):
         behind = min(-(-int(columns.count[b]) // 64) * 64, C)
         assert torch.equal(selected[b, ..., :behind], wanted[b, ..., :behind])
         poisoned[b, ..., :behind] = selected[b, ..., :behind]
@@ -115,7 +115,7 @@ def test_packed_channels_give_the_pruned_conv(draw, rng, K, C):
         packed[b, ..., behind:] = float("nan")
     arguments = {"inputs": columns.count, "outputs": rows.count, "padding": (1, 1), "activation": "silu"}
     ours = masked_conv(poisoned, packed, packed_bias, **arguments, precision="ieee")
-    for b in range(2):
+    for b in range(3):
         row = rows.index[b, : rows.count[b]].long()
         column = torch.zeros(C, dtype=torch.bool, device=x.device)
         column[columns.index[b, : columns.count[b]].long()] = True

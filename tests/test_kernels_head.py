@@ -54,6 +54,7 @@ def case(rng: torch.Generator, B: int, N: int, P: int, C: int, classes: int, col
         "bias": torch.randn(classes, generator=rng).to(DEVICE),
         "expected": torch.randint(classes, (N,), generator=rng, dtype=torch.int32).to(DEVICE),
         "column": torch.randint(-1, columns, (N,), generator=rng, dtype=torch.int32).to(DEVICE),
+        "base": torch.randn(N // 3, classes, generator=rng).log_softmax(1).to(DEVICE),
     }
 
 
@@ -79,9 +80,10 @@ def test_logits_without_a_layer_and_ties(rng):
     logits = torch.tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0], [0.0, -1.0, 4.0]], dtype=torch.float16, device=DEVICE)
     expected = torch.tensor([1, 1, 2], dtype=torch.int32, device=DEVICE)
     sums = torch.zeros(1, 2, 1, dtype=torch.int64, device=DEVICE)
-    head(logits[None, :, None], None, None, expected, torch.zeros_like(expected), sums)
+    nothing = torch.empty(0, 3, device=DEVICE)
+    head(logits[None, :, None], None, None, expected, torch.zeros_like(expected), nothing, sums)
     assert sums[0, 0, 0] == 2
     probability = logits.double().softmax(1)[torch.arange(3), expected.long()].sum()
     assert sums[0, 1, 0] / reference.PROBABILITY == pytest.approx(float(probability), abs=1e-6)
     with pytest.raises(ValueError, match="positions"):
-        head(torch.ones(1, 3, 2, 3), None, None, expected, expected, sums)
+        head(torch.ones(1, 3, 2, 3), None, None, expected, expected, nothing, sums)

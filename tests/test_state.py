@@ -167,7 +167,7 @@ def test_what_was_worked_out_is_read_bit_by_bit(backdoored, tmp_path, rng):
         one = recorded(again, "scores")
         scores = one.score(masks)
         assert again.evaluations == 0
-        for name in ("acc", "asr", "acc_soft", "asr_soft", "acc_count", "asr_count"):
+        for name in ("acc", "asr", "divergence", "asr_soft", "acc_count", "asr_count"):
             assert torch.equal(getattr(scores, name), getattr(expected, name)), name
         assert torch.equal(recalled("values", dict)["a"], values["a"])
         one.commit(masks[0])
@@ -175,7 +175,7 @@ def test_what_was_worked_out_is_read_bit_by_bit(backdoored, tmp_path, rng):
         more = one.score(torch.cat((masks[:2], fresh)))
         assert again.evaluations == 1 and torch.equal(more.asr[:2], expected.asr[:2])
     rest = Evaluator(victim, backdoored.score, backdoored.score_triggered).score(fresh)
-    torch.testing.assert_close(more.acc_soft[2:], rest.acc_soft)
+    torch.testing.assert_close(more.divergence[2:], rest.divergence)
     assert len((tmp_path / "state" / "scores.jsonl").read_text().splitlines()) == 2
 
 
