@@ -176,7 +176,7 @@ def check_for(images: ImageSet, classes: int, input_shape: tuple[int, int, int])
     if shape != tuple(input_shape):
         raise InputError(
             f"The images are {shape[1]}x{shape[2]} pixels but the model takes {input_shape[1]}x{input_shape[2]}; "
-            "pass --size to resize them."
+            "give --image-size to resize them."
         )
     if not images.labelled:
         return

@@ -23,6 +23,7 @@ from onp.data import ImageSet, Splits, joined
 from onp.details import Details, details
 from onp.errors import InputError
 from onp.html import render
+from onp.hub import hub_model, with_hub
 from onp.inputs import Case, read_case, with_demo
 from onp.mask import Mask
 from onp.metrics import Share
@@ -81,7 +82,7 @@ def defend(config: DefendConfig) -> Outcome:
     Raises:
         InputError: something given cannot be used, or the machine has too little memory or disk.
     """
-    config = with_demo(config)
+    config = with_hub(with_demo(config))
     if config.quiet and config.verbose:
         raise InputError("Give either --quiet or --verbose, not both.")
     if config.resume and config.out is None:
@@ -107,6 +108,8 @@ def defend(config: DefendConfig) -> Outcome:
 
 
 def _defend(config: DefendConfig, preset: Preset, monitor: Monitor) -> Outcome:
+    if hub := hub_model(config.arch):
+        monitor.say(f"{hub.path}: {hub}; images of {config.image_size} pixels, normalised with {config.norm}.")
     with monitor.stage("reading the model and the images"):
         case = read_case(config)
     state = None if config.out is None else State(Path(config.out), _facts(config, case))

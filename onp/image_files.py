@@ -217,7 +217,7 @@ def classes_of(where: str, names: list[Name], folders: set[Name], labelled: bool
 def stack(images: list[np.ndarray], where: str) -> np.ndarray:
     """One array uint8 `[N, C, H, W]`; a mixture of grayscale and colour becomes RGB, one of sizes is an InputError."""
     if len({image.shape[1:] for image in images}) > 1:
-        raise InputError(f"The images of {where} have different sizes; pass --size to resize them.")
+        raise InputError(f"The images of {where} have different sizes; give --image-size to resize them.")
     if len({len(image) for image in images}) > 1:
         images = [np.repeat(image, 3, axis=0) if len(image) == 1 else image for image in images]
     return np.stack(images)
