@@ -50,7 +50,8 @@ class DefendConfig:
     )
     data: str | None = option(
         None,
-        "a few hundred clean images: a folder with one sub-folder per class, .npz, CIFAR-10 batches, IDX, or a tar",
+        "a few hundred clean images: a folder with one sub-folder per class or a metadata.csv, a tar of one, .npz, CIFAR-10 "
+        "batches, IDX, parquet; PATH::test picks a sub-folder or split",
         metavar="PATH",
     )
     norm: str | None = option(

@@ -147,11 +147,14 @@ def load_images(
 
     `path` is one of
       - a folder, or a tar (plain, gz, xz, bz2) read without unpacking, with one sub-folder per class; labels count
-        the class names in sorted order, as torchvision's ImageFolder does;
+        the class names in sorted order, as torchvision's ImageFolder does; or with a `metadata.csv` or `.jsonl` that gives
+        each `file_name` a `label`;
       - `.npz` with `images` (or `x`, `data`) and `labels` (or `y`): uint8 or floats in [0, 1], `[N, H, W]`,
         `[N, H, W, C]` or `[N, C, H, W]`, and optionally `class_names`;
       - CIFAR-10/100 batches, python or binary: folder, archive or one batch file. Of a folder or archive the training
         batches are taken, `::test` asks for the test batch;
+      - parquet shards, or the folder of `save_to_disk` of Hugging Face datasets (needs pyarrow): a column of images and
+        one of classes; `::test` picks a split;
       - an IDX images file (plain or gz) whose labels file lies beside it under the usual name.
     `PATH::FOLDER` takes only that folder of a folder or archive, e.g. `cifar.tar.xz::train`.
 
