@@ -22,6 +22,7 @@ from onp.config import DefendConfig
 from onp.data import ImageSet, Splits, joined
 from onp.details import Details, details
 from onp.errors import InputError
+from onp.estimate import WORTH_SAYING, estimate
 from onp.html import render
 from onp.hub import hub_model, with_hub
 from onp.inputs import Case, read_case, with_demo
@@ -139,6 +140,10 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
     """The pipeline itself: evidence, triggers, search, repair, audit; reads and writes no file."""
     victim, clean, splits, bank = case.victim, case.clean, case.splits, case.known
     check_tuning(config.tune, victim)
+    ahead = estimate(victim, splits, preset, search_only=bank is not None)
+    if ahead.look + ahead.repair >= WORTH_SAYING:
+        quicker = "a GPU is" if config.preset == "fast" else "--preset fast or a GPU are"
+        monitor.say(f"About {ahead}, on {victim.device}; {quicker} quicker.")
     found_by = None
     if bank is None:
         found_by = look(victim, splits, config, preset, monitor)
