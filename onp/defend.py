@@ -147,8 +147,11 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
     found_by = None
     if bank is None:
         found_by = look(victim, splits, config, preset, monitor)
-        if max(found_by.suspicion) >= preset.bank.threshold:
-            bank = _bank(victim, found_by, found_by.suspect, splits, config.seed, preset, monitor)
+        name, loudest, threshold = clean.class_names[found_by.suspect], max(found_by.suspicion), preset.bank.threshold
+        monitor.say(f"Class {name} stands out by {loudest:.1f}; from {threshold} on one counts as the target of a backdoor.")
+        if loudest >= threshold:
+            stage = "fitting surrogate triggers"
+            bank = _bank(stage, victim, found_by, found_by.suspect, splits, config.seed, preset, monitor)
     found = None if bank is None else _search(victim, splits, bank, found_by, config, preset, monitor)
 
     decision, reason = _decide(found_by, found, clean)
@@ -158,7 +161,8 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
     audit_bank = bank
     if bank is not None:
         if found_by is not None:
-            audit_bank = _bank(victim, found_by, bank.target, splits, config.seed + FRESH, preset, monitor)
+            stage = "fitting fresh triggers for the audit"
+            audit_bank = _bank(stage, victim, found_by, bank.target, splits, config.seed + FRESH, preset, monitor)
         assert audit_bank is not None
         fresh = audit_bank.batches(victim, splits, "holdout")
     target = bank.target if bank else None
@@ -235,8 +239,10 @@ def look(victim: Victim, splits: Splits, config: DefendConfig, preset: Preset, m
         return scan(victim, splits.build, splits.score, config.seed, preset.bank, bar.advance)
 
 
-def _bank(victim: Victim, found: Scan, target: int, splits: Splits, seed: int, preset: Preset, monitor: Monitor) -> TriggerBank:
-    with monitor.stage("fitting surrogate triggers", refine_steps(preset.bank)) as bar:
+def _bank(
+    stage: str, victim: Victim, found: Scan, target: int, splits: Splits, seed: int, preset: Preset, monitor: Monitor
+) -> TriggerBank:
+    with monitor.stage(stage, refine_steps(preset.bank)) as bar:
         models = (victim.logits,)
         return build_bank(victim, models, found, target, splits.build, splits.score, seed, preset.bank, bar.advance)
 
@@ -264,7 +270,8 @@ def _decide(found_by: Scan | None, found: Found | None, clean: ImageSet) -> tupl
             f"Triggers for class {name} exist, but no mask within the accuracy budget removes them "
             f"(surrogate ASR {100 * left:.0f} % at best); the model was not touched."
         )
-    return "repaired", f"A trigger leads to class {name}; {len(found.mask.keep) - int(found.mask.keep.sum())} units carried it."
+    pruned = int((~found.mask.keep).sum())
+    return "repaired", f"A trigger leads to class {name}; {pruned} unit{'s' * (pruned != 1)} carried it."
 
 
 def over_budget(before: Share, after: Share, max_acc_drop: float) -> str | None:
