@@ -98,6 +98,10 @@ class ImageSet:
     def labelled(self) -> bool:
         return bool((self.labels >= 0).all())
 
+    def name(self, label: int) -> str:
+        """The name of a class, or its number where the network knows more classes than are named here."""
+        return self.class_names[label] if label < len(self.class_names) else str(label)
+
     def pixels(self) -> Tensor:
         """The images as float32 `[N, C, H, W]` in [0, 1]."""
         return self.images.float() / 255

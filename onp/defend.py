@@ -18,6 +18,7 @@ from torch import nn
 from onp import progress
 from onp.audit import der, figures
 from onp.bank import Bank, Scan, TriggerBank, build_bank, refine_steps, scan, scan_steps
+from onp.cautions import over_budget, undecided
 from onp.config import DefendConfig
 from onp.data import ImageSet, Splits, joined
 from onp.details import Details, details
@@ -27,7 +28,6 @@ from onp.html import render
 from onp.hub import hub_model, with_hub
 from onp.inputs import Case, read_case, with_demo
 from onp.mask import Mask
-from onp.metrics import Share
 from onp.monitor import Monitor
 from onp.output import prepare, write_outputs
 from onp.peers import PeerConfig
@@ -147,7 +147,7 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
     found_by = None
     if bank is None:
         found_by = look(victim, splits, config, preset, monitor)
-        name, loudest, threshold = clean.class_names[found_by.suspect], max(found_by.suspicion), preset.bank.threshold
+        name, loudest, threshold = clean.name(found_by.suspect), max(found_by.suspicion), preset.bank.threshold
         monitor.say(f"Class {name} stands out by {loudest:.1f}; from {threshold} on one counts as the target of a backdoor.")
         if loudest >= threshold:
             stage = "fitting surrogate triggers"
@@ -181,14 +181,16 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
     if config.shrink and decision == "repaired":
         with monitor.stage("taking pruned channels out"):
             shrunk = shrink(repaired, mask)
+    suspicion = found_by.suspicion if found_by else ()
+    cautions = over_budget(before.acc, after.acc, config.max_acc_drop), undecided(suspicion, preset.bank.threshold, clean)
     seconds = sum(monitor.seconds.values())
     evaluations = found.evaluations if found else 0
     report = Report(
         decision=decision,
         reason=reason,
-        warning=over_budget(before.acc, after.acc, config.max_acc_drop),
+        warning=" ".join(filter(None, cautions)) or None,
         target_class=target,
-        target_name=None if target is None else clean.class_names[target],
+        target_name=None if target is None else clean.name(target),
         model={
             "path": config.model,
             "arch": victim.arch,
@@ -261,9 +263,9 @@ def _decide(found_by: Scan | None, found: Found | None, clean: ImageSet) -> tupl
         loudest = max(found_by.suspicion)
         return "no-backdoor-evidence", (
             f"No class is reached anomalously cheaply (highest suspicion {loudest:.1f}, class "
-            f"{clean.class_names[found_by.suspect]}); the model was not touched."
+            f"{clean.name(found_by.suspect)}); the model was not touched."
         )
-    name, outcome = clean.class_names[found.bank.target], found.results[-1].outcome
+    name, outcome = clean.name(found.bank.target), found.results[-1].outcome
     left = float(outcome.asr)
     if not bool(outcome.acceptable) or left > REMOVED * found.asr_before:
         return "not-repairable", (
@@ -272,17 +274,6 @@ def _decide(found_by: Scan | None, found: Found | None, clean: ImageSet) -> tupl
         )
     pruned = int((~found.mask.keep).sum())
     return "repaired", f"A trigger leads to class {name}; {pruned} unit{'s' * (pruned != 1)} carried it."
-
-
-def over_budget(before: Share, after: Share, max_acc_drop: float) -> str | None:
-    """A sentence where images that the search never saw lost more accuracy than allowed; None where they did not."""
-    lost = before.value - after.value
-    if lost <= max_acc_drop + 1e-9:
-        return None
-    return (
-        f"Images that the search never saw lost {100 * lost:.1f} points of accuracy (n = {after.n}), more than the allowed "
-        f"{100 * max_acc_drop:g}; give more clean images or lower --max-acc-drop."
-    )
 
 
 def _evidence(found_by: Scan | None, found: Found | None) -> dict[str, object]:
