@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onp.metrics import at_once
 from onp.victim import Victim
 
 STEPS = 5
@@ -29,7 +30,8 @@ def targeted_examples(victim: Victim, images: Tensor, *, target: int | Tensor, s
     """
     goal = torch.as_tensor(target, device=images.device).expand(len(images))
     out = []
-    for part, wanted in zip(images.split(64), goal.split(64), strict=True):
+    size_of_part = at_once(images, 64)
+    for part, wanted in zip(images.split(size_of_part), goal.split(size_of_part), strict=True):
         delta = torch.zeros_like(part)
         for _ in range(STEPS):
             delta.requires_grad_(True)

@@ -24,7 +24,7 @@ from onp.errors import InputError
 
 # What training code wraps the state dict in; what DataParallel, torch.compile and Lightning put before names.
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "model_state", "network", "weights")
-PREFIXES = ("", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod.", "model.", "net.")
+PREFIXES = ("", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod.", "model.", "net.", "timm_model.")
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _CONVERT = (
     "where you trust the file, load it and re-save only its weights: torch.save(model.state_dict(), 'weights.pt')"
@@ -54,8 +54,8 @@ class Checkpoint:
 
     path: Path
     kind: str  #: "safetensors", "torch" or "pt2"
-    state: dict[str, Tensor]  #: original dtypes, on the CPU; names as in the network, without `prefix`
-    prefix: str = ""  #: what every name in the file starts with
+    state: dict[str, Tensor]  #: original dtypes, on the CPU; under the network's names
+    stored_as: Mapping[str, str] = field(default_factory=dict)  #: those names in the file that are others, by the network's
     key: str | None = None
     container: Any = field(default=None, repr=False)
     metadata: dict[str, str] | None = None  #: of a safetensors file
@@ -67,7 +67,7 @@ class Checkpoint:
 
     def to_bytes(self) -> bytes:
         """The file's content: format, names, dtypes, metadata and unedited tensors as they were read."""
-        stored = {self.prefix + name: tensor for name, tensor in self.state.items()}
+        stored = {self.stored_as.get(name, name): tensor for name, tensor in self.state.items()}
         if self.kind == "safetensors":
             return safetensors_bytes({name: tensor.contiguous() for name, tensor in stored.items()}, self.metadata)
         if self.kind == "pt2":
@@ -76,9 +76,9 @@ class Checkpoint:
         container = copy.copy(self.container)
         inner = copy.copy(container[self.key]) if self.key is not None else container
         for name in self.edited:
-            old = inner[self.prefix + name]
-            new = self.state[name]
-            inner[self.prefix + name] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
+            key, new = self.stored_as.get(name, name), self.state[name]
+            old = inner[key]
+            inner[key] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
         if self.key is not None:
             container[self.key] = inner
         buffer = io.BytesIO()
@@ -187,9 +187,13 @@ def some(names: Iterable[str], count: int = 3) -> str:
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
 
 
-def without_prefix(checkpoint: Checkpoint, network: nn.Module) -> Checkpoint:
-    """The checkpoint with names as `network` has them; only a prefix that all names share is taken off."""
-    wanted = network.state_dict().keys()
+def renamed(checkpoint: Checkpoint, network: nn.Module, names: Mapping[str, str]) -> Checkpoint:
+    """The checkpoint under the names of `network`: without a prefix that all share, and with `names`, which gives the
+    network's name of a tensor by its name in files, where they differ.
+
+    Raises InputError when two tensors would have one name.
+    """
+    wanted = {*network.state_dict(), *names}
 
     def matches(prefix: str) -> int:
         if not all(name.startswith(prefix) for name in checkpoint.state):
@@ -197,8 +201,12 @@ def without_prefix(checkpoint: Checkpoint, network: nn.Module) -> Checkpoint:
         return sum(name.removeprefix(prefix) in wanted for name in checkpoint.state)
 
     prefix = max(PREFIXES, key=matches)
-    state = {name.removeprefix(prefix): tensor for name, tensor in checkpoint.state.items()}
-    return replace(checkpoint, state=state, prefix=prefix)
+    bare = {stored: stored.removeprefix(prefix) for stored in checkpoint.state}
+    stored_as = {names.get(name, name): stored for stored, name in bare.items()}
+    if len(stored_as) < len(bare):
+        raise InputError(f"{checkpoint.path} holds a tensor under two names; save the model again.")
+    state = {name: checkpoint.state[stored] for name, stored in stored_as.items()}
+    return replace(checkpoint, state=state, stored_as=stored_as)
 
 
 def load_into(network: nn.Module, checkpoint: Checkpoint, arch: str) -> None:

@@ -36,16 +36,22 @@ def add_options(parser: argparse.ArgumentParser, config: type) -> None:
 class DefendConfig:
     """What to repair and how."""
 
-    model: str | None = option(None, "checkpoint: .safetensors, .pt or .pth with weights only, or .pt2", metavar="FILE")
+    model: str | None = option(
+        None,
+        "checkpoint: .safetensors, .pt or .pth with weights only, or .pt2; or a folder of timm or transformers, whose "
+        "config.json also says --arch, --norm and --image-size",
+        metavar="PATH",
+    )
     arch: str | None = option(
         None,
         "network of the checkpoint: a built-in name such as preact_resnet18:width=32,classes=10, package.module:callable, "
-        "timm:NAME or torchvision:NAME (a .pt2 needs none)",
+        "timm:NAME, torchvision:NAME or config:PATH, a config.json of timm or transformers (a .pt2 needs none)",
         metavar="SPEC",
     )
     data: str | None = option(
         None,
-        "a few hundred clean images: a folder with one sub-folder per class, .npz, CIFAR-10 batches, IDX, or a tar",
+        "a few hundred clean images: a folder with one sub-folder per class or a metadata.csv, a tar of one, .npz, CIFAR-10 "
+        "batches, IDX, parquet; PATH::test picks a sub-folder or split",
         metavar="PATH",
     )
     norm: str | None = option(

@@ -98,6 +98,10 @@ class ImageSet:
     def labelled(self) -> bool:
         return bool((self.labels >= 0).all())
 
+    def name(self, label: int) -> str:
+        """The name of a class, or its number where the network knows more classes than are named here."""
+        return self.class_names[label] if label < len(self.class_names) else str(label)
+
     def pixels(self) -> Tensor:
         """The images as float32 `[N, C, H, W]` in [0, 1]."""
         return self.images.float() / 255
@@ -147,11 +151,14 @@ def load_images(
 
     `path` is one of
       - a folder, or a tar (plain, gz, xz, bz2) read without unpacking, with one sub-folder per class; labels count
-        the class names in sorted order, as torchvision's ImageFolder does;
+        the class names in sorted order, as torchvision's ImageFolder does; or with a `metadata.csv` or `.jsonl` that gives
+        each `file_name` a `label`;
       - `.npz` with `images` (or `x`, `data`) and `labels` (or `y`): uint8 or floats in [0, 1], `[N, H, W]`,
         `[N, H, W, C]` or `[N, C, H, W]`, and optionally `class_names`;
       - CIFAR-10/100 batches, python or binary: folder, archive or one batch file. Of a folder or archive the training
         batches are taken, `::test` asks for the test batch;
+      - parquet shards, or the folder of `save_to_disk` of Hugging Face datasets (needs pyarrow): a column of images and
+        one of classes; `::test` picks a split;
       - an IDX images file (plain or gz) whose labels file lies beside it under the usual name.
     `PATH::FOLDER` takes only that folder of a folder or archive, e.g. `cifar.tar.xz::train`.
 
@@ -176,7 +183,7 @@ def check_for(images: ImageSet, classes: int, input_shape: tuple[int, int, int])
     if shape != tuple(input_shape):
         raise InputError(
             f"The images are {shape[1]}x{shape[2]} pixels but the model takes {input_shape[1]}x{input_shape[2]}; "
-            "pass --size to resize them."
+            "give --image-size to resize them."
         )
     if not images.labelled:
         return

@@ -18,14 +18,16 @@ from torch import nn
 from onp import progress
 from onp.audit import der, figures
 from onp.bank import Bank, Scan, TriggerBank, build_bank, refine_steps, scan, scan_steps
+from onp.cautions import over_budget, undecided
 from onp.config import DefendConfig
 from onp.data import ImageSet, Splits, joined
 from onp.details import Details, details
 from onp.errors import InputError
+from onp.estimate import WORTH_SAYING, estimate
 from onp.html import render
+from onp.hub import hub_model, with_hub
 from onp.inputs import Case, read_case, with_demo
 from onp.mask import Mask
-from onp.metrics import Share
 from onp.monitor import Monitor
 from onp.output import prepare, write_outputs
 from onp.peers import PeerConfig
@@ -81,7 +83,7 @@ def defend(config: DefendConfig) -> Outcome:
     Raises:
         InputError: something given cannot be used, or the machine has too little memory or disk.
     """
-    config = with_demo(config)
+    config = with_hub(with_demo(config))
     if config.quiet and config.verbose:
         raise InputError("Give either --quiet or --verbose, not both.")
     if config.resume and config.out is None:
@@ -107,6 +109,8 @@ def defend(config: DefendConfig) -> Outcome:
 
 
 def _defend(config: DefendConfig, preset: Preset, monitor: Monitor) -> Outcome:
+    if hub := hub_model(config.arch):
+        monitor.say(f"{hub.path}: {hub}; images of {config.image_size} pixels, normalised with {config.norm}.")
     with monitor.stage("reading the model and the images"):
         case = read_case(config)
     state = None if config.out is None else State(Path(config.out), _facts(config, case))
@@ -136,11 +140,18 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
     """The pipeline itself: evidence, triggers, search, repair, audit; reads and writes no file."""
     victim, clean, splits, bank = case.victim, case.clean, case.splits, case.known
     check_tuning(config.tune, victim)
+    ahead = estimate(victim, splits, preset, search_only=bank is not None)
+    if ahead.look + ahead.repair >= WORTH_SAYING:
+        quicker = "a GPU is" if config.preset == "fast" else "--preset fast or a GPU are"
+        monitor.say(f"About {ahead}, on {victim.device}; {quicker} quicker.")
     found_by = None
     if bank is None:
         found_by = look(victim, splits, config, preset, monitor)
-        if max(found_by.suspicion) >= preset.bank.threshold:
-            bank = _bank(victim, found_by, found_by.suspect, splits, config.seed, preset, monitor)
+        name, loudest, threshold = clean.name(found_by.suspect), max(found_by.suspicion), preset.bank.threshold
+        monitor.say(f"Class {name} stands out by {loudest:.1f}; from {threshold} on one counts as the target of a backdoor.")
+        if loudest >= threshold:
+            stage = "fitting surrogate triggers"
+            bank = _bank(stage, victim, found_by, found_by.suspect, splits, config.seed, preset, monitor)
     found = None if bank is None else _search(victim, splits, bank, found_by, config, preset, monitor)
 
     decision, reason = _decide(found_by, found, clean)
@@ -150,7 +161,8 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
     audit_bank = bank
     if bank is not None:
         if found_by is not None:
-            audit_bank = _bank(victim, found_by, bank.target, splits, config.seed + FRESH, preset, monitor)
+            stage = "fitting fresh triggers for the audit"
+            audit_bank = _bank(stage, victim, found_by, bank.target, splits, config.seed + FRESH, preset, monitor)
         assert audit_bank is not None
         fresh = audit_bank.batches(victim, splits, "holdout")
     target = bank.target if bank else None
@@ -169,14 +181,16 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
     if config.shrink and decision == "repaired":
         with monitor.stage("taking pruned channels out"):
             shrunk = shrink(repaired, mask)
+    suspicion = found_by.suspicion if found_by else ()
+    cautions = over_budget(before.acc, after.acc, config.max_acc_drop), undecided(suspicion, preset.bank.threshold, clean)
     seconds = sum(monitor.seconds.values())
     evaluations = found.evaluations if found else 0
     report = Report(
         decision=decision,
         reason=reason,
-        warning=over_budget(before.acc, after.acc, config.max_acc_drop),
+        warning=" ".join(filter(None, cautions)) or None,
         target_class=target,
-        target_name=None if target is None else clean.class_names[target],
+        target_name=None if target is None else clean.name(target),
         model={
             "path": config.model,
             "arch": victim.arch,
@@ -227,8 +241,10 @@ def look(victim: Victim, splits: Splits, config: DefendConfig, preset: Preset, m
         return scan(victim, splits.build, splits.score, config.seed, preset.bank, bar.advance)
 
 
-def _bank(victim: Victim, found: Scan, target: int, splits: Splits, seed: int, preset: Preset, monitor: Monitor) -> TriggerBank:
-    with monitor.stage("fitting surrogate triggers", refine_steps(preset.bank)) as bar:
+def _bank(
+    stage: str, victim: Victim, found: Scan, target: int, splits: Splits, seed: int, preset: Preset, monitor: Monitor
+) -> TriggerBank:
+    with monitor.stage(stage, refine_steps(preset.bank)) as bar:
         models = (victim.logits,)
         return build_bank(victim, models, found, target, splits.build, splits.score, seed, preset.bank, bar.advance)
 
@@ -247,27 +263,17 @@ def _decide(found_by: Scan | None, found: Found | None, clean: ImageSet) -> tupl
         loudest = max(found_by.suspicion)
         return "no-backdoor-evidence", (
             f"No class is reached anomalously cheaply (highest suspicion {loudest:.1f}, class "
-            f"{clean.class_names[found_by.suspect]}); the model was not touched."
+            f"{clean.name(found_by.suspect)}); the model was not touched."
         )
-    name, outcome = clean.class_names[found.bank.target], found.results[-1].outcome
+    name, outcome = clean.name(found.bank.target), found.results[-1].outcome
     left = float(outcome.asr)
     if not bool(outcome.acceptable) or left > REMOVED * found.asr_before:
         return "not-repairable", (
             f"Triggers for class {name} exist, but no mask within the accuracy budget removes them "
             f"(surrogate ASR {100 * left:.0f} % at best); the model was not touched."
         )
-    return "repaired", f"A trigger leads to class {name}; {len(found.mask.keep) - int(found.mask.keep.sum())} units carried it."
-
-
-def over_budget(before: Share, after: Share, max_acc_drop: float) -> str | None:
-    """A sentence where images that the search never saw lost more accuracy than allowed; None where they did not."""
-    lost = before.value - after.value
-    if lost <= max_acc_drop + 1e-9:
-        return None
-    return (
-        f"Images that the search never saw lost {100 * lost:.1f} points of accuracy (n = {after.n}), more than the allowed "
-        f"{100 * max_acc_drop:g}; give more clean images or lower --max-acc-drop."
-    )
+    pruned = int((~found.mask.keep).sum())
+    return "repaired", f"A trigger leads to class {name}; {pruned} unit{'s' * (pruned != 1)} carried it."
 
 
 def _evidence(found_by: Scan | None, found: Found | None) -> dict[str, object]:

@@ -13,7 +13,7 @@ from onp.data import ImageSet
 from onp.evaluator import Evaluator
 from onp.graph import build_graph
 from onp.mask import Mask
-from onp.metrics import Share
+from onp.metrics import Share, at_once
 from onp.problem import batch_of
 from onp.tally import TriggeredBatch
 from onp.victim import Victim
@@ -128,7 +128,7 @@ def details(
 
 @torch.no_grad()
 def _probabilities(victim: Victim, images: ImageSet) -> Tensor:
-    return torch.cat([victim.logits(part).softmax(1).cpu() for part in images.pixels().split(250)])
+    return torch.cat([victim.logits(part).softmax(1).cpu() for part in images.pixels().split(at_once(images.images, 250))])
 
 
 def _histogram(probabilities: Tensor) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onp.metrics import at_once
 from onp.state import recalled
 from onp.surrogates import Family
 
@@ -90,20 +91,21 @@ def _fit(
     running = torch.zeros(count, device=images.device)
     cheapest = torch.full((count,), torch.inf, device=images.device)
     kept = [value.detach().clone() for value in parameters]
+    # As many triggers at once as memory bears; they do not depend on each other.
+    at_a_time = max(1, at_once(images, count * config.images) // config.images)
+    groups = [slice(row, row + at_a_time) for row in range(0, count, at_a_time)]
     for step in range(config.steps):
         picks = torch.stack([pool[torch.randint(len(pool), (config.images,), generator=generator)] for pool in pools])
-        triggered = family.apply(parameters, images[picks.to(images.device)]).flatten(0, 1)
-        wanted = goal.repeat_interleave(config.images)
-        loss, sure = torch.zeros(count, device=images.device), torch.ones(count, device=images.device)
-        for model in models:
-            each = F.cross_entropy(model(triggered), wanted, reduction="none").view(count, -1)
-            loss = loss + each.mean(1)
-            sure = torch.minimum(sure, torch.exp(-each.detach()).mean(1))
-        cost = family.cost(parameters)
-        gradients = torch.autograd.grad((loss + weight * cost).sum(), parameters)
+        done = [
+            _differentiate(models, family, tuple(value[rows] for value in parameters), images[picks[rows].to(images.device)],
+                           goal[rows], weight[rows])
+            for rows in groups
+        ]  # fmt: skip
+        sure, cost = (torch.cat(parts) for parts in list(zip(*done, strict=True))[:2])
+        gradients = [torch.cat(parts) for parts in zip(*(gradient for _, _, gradient in done), strict=True)]
         running = sure if step == 0 else 0.7 * running + 0.3 * sure
-        better = (running >= config.keep) & (cost.detach() < cheapest)
-        cheapest = torch.where(better, cost.detach(), cheapest)
+        better = (running >= config.keep) & (cost < cheapest)
+        cheapest = torch.where(better, cost, cheapest)
         for best, value, gradient in zip(kept, parameters, gradients, strict=True):
             best[better] = value.detach()[better]
             value.grad = gradient
@@ -120,10 +122,27 @@ def _fit(
     return {"cost": final, "worked": worked, **{f"parameter.{index}": value for index, value in enumerate(kept)}}
 
 
+def _differentiate(
+    models: Sequence[Logits], family: Family, parameters: tuple[Tensor, ...], images: Tensor, goal: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """Of G triggers on images `[G, N, C, H, W]`: the least mean probability of their goals over the models and the cost,
+    both float32 `[G]`, and the gradients of cross-entropy plus weighted cost.
+    """
+    triggered, wanted = family.apply(parameters, images).flatten(0, 1), goal.repeat_interleave(images.shape[1])
+    loss, sure = torch.zeros(len(goal), device=images.device), torch.ones(len(goal), device=images.device)
+    for model in models:
+        each = F.cross_entropy(model(triggered), wanted, reduction="none").view(len(goal), -1)
+        loss = loss + each.mean(1)
+        sure = torch.minimum(sure, torch.exp(-each.detach()).mean(1))
+    cost = family.cost(parameters)
+    return sure, cost.detach(), torch.autograd.grad((loss + weight * cost).sum(), parameters)
+
+
 @torch.no_grad()
 def success_rate(model: Logits, trigger: Callable[[Tensor], Tensor], images: Tensor, labels: Tensor, target: int) -> float:
     """Share of the images of other classes that the trigger leads to `target`; 0 where there are none."""
     others = images[labels != target]
     if len(others) == 0:
         return 0.0
-    return float((model(trigger(others)).argmax(1) == target).float().mean())
+    triggered = trigger(others).split(at_once(others, len(others)))
+    return float((torch.cat([model(part).argmax(1) for part in triggered]) == target).float().mean())

@@ -17,6 +17,7 @@ from PIL import Image
 from onp.cifar import read_cifar
 from onp.errors import InputError
 from onp.image_files import Size, entries, fit, is_batch, read_tree, stack
+from onp.tables import read_table, table_files
 
 # An array file that claims to hold more is refused before it is read.
 MAX_ARRAY_BYTES = 32 * 2**30
@@ -44,6 +45,8 @@ def read(location: str, size: Size | None, channels: int | None, labelled: bool)
     path = Path(name)
     if not path.exists():
         raise InputError(f"There is no file or folder {path}; check the path of the data.")
+    if files := table_files(path):
+        return _finish(location, read_table(location, path, files, inner, size, channels), size, channels, labelled)
     if path.is_dir() or re.search(r"\.(tar(\.\w+)?|t[gx]z|tbz2?)$", path.name):
         return _read_tree(location, path, inner, size, channels, labelled)
     if inner:
@@ -58,7 +61,7 @@ def read(location: str, size: Size | None, channels: int | None, labelled: bool)
         else:
             raise InputError(
                 f"{path} is of no known format; give a folder with a sub-folder per class, a tar of one, "
-                "an .npz, an IDX images file or CIFAR batches."
+                "an .npz, parquet, an IDX images file or CIFAR batches."
             )
     # zipfile raises RuntimeError for what it does not support, such as encryption.
     except (OSError, EOFError, UnicodeError, zlib.error, zipfile.BadZipFile, RuntimeError) as error:

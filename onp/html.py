@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import io
 from collections import defaultdict
+from functools import partial
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,7 +17,8 @@ from onp.details import Details
 from onp.metrics import Share
 from onp.report import Report, hardware, versions
 
-THUMBNAIL = 224  # pixels of the longer side, so that a page with many images stays small
+# Pixels of the longer side, so that a page with many images stays small: of triggers, and of images whose class changed.
+PICTURE, THUMBNAIL = 224, 96
 VERDICTS = {
     "repaired": "This model had a backdoor, and it was repaired.",
     "no-backdoor-evidence": "No evidence of a backdoor was found.",
@@ -30,7 +32,7 @@ def render(report: Report, details: Details) -> str:
         loader=PackageLoader("onp"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["percent"] = lambda value, digits=1: f"{100 * value:.{digits}f}\u202f%"
-    environment.filters["png"] = png
+    environment.filters |= {"png": png, "thumbnail": partial(png, side=THUMBNAIL)}
     environment.globals["difference"] = difference
     names = details.class_names
     # The network may know classes of which no image was given.
@@ -48,11 +50,11 @@ def render(report: Report, details: Details) -> str:
     )
 
 
-def png(image: Tensor) -> str:
-    """A data URI of an image, uint8 `[C, H, W]` of 1 or 3 channels."""
+def png(image: Tensor, side: int = PICTURE) -> str:
+    """A data URI of an image, uint8 `[C, H, W]` of 1 or 3 channels, its longer side at most `side` pixels."""
     pixels = image.permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    picture.thumbnail((THUMBNAIL, THUMBNAIL))
+    picture.thumbnail((side, side))
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

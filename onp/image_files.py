@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from onp.errors import InputError
+from onp.metadata import is_metadata, labels_from
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"})
 # Only decoders of plain raster files: Pillow would otherwise also try formats that start other programs.
@@ -90,7 +91,7 @@ def entries(path: Path, inner: str) -> Generator[tuple[Name, bytes | None]]:
             below = parts[len(base) :]
             if read is None:
                 yield below, None
-            elif is_image(below[-1]) or is_batch(below[-1]):
+            elif is_image(below[-1]) or is_batch(below[-1]) or is_metadata(below[-1]):
                 yield below, read()
     except (tarfile.TarError, EOFError, OSError, lzma.LZMAError, zlib.error) as error:
         raise InputError(f"{path} cannot be read to its end; it is truncated, damaged or not readable.") from error
@@ -168,6 +169,7 @@ def read_tree(
 ) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     """Decode the image `files` of the set `where` to (images `[N, C, H, W]`, labels `[N]`, class names)."""
     folders: set[Name] = set()
+    metadata: dict[Name, bytes] = {}
     decoded: dict[Name, np.ndarray] = {}
 
     def images() -> Iterator[tuple[Name, bytes]]:
@@ -176,6 +178,8 @@ def read_tree(
                 folders.add(name)
             elif is_image(name[-1]):
                 yield name, content
+            elif is_metadata(name[-1]):
+                metadata[name] = content
 
     def decode_entry(entry: tuple[Name, bytes]) -> tuple[Name, np.ndarray]:
         return entry[0], decode(f"{'/'.join(entry[0])} of {where}", entry[1], size, channels)
@@ -190,7 +194,8 @@ def read_tree(
     if not decoded:
         raise InputError(f"No images were found in {where}; it needs one sub-folder of image files per class.")
     names = sorted(decoded)
-    labels, class_names = classes_of(where, names, folders, labelled)
+    found = labels_from(where, metadata, names) if metadata else None
+    labels, class_names = found or classes_of(where, names, folders, labelled)
     return stack([decoded[name] for name in names], where), labels, class_names
 
 
@@ -217,7 +222,7 @@ def classes_of(where: str, names: list[Name], folders: set[Name], labelled: bool
 def stack(images: list[np.ndarray], where: str) -> np.ndarray:
     """One array uint8 `[N, C, H, W]`; a mixture of grayscale and colour becomes RGB, one of sizes is an InputError."""
     if len({image.shape[1:] for image in images}) > 1:
-        raise InputError(f"The images of {where} have different sizes; pass --size to resize them.")
+        raise InputError(f"The images of {where} have different sizes; give --image-size to resize them.")
     if len({len(image) for image in images}) > 1:
         images = [np.repeat(image, 3, axis=0) if len(image) == 1 else image for image in images]
     return np.stack(images)

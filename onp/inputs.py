@@ -14,6 +14,7 @@ from onp.config import DefendConfig
 from onp.data import ImageSet, Normalisation, Splits, check_for, load_images, split
 from onp.errors import InputError
 from onp.given import given_images, given_trigger
+from onp.hub import hub_model
 from onp.metrics import accuracy, predictions
 from onp.triggers import Trigger, load_trigger
 from onp.victim import Victim, load_victim
@@ -76,7 +77,9 @@ def _load(config: DefendConfig) -> tuple[Victim, ImageSet]:
     if config.norm is None:
         raise InputError("Say with --norm how the model's images are normalised: a preset such as cifar10, or MEAN/STD.")
     normalisation = Normalisation.parse(config.norm)
-    clean = load_images(config.data, size=config.image_size)
+    hub = hub_model(config.arch)
+    clean = load_images(config.data, size=config.image_size, channels=hub.channels if hub else None)
+    clean = hub.in_order(clean) if hub else clean
     device = _device(config.device)
     shape = (clean.images.shape[1], clean.images.shape[2], clean.images.shape[3])
     victim = load_victim(str(config.model), config.arch, normalisation, shape, device)
@@ -91,7 +94,8 @@ def check_useful(victim: Victim, clean: ImageSet) -> None:
     acc, chance = accuracy(clean.labels, guess.cpu()).value, 1 / victim.classes
     if acc < chance + USELESS * (1 - chance):
         raise InputError(
-            f"The model is right on only {100 * acc:.0f} % of the clean images; check --norm and the order of the classes."
+            f"The model is right on only {100 * acc:.0f} % of the clean images; "
+            "check --norm, --image-size and the order of the classes."
         )
 
 

@@ -8,6 +8,8 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
+VALUES_AT_ONCE = 2**22  # of a batch: 27 images of 3x224x224, whose activations take some 3 GB in a ResNet-50 with gradients
+
 
 @dataclass(frozen=True)
 class Share:
@@ -55,9 +57,14 @@ def defence_effectiveness(acc_before: float, acc_after: float, asr_before: float
     return (max(0.0, asr_before - asr_after) - max(0.0, acc_before - acc_after) + 1) / 2
 
 
+def at_once(images: Tensor, most: int) -> int:
+    """How many images `[..., C, H, W]` to run together: `most`, or as few large ones as keep the activations in memory."""
+    return max(1, min(most, VALUES_AT_ONCE // images.shape[-3:].numel()))
+
+
 @torch.no_grad()
-def predictions(model: torch.nn.Module, inputs: Tensor, batch: int = 250) -> Tensor:
+def predictions(model: torch.nn.Module, inputs: Tensor) -> Tensor:
     """Classes int64 `[N]` of normalised images `[N, C, H, W]`, by the network's own code."""
-    return (
-        torch.cat([model(part).argmax(1) for part in inputs.split(batch)]) if len(inputs) else torch.empty(0, dtype=torch.int64)
-    )
+    if not len(inputs):
+        return torch.empty(0, dtype=torch.int64)
+    return torch.cat([model(part).argmax(1) for part in inputs.split(at_once(inputs, 250))])

@@ -32,6 +32,13 @@ class Monitor:
         self._board = None if tensorboard is None else _board(tensorboard)
         self._step = 0
 
+    def say(self, line: str) -> None:
+        """A line by itself."""
+        if self._machine and not self._quiet:
+            progress.event("note", text=line)
+        elif not self._quiet:
+            progress.say(line)
+
     @contextmanager
     def stage(self, name: str, total: int = 0) -> Iterator[progress.Stage]:
         """Time a stage; one of `total` steps is shown with an estimate, one without is not shown."""

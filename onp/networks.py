@@ -15,14 +15,17 @@ from torch import Tensor, nn
 from onp.archs import NETWORKS, build_network
 from onp.capture import first_line
 from onp.checkpoint import PREFIXES
+from onp.classifiers import image_classifier
 from onp.errors import InputError
+from onp.hub import HubModel, hub_model
 
 
 def network_for(spec: str, state: Mapping[str, Tensor], channels: int) -> nn.Module:
     """Builds the network that `spec` names, with fresh weights.
 
-    spec: a built-in name with options ("preact_resnet18:width=32,classes=10"), "timm:NAME", "torchvision:NAME" or
-    "package.module:callable" (imported from the current folder too, and called without arguments).
+    spec: a built-in name with options ("preact_resnet18:width=32,classes=10"), "timm:NAME", "torchvision:NAME",
+    "config:PATH" (a config.json of timm or transformers) or "package.module:callable" (imported from the current folder
+    too, and called without arguments).
     state: the checkpoint's tensors; the number of classes of timm and torchvision networks is read off them.
     channels: of the images, for timm networks.
 
@@ -31,6 +34,8 @@ def network_for(spec: str, state: Mapping[str, Tensor], channels: int) -> nn.Mod
     source, _, name = spec.partition(":")
     if source in NETWORKS or not name:
         return build_network(spec)
+    if (hub := hub_model(spec)) is not None:
+        return _described(hub)
     if source == "timm":
         create = functools.partial(_package("timm").create_model, name, pretrained=False, in_chans=channels)
         return _with_classes(spec, create, state)
@@ -43,6 +48,13 @@ def network_for(spec: str, state: Mapping[str, Tensor], channels: int) -> nn.Mod
     if not isinstance(network, nn.Module):
         raise InputError(f"'{spec}' returned a {type(network).__name__}, not a torch.nn.Module.")
     return network
+
+
+def _described(hub: HubModel) -> nn.Module:
+    if hub.package == "timm":
+        create = functools.partial(_package("timm").create_model, hub.name, pretrained=False)
+        return _call(str(hub), create, **hub.options)
+    return _call(str(hub), image_classifier, package=_package("transformers"), model_type=hub.name, options=hub.options)
 
 
 def _package(name: str) -> Any:

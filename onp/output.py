@@ -11,6 +11,7 @@ from onp.details import Details
 from onp.errors import InputError
 from onp.files import write_atomically
 from onp.html import render
+from onp.hub import companions
 from onp.mask import Mask
 from onp.repair import save_checkpoint
 from onp.report import Report
@@ -50,7 +51,7 @@ def prepare(folder: Path, resume: bool) -> None:
 
 def write_outputs(folder: Path, report: Report, details: Details, mask: Mask, repaired: Victim) -> None:
     """Write the report (.html, .json, .txt) and, for a repair, mask.json, model_card.md, the checkpoint under its own
-    name and what `--shrink` made.
+    name with the configs that lay beside it, and what `--shrink` made.
 
     Raises:
         InputError: the disk refused.
@@ -63,6 +64,8 @@ def write_outputs(folder: Path, report: Report, details: Details, mask: Mask, re
             write_atomically(folder / "model_card.md", model_card(report))
             if repaired.checkpoint is not None:
                 save_checkpoint(repaired, folder / repaired.checkpoint.path.name)
+                for beside in companions(repaired.checkpoint.path):
+                    write_atomically(folder / beside.name, beside.read_bytes())
             if report.shrunk is not None:
                 write_shrunk(report.shrunk, repaired.input_shape, folder)
         write_atomically(folder / "report.html", page)

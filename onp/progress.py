@@ -21,7 +21,8 @@ class Stage:
         self.name, self.total, self.done = name, max(total, 1), 0
         self._bar, self._quiet, self._machine = bar, quiet, machine
         self._task = bar.add_task(name, total=self.total, note="") if bar else None
-        self._start = self._last = time.monotonic()
+        self._last = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when steps began to be counted, and how many were done then
         if bar is None and not quiet and not machine:
             say(f"{name} ...")
 
@@ -32,10 +33,15 @@ class Stage:
             self._bar.update(self._task, advance=steps, note=note)
             return
         now = time.monotonic()
+        # What comes before the first step is no measure of the steps.
+        self._first = self._first or (now, self.done)
+        start, before = self._first
+        if self.done == before:
+            return
         if self._quiet or now - self._last < (SECONDS_BETWEEN_EVENTS if self._machine else SECONDS_BETWEEN_LINES):
             return
         self._last = now
-        left = (now - self._start) / max(self.done, 1) * max(self.total - self.done, 0)
+        left = (now - start) / (self.done - before) * max(self.total - self.done, 0)
         if self._machine:
             event("progress", stage=self.name, done=self.done, total=self.total, seconds_left=round(left, 1))
         else:

@@ -13,9 +13,11 @@ from torch import Tensor, fx, nn
 
 from onp import pt2
 from onp.capture import capture, first_line
-from onp.checkpoint import Checkpoint, load_into, read_checkpoint, without_prefix
+from onp.checkpoint import Checkpoint, load_into, read_checkpoint, renamed
+from onp.classifiers import PlainClassifier
 from onp.data import Normalisation
 from onp.errors import InputError
+from onp.hub import hub_model
 from onp.networks import network_for
 from onp.units import Layer, find_layers
 
@@ -153,6 +155,8 @@ def load_victim(
         raise InputError(f"{path} holds weights only; say which network they belong to with --arch.")
     else:
         network = network_for(arch, checkpoint.state, int(input_shape[0]))
-        checkpoint = without_prefix(checkpoint, network)
+        names = network.names_in_files() if isinstance(network, PlainClassifier) else {}
+        checkpoint = renamed(checkpoint, network, names)
         load_into(network, checkpoint, arch)
+        arch = str(hub_model(arch) or arch)
     return victim_from_module(network, normalisation, input_shape, device=device, checkpoint=checkpoint, arch=arch)

@@ -6,6 +6,7 @@ os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import random
 
+import evaluator_cases
 import pytest
 import small_backdoor
 import torch
@@ -24,6 +25,21 @@ def rng() -> torch.Generator:
     seed = int(os.environ.get("ONP_TEST_SEED", random.SystemRandom().randrange(2**31)))
     print(f"ONP_TEST_SEED={seed}")
     return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Networks this small only wait for each other's threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def preact():
+    """The pre-activation network of the evaluator's tests."""
+    return evaluator_cases.lively_victim(evaluator_cases.NETWORKS["preact"])
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from onp.compare.cell import Cell, run_cell
 from onp.compare.pool import run_all
 from onp.compare.table import as_markdown
 from onp.compare.truth import truth_of
-from onp.compare.victims import images_for, read_card
+from onp.compare.victims import images_for, read_card, trainings
 from onp.data import Normalisation, load_images
 from onp.errors import InputError
 from onp.mask import Mask
@@ -204,10 +204,19 @@ def test_bad_input_is_one_sentence_and_exit_code_2(options, word, tmp_path, caps
     assert main(["--out", str(tmp_path / "t"), "--quiet", *options]) == 2
     said = capsys.readouterr()
     assert said.out == "" and said.err.startswith("error: ") and said.err.count("\n") == 1 and word in said.err
+    assert not (tmp_path / "t").exists()
+
+
+@pytest.mark.parametrize("wrong", [{"attacks": ("blended", "magic")}, {"test_data": ("nowhere",)}, {"clean": 290}])
+def test_what_cannot_be_used_leaves_no_folder_behind(config, wrong, tmp_path):
+    """So that the command put right is not refused for its other settings; the first attack's images were cut before."""
+    with pytest.raises(InputError):
+        compare(replace(config, out=str(tmp_path / "t"), **wrong))
+    assert not (tmp_path / "t").exists()
 
 
 def test_no_defence_gets_an_image_that_is_measured_on(config, rows):
-    clean, evaluation = images_for(config, config.test_data[0], 1, Path(config.out))
+    clean, evaluation = images_for(config, config.test_data[0], 1, Path(config.out), {})
     ours, others = load_images(clean), load_images(evaluation)
     assert (len(ours), len(others)) == (120, 150)
     assert torch.bincount(ours.labels).tolist() == [40, 40, 40] and set(others.labels.tolist()) == {0, 1, 2}
@@ -219,7 +228,7 @@ def test_the_curve_on_test_images_is_what_repaired_networks_do(config, rows):
     folder = Path(config.out) / "victims" / rows[0]["victim"]
     card = read_card(folder)
     victim = load_victim(folder / "model.safetensors", card["arch"], Normalisation.parse(card["norm"]), (1, 16, 16))
-    _, evaluation = images_for(config, config.test_data[0], 1, Path(config.out))
+    _, evaluation = images_for(config, config.test_data[0], 1, Path(config.out), {})
     truth = truth_of(victim, load_images(evaluation), load_trigger(folder / "trigger.safetensors"), card["target"])
     keep = torch.ones((2, victim.units), dtype=torch.bool)
     keep[1, ::3] = False
@@ -267,8 +276,7 @@ def test_a_cluster_gives_the_same_and_survives_a_killed_worker(config, rows, tmp
     monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other work the workers would hardly run
     ray = pytest.importorskip("ray")
     victims = {row["victim"]: row for row in rows}
-    plan = package._victims(config, Path(config.out), 1)[0]
-    cells = [Cell(victim, "ft", 0, "default", 0.05, 1500, 1) for victim in plan]
+    cells = [Cell(files, "ft", 0, "default", 0.05, 1500, 1) for _, files in trainings(config, Path(config.out), {})]
     assert len(cells) == len(victims) == 2
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:

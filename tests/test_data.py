@@ -116,7 +116,7 @@ def test_split_refuses_bad_fractions(fractions: tuple[float, float, float]) -> N
     [
         ([0, 1] * 9, (3, 8, 8), "18 images; at least 20"),
         ([0, 1] * 10, (1, 8, 8), "1 channels but the model takes 3"),
-        ([0, 1] * 10, (3, 8, 9), "8x9 pixels but the model takes 8x8; pass --size"),
+        ([0, 1] * 10, (3, 8, 9), "8x9 pixels but the model takes 8x8; give --image-size"),
         ([0, 1] * 10 + [4], (3, 8, 8), "label 4 but the model has only the classes 0 to 3"),
         ([2] * 20, (3, 8, 8), "one class"),
     ],

@@ -1,35 +1,18 @@
 """What an engine sums under masks, against the gated graph in float64 and against the weight-edited network."""
 
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
-
+import evaluator_cases as CASES
 import pytest
 import torch
 
 from onp.evaluator import Evaluator
 from onp.plan import gated_forward
 
-CASES = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("evaluator_cases.py"))))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small only wait for each other's threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=CASES.NETWORKS)
 def victim(request):
     return CASES.lively_victim(CASES.NETWORKS[request.param])
-
-
-@pytest.fixture(scope="module")
-def preact():
-    return CASES.lively_victim(CASES.NETWORKS["preact"])
 
 
 def narrow(monkeypatch, lanes: int) -> None:

@@ -1,9 +1,6 @@
 """Evaluator.score as its callers see it: remembered masks, shapes, devices, what counts, bad input."""
 
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
-
+import evaluator_cases as CASES
 import pytest
 import torch
 from torch import nn
@@ -12,21 +9,7 @@ from onp.archs import build_network
 from onp.errors import InputError
 from onp.evaluator import Batch, Evaluator, TriggeredBatch
 
-CASES = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("evaluator_cases.py"))))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Networks this small only wait for each other's threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def preact():
-    return CASES.lively_victim(CASES.NETWORKS["preact"])
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_known_masks_are_remembered(preact):

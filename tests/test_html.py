@@ -125,3 +125,11 @@ def test_it_follows_the_scheme_of_the_reader(page, tmp_path):
         chromium(tmp_path, *options, f"file://{tmp_path}/page.html")
         brightness.append(ImageStat.Stat(Image.open(picture).convert("L")).mean[0])
     assert brightness[0] < 70 and brightness[1] > 200
+
+
+@browser
+def test_a_print_fills_its_pages(page, tmp_path):
+    (tmp_path / "page.html").write_text(page)
+    chromium(tmp_path, f"--print-to-pdf={tmp_path / 'page.pdf'}", f"file://{tmp_path}/page.html")
+    pages = re.findall(rb"/Type /Page\b", (tmp_path / "page.pdf").read_bytes())
+    assert 0 < len(pages) < page.count("<section"), "sections run on, they do not each start a page"

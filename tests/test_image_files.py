@@ -91,7 +91,7 @@ def test_size_covers_and_crops_the_centre(tmp_path: Path) -> None:
     # Left, middle and right thirds of their own brightness: the square crop must be the middle one alone.
     wide = np.repeat(np.array([[0, 120, 240]], dtype=np.uint8), 30, axis=1).repeat(30, axis=0)
     path = write_folder(tmp_path / "set", {"a/x.png": png(wide), "b/x.png": png(wide.T.copy())})
-    with pytest.raises(InputError, match="different sizes; pass --size"):
+    with pytest.raises(InputError, match="different sizes; give --image-size"):
         load_images(path)
     images = load_images(path, size=10)
     assert images.images.shape == (2, 1, 10, 10)

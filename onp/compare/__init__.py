@@ -13,7 +13,7 @@ from onp.compare.config import CompareConfig
 from onp.compare.pool import run_all
 from onp.compare.store import Store
 from onp.compare.table import write_tables
-from onp.compare.victims import VictimFiles, ready, train, trained, trainings
+from onp.compare.victims import Cuts, Training, VictimFiles, ready, train, trained, trainings, write_cuts
 from onp.errors import InputError
 
 __all__ = ["CompareConfig", "compare"]
@@ -31,7 +31,16 @@ def compare(config: CompareConfig) -> list[dict[str, Any]]:
     folder = Path(config.out)
     threads = config.threads or torch.get_num_threads()
     store = Store(folder, config.settings() | {"threads": threads})
-    victims, failed = _victims(config, folder, threads)
+    # Everything given is read and checked before the folder becomes that of a table, which then refuses other settings.
+    cuts: Cuts = {}
+    found, plans = ready(config, folder, cuts), trainings(config, folder, cuts)
+    names = [files.name for files in found] + [files.name for _, files in plans]
+    if len(set(names)) < len(names):
+        raise InputError("Two victims have one name; rename a folder, or name each attack, network and data set once.")
+    store.begin()
+    write_cuts(cuts)
+    failed = _train(plans, config, threads)
+    victims = found + [files for _, files in plans]
     cells = [
         Cell(victim, defence, seed, config.preset, config.max_acc_drop, config.passes, threads)
         for victim in victims
@@ -51,13 +60,8 @@ def compare(config: CompareConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def _victims(config: CompareConfig, folder: Path, threads: int) -> tuple[list[VictimFiles], dict[str, Exception]]:
-    """All victims, trained where they are missing, and why those that could not be trained are not there."""
-    found = ready(config, folder)
-    plans = trainings(config, folder)
-    names = [files.name for files in found] + [files.name for _, files in plans]
-    if len(set(names)) < len(names):
-        raise InputError("Two victims have one name; rename a folder, or name each attack, network and data set once.")
+def _train(plans: list[tuple[Training, VictimFiles]], config: CompareConfig, threads: int) -> dict[str, Exception]:
+    """Train the victims that are missing; why those that could not be trained are not there, by name."""
     missing = [training for training, _ in plans if not trained(training)]
     failures: dict[str, Exception] = {}
     with progress.stage("training victims", len(missing), config.quiet) as bar:
@@ -66,4 +70,4 @@ def _victims(config: CompareConfig, folder: Path, threads: int) -> tuple[list[Vi
             if isinstance(result, Exception):
                 failures[name] = result
             bar.advance(note=name)
-    return found + [files for _, files in plans], failures
+    return failures

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +16,25 @@ SETTINGS = "settings.json"
 
 
 class Store:
-    """The results so far. Raises InputError for a folder that holds something else, or a table with other settings."""
+    """The results so far. Raises InputError for a folder that holds something else, or a table with other settings.
+
+    Nothing is written before `begin`.
+    """
 
     def __init__(self, folder: Path, settings: dict[str, object]) -> None:
-        self._cells = folder / "cells"
+        self._cells, self._settings = folder / "cells", settings
         path = folder / SETTINGS
-        try:
+        with _usable(folder):
             if path.exists():
                 _same(folder, json.loads(path.read_text()), settings)
             elif folder.exists() and any(folder.iterdir()):
                 raise InputError(f"The folder {folder} is not empty and holds no table; give --out a new one.")
+
+    def begin(self) -> None:
+        """Make the folder one of a table with these settings; raises InputError where it cannot be written."""
+        with _usable(self._cells.parent):
             self._cells.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, json.dumps(settings, indent=2) + "\n")
-        except (OSError, json.JSONDecodeError) as error:
-            raise InputError(f"The folder {folder} cannot be used ({error}); give --out another.") from error
+            write_atomically(self._cells.parent / SETTINGS, json.dumps(self._settings, indent=2) + "\n")
 
     def done(self, cell: Cell) -> bool:
         """Whether the cell has figures; one that failed is tried again."""
@@ -54,6 +61,14 @@ def sentence(error: Exception) -> str:
     """One line about an exception."""
     text = " ".join(str(error).split())[:300]
     return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
+
+
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, json.JSONDecodeError) as error:
+        raise InputError(f"The folder {folder} cannot be used ({error}); give --out another.") from error
 
 
 def _same(folder: Path, old: dict[str, object], new: dict[str, object]) -> None:

@@ -21,6 +21,8 @@ from onp.errors import InputError
 from onp.files import write_atomically
 from onp.triggers import TRIGGERS
 
+Cuts = dict[Path, ImageSet]  # files of images that are still to be written
+
 CLEAN_SEED = 0  # of the choice of clean images, the same for every victim of one data set
 
 
@@ -57,8 +59,10 @@ def bundled() -> list[VictimFiles]:
     ]
 
 
-def ready(config: CompareConfig, folder: Path) -> list[VictimFiles]:
+def ready(config: CompareConfig, folder: Path, cuts: Cuts) -> list[VictimFiles]:
     """The victims named by `config.victims`; the default where nothing is to be trained is the embedded ones.
+
+    Images that are still to be written go into `cuts`.
 
     Raises InputError for a folder that onp.attack did not write, and for ready victims without images to measure with.
     """
@@ -71,18 +75,18 @@ def ready(config: CompareConfig, folder: Path) -> list[VictimFiles]:
         if len(config.test_data) != 1:
             raise InputError("--victims DIR needs one --test-data: images that the victims were not trained on.")
         card = read_card(Path(name))
-        clean, evaluation = images_for(config, config.test_data[0], arch_option(card["arch"], "channels", 3), folder)
+        clean, evaluation = images_for(config, config.test_data[0], arch_option(card["arch"], "channels", 3), folder, cuts)
         found.append(_from_card(Path(name).name, Path(name), short(config.test_data[0]), clean, evaluation))
     return found
 
 
-def trainings(config: CompareConfig, folder: Path) -> list[tuple[Training, VictimFiles]]:
-    """The victims of `config.attacks` x archs x data, to be trained where their card is missing."""
+def trainings(config: CompareConfig, folder: Path, cuts: Cuts) -> list[tuple[Training, VictimFiles]]:
+    """The victims of `config.attacks` x archs x data, to be trained where their card is missing; `cuts` as for `ready`."""
     plans = []
     for index, (data, test_data) in enumerate(zip(config.data, config.test_data, strict=True) if config.attacks else ()):
         norm = config.norm[index if len(config.norm) > 1 else 0]
         classes, channels = _kind(load_images(test_data))
-        clean, evaluation = images_for(config, test_data, channels, folder)
+        clean, evaluation = images_for(config, test_data, channels, folder, cuts)
         for arch in config.archs:
             for key, value in (("classes", classes), ("channels", channels)):
                 if f"{key}=" not in arch:
@@ -136,11 +140,13 @@ def read_card(folder: Path) -> dict:
     return dict(card)
 
 
-def images_for(config: CompareConfig, test_data: str, channels: int, folder: Path) -> tuple[Path, Path]:
-    """Cut the test set into `clean` images, equally many of each class, and others to measure on; written once."""
+def images_for(config: CompareConfig, test_data: str, channels: int, folder: Path, cuts: Cuts) -> tuple[Path, Path]:
+    """Cut the test set into `clean` images, equally many of each class, and others to measure on; where their files are
+    missing, what is to be written goes into `cuts`.
+    """
     target = folder / "data" / _slug(f"{short(test_data)}-{channels}")
     clean, evaluation = target / "clean.npz", target / "eval.npz"
-    if not evaluation.exists():
+    if not evaluation.exists() and evaluation not in cuts:
         images = load_images(test_data, channels=channels)
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(CLEAN_SEED))
         # By class in turn, so that both parts hold all classes: position within its class first, then at random.
@@ -151,10 +157,16 @@ def images_for(config: CompareConfig, test_data: str, channels: int, folder: Pat
         order = order[rank[order].argsort(stable=True)]
         if len(images) < config.clean + 100:
             raise InputError(f"{test_data} holds {len(images)} images; at least {config.clean + 100} are needed for --clean.")
-        target.mkdir(parents=True, exist_ok=True)
-        _write(clean, images.subset(order[: config.clean]))
-        _write(evaluation, images.subset(order[config.clean : config.clean + config.evaluation]))
+        cuts[clean] = images.subset(order[: config.clean])
+        cuts[evaluation] = images.subset(order[config.clean : config.clean + config.evaluation])
     return clean, evaluation
+
+
+def write_cuts(cuts: Cuts) -> None:
+    """Write images under their paths."""
+    for path, images in cuts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write(path, images)
 
 
 def short(path: str) -> str:

@@ -1,0 +1,71 @@
+"""How long a run will take on this machine, told before it starts."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from onp.adversarial import STEPS
+from onp.bank import DRIFT_COPIES, BankConfig
+from onp.data import ImageSet, Splits
+from onp.metrics import at_once
+from onp.presets import Preset
+from onp.surrogates import FAMILIES
+from onp.victim import Victim
+
+WORTH_SAYING = 120.0  # seconds
+BATCH = 16
+FORWARD = 1 / 3  # of a pass forwards and back
+REUSED = 0.5  # share of a mask's passes that prefixes and known masks leave
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds, as a rule right to a factor of two."""
+
+    look: float  #: to look for a trigger
+    repair: float  #: to repair what is found
+
+    def __str__(self) -> str:
+        if not self.look:
+            return f"{_rounded(self.repair)} to repair it"
+        return f"{_rounded(self.look)} to look for a trigger and, if there is one, {_rounded(self.repair)} more to repair it"
+
+
+def estimate(victim: Victim, splits: Splits, preset: Preset, search_only: bool) -> Estimate:
+    """From the time that a small batch of the images takes forwards and back, and the number of passes a run needs.
+
+    search_only: the trigger is known, so that neither looking for one nor fitting others is needed.
+    """
+    bank, images = preset.bank, len(splits.build)
+    fitted = 0 if search_only else 2 * len(FAMILIES) * bank.starts * bank.refine.steps * bank.refine.images
+    scored = preset.search.agent.max_evaluations * 2 * len(splits.score) * FORWARD * REUSED
+    looked = 0 if search_only else _looked(victim.classes, images, bank)
+    each = _seconds(victim, splits.build)
+    return Estimate(each * looked, each * (fitted + scored))
+
+
+def _looked(classes: int, images: int, bank: BankConfig) -> float:
+    fitted = len(FAMILIES) * bank.scan.steps + STEPS
+    return classes * bank.scan.images * fitted + (DRIFT_COPIES + 2) * images * FORWARD
+
+
+def _seconds(victim: Victim, images: ImageSet) -> float:
+    """Of one image forwards and back, to its pixels."""
+    for count in (1, at_once(images.images, BATCH)):  # the first time warms up
+        pixels = images.subset(range(min(count, len(images)))).pixels().to(victim.device).requires_grad_()
+        start = time.monotonic()
+        (gradient,) = torch.autograd.grad(victim.logits(pixels).sum(), pixels)
+        float(gradient.sum())  # waits for a GPU
+        seconds = (time.monotonic() - start) / len(pixels)
+    return seconds
+
+
+def _rounded(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(10 * round(seconds / 10), 10)} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} minutes"
+    return f"{seconds / 3600:.1f} hours"
