@@ -43,7 +43,7 @@ inline void softmax_of_left(float* score, int64_t count, int64_t heads, const Le
 
 template <typename Index>
 void edge_softmax_rows(const EdgeSoftmax& op, const Part& part) {
-  const Edges<Index> graph(op.csr);
+  const Edges<Index> graph(op.csr, 0);
   for (int64_t copy = part.first_copy; copy < part.last_copy; ++copy) {
     const uint8_t* keep = of_copy(op.keep, copy);
     for (int64_t row = part.first_row; row < part.last_row; ++row) {
@@ -68,7 +68,7 @@ inline void softmax_grad(const float* alpha, const float* grad, float* out, int6
 
 template <typename Index>
 void edge_softmax_grad_rows(const EdgeSoftmaxGrad& op, const Part& part) {
-  const Edges<Index> graph(op.csr);
+  const Edges<Index> graph(op.csr, 0);
   for (int64_t copy = part.first_copy; copy < part.last_copy; ++copy) {
     for (int64_t row = part.first_row; row < part.last_row; ++row) {
       const int64_t begin = graph.indptr[row], count = graph.indptr[row + 1] - begin, at = begin * op.heads;
@@ -95,7 +95,7 @@ inline float score_of(const Element* source, const Element* target, const float*
 
 template <typename Index, typename Element>
 void attention_rows(const Attention& op, const Part& part) {
-  const Edges<Index> graph(op.csr);
+  const Edges<Index> graph(op.csr, op.source.row * sizeof(Element));
   const int64_t width = op.channels;
   // The weighted sum is spmm's, with alpha as weights.
   Spmm sum = {};
@@ -120,8 +120,8 @@ void attention_rows(const Attention& op, const Part& part) {
         }
       }
       keep ? softmax_of_left(alpha, count, op.heads, left) : softmax_in_place(alpha, count, op.heads);
-      keep ? sum_row<1, false, Index, Element>(sum, graph, copy, row)
-           : sum_row<1, true, Index, Element>(sum, graph, copy, row);
+      for_walks<kRegisters, 1, Index, Element>(
+          sum, graph, copy, [&](const auto& walk) { keep ? sum_left_row(walk, row) : sum_plain_row(walk, row); });
     }
   }
 }
@@ -134,7 +134,7 @@ inline Vec slope_at(Vec z, float slope) {
 template <typename Index, typename Element>
 void attention_grad_target_rows(const AttentionGradTarget& op, const Part& part) {
   const Attention& forward = op.forward;
-  const Edges<Index> graph(forward.csr);
+  const Edges<Index> graph(forward.csr, forward.source.row * sizeof(Element));
   const int64_t width = forward.channels, heads = forward.heads, features = heads * width;
   float* grad_att = op.grad_att + part.number * features;
   for (int64_t copy = part.first_copy; copy < part.last_copy; ++copy) {
@@ -157,29 +157,29 @@ void attention_grad_target_rows(const AttentionGradTarget& op, const Part& part)
       float* own = grad_score + begin * heads;
       softmax_grad(alpha + begin * heads, own, own, end - begin, heads);
       for (int64_t h = 0; h < heads; ++h) {
-        for_blocks(width, [&](auto count, int64_t offset, int lanes) {
-          // Half of the registers: two sums per feature, and the target's own features.
-          constexpr int kVectors = decltype(count)::value, kAtOnce = kVectors < 4 ? kVectors : 4;
-          for (int first = 0; first < kVectors; first += kAtOnce) {
-            const int64_t f = h * width + offset + first * kLanes;
-            Vec to_target[kAtOnce] = {}, to_att[kAtOnce] = {}, mine[kAtOnce];
-            for (int v = 0; v < kAtOnce; ++v) mine[v] = load_some(target + f + v * kLanes, lanes);
+        for_blocks<4>(width, [&](auto count, auto cut, int64_t offset, int lanes) {
+          constexpr int kVectors = decltype(count)::value;
+          constexpr bool kCut = decltype(cut)::value;
+          {
+            const int64_t f = h * width + offset;
+            Vec to_target[kVectors] = {}, to_att[kVectors] = {}, mine[kVectors];
+            for (int v = 0; v < kVectors; ++v) mine[v] = load_some<kCut>(target + f + v * kLanes, lanes);
             for (int64_t p = begin; p < end; ++p) {
               const int64_t source = graph.indices[p];
               if (!left(source)) continue;
               const float ds = grad_score[p * heads + h];
               const Element* x = row_of<Element>(forward.source, copy, source) + f;
-              for (int v = 0; v < kAtOnce; ++v) {
-                const Vec z = load_some(x + v * kLanes, lanes) + mine[v];
+              for (int v = 0; v < kVectors; ++v) {
+                const Vec z = load_some<kCut>(x + v * kLanes, lanes) + mine[v];
                 const Vec slope = ds * slope_at(z, forward.slope);
                 to_target[v] += slope;
                 to_att[v] += slope * z;
               }
             }
-            for (int v = 0; v < kAtOnce; ++v) {
+            for (int v = 0; v < kVectors; ++v) {
               const int64_t at = f + v * kLanes;
-              store_some(grad_target + at, to_target[v] * load_some(forward.att + at, lanes), lanes);
-              store_some(grad_att + at, load_some(grad_att + at, lanes) + to_att[v], lanes);
+              store_some<kCut>(grad_target + at, to_target[v] * load_some<kCut>(forward.att + at, lanes), lanes);
+              store_some<kCut>(grad_att + at, load_some<kCut>(grad_att + at, lanes) + to_att[v], lanes);
             }
           }
         });
@@ -191,7 +191,7 @@ void attention_grad_target_rows(const AttentionGradTarget& op, const Part& part)
 template <typename Index, typename Element>
 void attention_grad_source_rows(const AttentionGradSource& op, const Part& part) {
   const Attention& forward = op.forward;
-  const Edges<Index> graph(forward.csr);  // transposed: its rows are the sources
+  const Edges<Index> graph(forward.csr, 2 * forward.target.row * sizeof(Element));  // transposed: its rows are the sources
   const int64_t width = forward.channels, heads = forward.heads, features = heads * width;
   for (int64_t copy = part.first_copy; copy < part.last_copy; ++copy) {
     const uint8_t* keep = of_copy(forward.keep, copy);
@@ -202,29 +202,30 @@ void attention_grad_source_rows(const AttentionGradSource& op, const Part& part)
       const Element* source = row_of<Element>(forward.source, copy, row);
       Element* out = static_cast<Element*>(op.grad_source) + (copy * forward.csr.rows + row) * features;
       for (int64_t h = 0; h < heads; ++h) {
-        for_blocks(width, [&](auto count, int64_t offset, int lanes) {
-          constexpr int kVectors = decltype(count)::value, kAtOnce = kVectors < 4 ? kVectors : 4;
-          for (int first = 0; first < kVectors; first += kAtOnce) {
-            const int64_t f = h * width + offset + first * kLanes;
-            Vec by_value[kAtOnce] = {}, by_score[kAtOnce] = {}, mine[kAtOnce];
-            for (int v = 0; v < kAtOnce; ++v) mine[v] = load_some(source + f + v * kLanes, lanes);
+        for_blocks<4>(width, [&](auto count, auto cut, int64_t offset, int lanes) {
+          constexpr int kVectors = decltype(count)::value;
+          constexpr bool kCut = decltype(cut)::value;
+          {
+            const int64_t f = h * width + offset;
+            Vec by_value[kVectors] = {}, by_score[kVectors] = {}, mine[kVectors];
+            for (int v = 0; v < kVectors; ++v) mine[v] = load_some<kCut>(source + f + v * kLanes, lanes);
             for (int64_t p = begin; p < end; ++p) {
               const int64_t receiver = graph.indices[p];
-              prefetch<kAtOnce>(row_of<Element>(forward.target, copy, graph.ahead(p)) + f);
-              prefetch<kAtOnce>(row_of<Element>(op.grad, copy, graph.ahead(p)) + f);
+              prefetch<kVectors>(row_of<Element>(forward.target, copy, graph.ahead(p)) + f);
+              prefetch<kVectors>(row_of<Element>(op.grad, copy, graph.ahead(p)) + f);
               if (!(kept(keep, row) && kept(keep, receiver))) continue;
               const int64_t e = graph.number(p) * heads + h;
               const Element* target = row_of<Element>(forward.target, copy, receiver) + f;
               const Element* grad = row_of<Element>(op.grad, copy, receiver) + f;
-              for (int v = 0; v < kAtOnce; ++v) {
-                const Vec z = mine[v] + load_some(target + v * kLanes, lanes);
-                by_value[v] += alpha[e] * load_some(grad + v * kLanes, lanes);
+              for (int v = 0; v < kVectors; ++v) {
+                const Vec z = mine[v] + load_some<kCut>(target + v * kLanes, lanes);
+                by_value[v] += alpha[e] * load_some<kCut>(grad + v * kLanes, lanes);
                 by_score[v] += grad_score[e] * slope_at(z, forward.slope);
               }
             }
-            for (int v = 0; v < kAtOnce; ++v) {
+            for (int v = 0; v < kVectors; ++v) {
               const int64_t at = f + v * kLanes;
-              store_some(out + at, by_value[v] + by_score[v] * load_some(forward.att + at, lanes), lanes);
+              store_some<kCut>(out + at, by_value[v] + by_score[v] * load_some<kCut>(forward.att + at, lanes), lanes);
             }
           }
         });
