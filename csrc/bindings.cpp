@@ -124,8 +124,9 @@ pybind11::object spmm(const pybind11::object& graph, Size x_row, Size x_copy, Si
   op.weight.copy = weight_copy, op.keep.copy = keep_copy, op.scale.copy = scale_copy;
   op.copies = copies, op.heads = 1, op.channels = features;
   op.reduce = static_cast<onp::Reduce>(reduce), op.bf16 = bf16;
-  static PyMethodDef method = {"spmm", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&run_spmm)), METH_FASTCALL,
-                               "(x, weight, keep, scale, out, mean, arg, partial, threads, stream): pointers, 0 for null"};
+  static PyMethodDef method = {
+      "spmm", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&run_spmm)), METH_FASTCALL,
+      "(x, weight, keep, scale, out, mean, arg, partial, threads, stream): pointers, 0 for null"};
   const pybind11::capsule self(new SpmmCall{op, known, graph}, [](void* call) { delete static_cast<SpmmCall*>(call); });
   return pybind11::reinterpret_steal<pybind11::object>(PyCFunction_New(&method, self.ptr()));
 }

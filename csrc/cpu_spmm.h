@@ -1,4 +1,4 @@
-// Gather, weigh, reduce: sum and mean, max, and the dot products their gradient needs.
+// Gather, weigh, reduce: sum and mean, max.
 #pragma once
 
 #include "cpu_rows.h"
@@ -9,8 +9,8 @@ namespace {
 // Edges that are moved together at a time where a mask leaves some out.
 constexpr int64_t kPiece = 256;
 
-// One walk over the rows: `Vectors` registers of features (of the last, some lanes only, if Cut) from `f` on, for each of
-// `Copies` copies that share x, whose rows are then read once for all of them.
+// One walk over the rows: `Vectors` registers of features (of the last, some lanes only, if Cut) from `f` on, for each
+// of `Copies` copies that share x, whose rows are then read once for all of them.
 template <int Vectors_, bool Cut_, int Copies_, typename Index_, typename Element_>
 struct Walk {
   static constexpr int Vectors = Vectors_, Copies = Copies_;
@@ -163,9 +163,8 @@ void spmm_rows(const Spmm& op, const Part& part) {
   };
   int64_t copy = part.first_copy;
   for (; op.reduce != Reduce::max && plain && op.x.copy == 0 && copy + 4 <= part.last_copy; copy += 4) {
-    for_walks<kRegisters / 4, 4, Index, Element>(op, graph, copy, [&](const auto& walk) {
-      rows([&](int64_t row) { sum_plain_row(walk, row); });
-    });
+    for_walks<kRegisters / 4, 4, Index, Element>(
+        op, graph, copy, [&](const auto& walk) { rows([&](int64_t row) { sum_plain_row(walk, row); }); });
   }
   for (; copy < part.last_copy; ++copy) {
     if (op.reduce == Reduce::max) {
@@ -179,38 +178,6 @@ void spmm_rows(const Spmm& op, const Part& part) {
         plain ? rows([&](int64_t row) { sum_plain_row(walk, row); })
               : rows([&](int64_t row) { sum_left_row(walk, row); });
       });
-    }
-  }
-}
-
-template <typename Element>
-inline float dot(const Element* a, const Element* b, int64_t width) {
-  Vec sum = {};
-  int64_t f = 0;
-  for (; f + kLanes <= width; f += kLanes) sum += load(a + f) * load(b + f);
-  if (f < width) sum += load(a + f, static_cast<int>(width - f)) * load(b + f, static_cast<int>(width - f));
-  return sum_of(sum);
-}
-
-template <typename Index, typename Element>
-void edge_dot_rows(const EdgeDot& op, const Part& part) {
-  const Edges<Index> graph(op.csr, 0);
-  for (int64_t copy = part.first_copy; copy < part.last_copy; ++copy) {
-    const uint8_t* keep = of_copy(op.keep, copy);
-    const float* scale = of_copy(op.scale, copy);
-    float* out = op.out + copy * op.csr.edges * op.heads;
-    for (int64_t row = part.first_row; row < part.last_row; ++row) {
-      const Element* grad = row_of<Element>(op.grad, copy, row);
-      const float factor = scale ? scale[row] : 1.0f;
-      for (int64_t p = graph.indptr[row]; p < graph.indptr[row + 1]; ++p) {
-        const int64_t source = graph.indices[p];
-        const bool left = kept(keep, row) && kept(keep, source);
-        const Element* x = row_of<Element>(op.x, copy, source);
-        for (int64_t h = 0; h < op.heads; ++h) {
-          const int64_t f = h * op.channels;
-          out[graph.number(p) * op.heads + h] = left ? factor * dot(grad + f, x + f, op.channels) : 0.0f;
-        }
-      }
     }
   }
 }
