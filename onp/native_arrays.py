@@ -52,7 +52,7 @@ def copy_stride(values: Tensor | None, dims: int) -> int:
     return values.stride(0) if values is not None and values.dim() > dims else 0
 
 
-def values_and_copy(values: Tensor | None) -> tuple[int, int]:
+def valued(values: Tensor | None) -> tuple[int, int]:
     """Pointer and copy stride of [K] [N] values; zeros for none."""
     return pointer(values), copy_stride(values, 1)
 

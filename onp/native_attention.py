@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from onp import backend as backends
 from onp.csr import Csr
-from onp.native_arrays import array, call, copy_stride, floats, partial, pointer, rowwise, shape_of, shared, values_and_copy
+from onp.native_arrays import array, call, copy_stride, floats, partial, pointer, rowwise, shape_of, shared, valued
 
 
 def edge_softmax(graph: Csr, score: Tensor, keep: Tensor | None, copies: int | None) -> Tensor:
@@ -30,7 +30,7 @@ class _EdgeSoftmax(torch.autograd.Function):
     def forward(ctx: Any, graph: Csr, score, keep, copies):
         score32 = floats(score)
         alpha = torch.empty(shape_of(copies, *score.shape[-2:]), device=score.device)
-        arguments = (*values_and_copy(keep), score32.data_ptr(), copy_stride(score32, 2), alpha.data_ptr(), copies or 1, score.shape[-1])
+        arguments = (*valued(keep), score32.data_ptr(), copy_stride(score32, 2), alpha.data_ptr(), copies or 1, score.shape[-1])
         call("edge_softmax", graph.native, *arguments, device=score.device)
         ctx.save_for_backward(alpha)
         ctx.graph, ctx.copies, ctx.score = graph, copies, (score.dim(), score.dtype)
@@ -55,7 +55,7 @@ class _Attention(torch.autograd.Function):
         out = source.new_empty(shape_of(copies, graph.rows, heads, channels))
         left, right, att32 = source.flatten(-2), target.flatten(-2), floats(att).contiguous()
         left, right = rowwise(left), rowwise(right)
-        arrays = (*values_and_copy(keep), *array(left), *array(right), att32.data_ptr(), slope, alpha.data_ptr())
+        arrays = (*valued(keep), *array(left), *array(right), att32.data_ptr(), slope, alpha.data_ptr())
         cut = partial(graph.native, copies, heads * channels, source.device)
         sizes = (copies or 1, heads, channels, source.dtype == torch.bfloat16)
         call("attention", graph.native, *arrays, out.data_ptr(), pointer(cut), *sizes, device=source.device)
@@ -76,7 +76,7 @@ class _Attention(torch.autograd.Function):
         parts = copies * graph.rows if att.is_cuda else backends.native().att_parts
         grad_att = torch.empty((parts, heads, channels), device=att.device)
         partials = [partial(h, copies, features, att.device, 2) for h in (graph.native, graph.native_transposed)]
-        arrays = (*values_and_copy(keep), *array(left), *array(right), att.data_ptr(), ctx.slope, alpha.data_ptr())
+        arrays = (*valued(keep), *array(left), *array(right), att.data_ptr(), ctx.slope, alpha.data_ptr())
         outputs = [t.data_ptr() for t in (grad_score, grad_source, grad_target, grad_att)]
         both = (graph.native_transposed.graph, *arrays, *map(pointer, partials), *ctx.sizes, *array(grad), *outputs)
         call("attention_grad", graph.native, *both, device=grad.device)

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from onp import backend as backends
 from onp.csr import Csr, Handle
-from onp.native_arrays import array, call, copy_stride, floats, partial, pointer, rowwise, shape_of, shared, strides, values_and_copy
+from onp.native_arrays import array, call, copy_stride, floats, partial, pointer, rowwise, shape_of, shared, strides, valued
 
 _REDUCE = {"sum": 0, "mean": 1, "max": 2}
 
@@ -25,7 +25,9 @@ class Plan:
     `copies`: K, or None where no tensor has that dimension.
     """
 
-    def __init__(self, graph: Csr, weight: Tensor | None, x: Tensor, reduce: str, keep: Tensor | None, copies: int | None) -> None:
+    def __init__(
+        self, graph: Csr, weight: Tensor | None, x: Tensor, reduce: str, keep: Tensor | None, copies: int | None
+    ) -> None:
         self.copies = copies
         self.forward = _Call(graph.native, weight, x, reduce, keep, None, copies)
 
@@ -134,7 +136,7 @@ class _Spmm(torch.autograd.Function):
 def _edge_dot(handle: Handle, grad: Tensor, x: Tensor, keep: Tensor | None, copies: int | None, scale: Tensor | None) -> Tensor:
     grad, x, keep = rowwise(grad), rowwise(x), None if keep is None else keep.contiguous()
     out = torch.empty(shape_of(copies, handle.edges), device=x.device)
-    arrays = (*values_and_copy(keep), *array(grad), *array(x), *values_and_copy(scale), out.data_ptr())
+    arrays = (*valued(keep), *array(grad), *array(x), *valued(scale), out.data_ptr())
     call("edge_dot", handle, *arrays, copies or 1, 1, x.shape[-1], x.dtype == torch.bfloat16, device=x.device)
     return out
 
@@ -154,7 +156,7 @@ def _max_gradients(
     device, features = grad.device, grad.shape[-1]
     grad_x = torch.empty(shape_of(copies, graph.columns, features), device=device) if for_x else None
     grad_weight = torch.empty(shape_of(copies, graph.edges), device=device) if for_weight else None
-    arrays = (arg.data_ptr(), *array(grad), *((0, 0, 0) if x is None else array(x)), *values_and_copy(weight))
+    arrays = (arg.data_ptr(), *array(grad), *((0, 0, 0) if x is None else array(x)), *valued(weight))
     sizes = (copies or 1, features, grad.dtype == torch.bfloat16)
     back = graph.native_transposed.graph
     call("spmm_max_grad", graph.native, back, *arrays, pointer(grad_x), pointer(grad_weight), *sizes, device=device)

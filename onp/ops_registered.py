@@ -1,4 +1,4 @@
-"""The ops as torch.compile, torch.export and opcheck see them: registered, on tensors alone, so the graph goes in as its arrays."""
+"""The ops as torch.compile, torch.export and opcheck see them: registered, and on tensors, so the graph goes in as arrays."""
 
 from __future__ import annotations
 
