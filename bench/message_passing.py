@@ -201,7 +201,11 @@ def measured(
                 return op(own)
 
         rough = 1e-2 if "bfloat16" in row["job"] else 1e-4
-        torch.testing.assert_close(call()[part].double(), exact, rtol=rough, atol=rough / 10 * scale)
+        wrong = ~torch.isclose(call()[part].double(), exact, rtol=rough, atol=rough / 10 * scale)
+        # Of two terms that float32 cannot tell apart the other one may be the largest, and get the gradient.
+        allowed = 1e-4 * wrong.numel() if training and row["job"] == "max" else 0
+        if int(wrong.sum()) > allowed:
+            raise SystemExit(f"{name} errs in {int(wrong.sum())} of {wrong.numel()} numbers: {row}")
         cells[name] = cell_of(call, rounds, x.device.type, clock, name == "onp")
     return cells
 
