@@ -54,8 +54,15 @@ def edge_softmax(graph: Csr, score: Tensor, keep: Tensor | None, backend: str | 
 def attention(
     graph: Csr, source: Tensor, target: Tensor, att: Tensor, slope: float, keep: Tensor | None, backend: str | None
 ) -> Tensor:
-    """`onp.ops.attention`."""
-    copies = _check_attention(graph, source, target, att, keep)
+    """`onp.ops.attention`. Looks once at arguments of one layout, as spmm does."""
+    seen = (
+        *(backend, source.shape, target.shape, att.shape, source.dtype, target.dtype, att.dtype),
+        *(source.device, target.device, att.device),
+        None if keep is None else (keep.shape, keep.dtype, keep.device),
+    )
+    copies = graph.plans.get(seen, False)
+    if copies is False:
+        copies = graph.plans[seen] = _check_attention(graph, source, target, att, keep)
     chosen = _backend_for(source, backend)
     if chosen == "native":
         return native_attention.attention(graph, source, target, att, slope, keep, copies)
