@@ -13,7 +13,6 @@ table can be taken one after the other. `bench/message_passing_table.py` prints 
 from __future__ import annotations
 
 import argparse
-import copy
 import itertools
 import json
 import os
@@ -25,126 +24,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from message_passing_peers import Op, checked_part, gradient, random_graph, workload
 from torch import Tensor
 
 from onp import backend as backends
-from onp.convs import GATv2Conv
 from onp.csr import Csr
 from onp.files import write_atomically
-from onp.ops import spmm
 from onp.report import hardware, versions
-from onp_kernels import reference
 
-Op = Callable[[Tensor], Tensor]
 JOBS = ("sum", "mean", "max", "gatv2", "sum bfloat16")
 KEY = ("job", "pass", "nodes", "degree", "features", "copies")
 PATIENCE = 2.0  # seconds one call may take
-CHECKED = 6e7  # numbers per edge that a float64 check may hold
 MEMORY = 1.5e9  # bytes of features
 
 
-def seconds(call: Callable[[], object], rounds: int, device: str, clock: Callable[[], float]) -> list[float]:
-    """Seconds per call, one figure a round of about 10 ms; fewer rounds, but three, where they would take over 3 s."""
-
-    def timed(times: int) -> float:
-        if device == "cuda":
-            torch.cuda.synchronize()
-        start = clock()
-        for _ in range(times):
-            call()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return (clock() - start) / times
-
-    once = timed(1)
-    if once > PATIENCE:
-        return [once]
-    once = timed(2)
-    times = max(1, min(200, int(0.01 / once)))
-    return [timed(times) for _ in range(max(3, min(rounds, int(3 / (once * times)))))]
-
-
-def random_graph(nodes: int, degree: int, device: str) -> Csr:
-    """Distinct edges with rising columns, which torch's CSR wants."""
-    number = torch.randint(nodes * nodes, (nodes * degree,), generator=torch.Generator().manual_seed(0)).unique()
-    graph = Csr.from_edges(number % nodes, number // nodes, nodes)
-    return Csr(graph.indptr.to(device), graph.indices.to(device), nodes)
-
-
-def peers(graph: Csr, weight: Tensor, reduce: str) -> dict[str, Op]:
-    """Everything that can do this reduction; what may be prepared once is."""
-    ops: dict[str, Op] = {"onp": lambda x: spmm(graph, weight, x, reduce, backend="native")}
-    for backend in ("torch-sparse", "torch-scatter"):
-        if backends.module(backend)[0] is not None:
-            ops[backend] = lambda x, backend=backend: spmm(graph, weight, x, reduce, backend=backend)
-    ops["torch (index_add)"] = lambda x: reference.spmm(graph.indptr, graph.indices, weight, x, reduce)
-    if reduce == "sum":
-        matrix = torch.sparse_csr_tensor(graph.indptr, graph.indices, weight, (graph.rows, graph.columns))
-        ops["torch.sparse CSR"] = lambda x: matrix @ x
-    try:
-        from torch_geometric.nn import SimpleConv
-    except ImportError:
-        return ops
-    layer, edges = SimpleConv(reduce), torch.stack((graph.indices, graph.targets()))
-    return ops | {"PyG SimpleConv": lambda x: layer(x, edges, weight)}
-
-
-def looped(op: Op) -> Op:
-    """What a peer without copies has to do for K of them."""
-    return lambda x: torch.stack([op(part) for part in x])
-
-
-def gradient(op: Op, x: Tensor) -> Tensor:
-    """Of the sum of what `op` gives."""
-    leaf = x.detach().requires_grad_()
-    return torch.autograd.grad(op(leaf).sum(), leaf)[0]
-
-
-def gatv2(graph: Csr, features: int, device: str) -> tuple[dict[str, Op], Op]:
-    """The whole layer, linear maps included: ours and PyG's with the same weights, and the reference in float64."""
-    ours = GATv2Conv(features, features).to(device)
-    double = copy.deepcopy(ours).double()
-
-    def exact(x: Tensor) -> Tensor:
-        source, target = (lin(x).unsqueeze(-2) for lin in (double.lin_l, double.lin_r))
-        attended = reference.attention(graph.indptr, graph.indices, source, target, double.att[0], ours.negative_slope)
-        return attended.squeeze(-2) + double.bias
-
-    ops: dict[str, Op] = {"onp": lambda x: ours(graph, x)}
-    try:
-        from torch_geometric.nn import GATv2Conv as Theirs
-    except ImportError:
-        return ops, exact
-    theirs = Theirs(features, features, add_self_loops=False).to(device)
-    theirs.load_state_dict(ours.state_dict())
-    edges = torch.stack((graph.indices, graph.targets()))
-    return ops | {"PyG GATv2Conv": lambda x: theirs(x, edges)}, exact
-
-
-def workload(job: str, graph: Csr, weight: Tensor, x: Tensor) -> tuple[dict[str, tuple[Op, Tensor]], Op]:
-    """The implementations with their inputs, and the op on float64."""
-    if job == "gatv2":
-        ops, exact = gatv2(graph, x.shape[-1], x.device.type)
-    else:
-        reduce = job.split()[0]
-        ops = peers(graph, weight, reduce)
-
-        def exact(x: Tensor) -> Tensor:
-            return reference.spmm(graph.indptr, graph.indices, weight.double(), x, reduce)
-
-    if job == "sum bfloat16":
-        return {"onp": (ops["onp"], x.bfloat16()), "onp, float32": (ops["onp"], x.bfloat16().float())}, exact
-    alone = {name: op for name, op in ops.items() if name == "onp" or x.dim() == 2}
-    loops = {f"{name}, a loop": looped(op) for name, op in ops.items() if name not in alone}
-    return {name: (op, x) for name, op in (alone | loops).items()}, exact
-
-
-def checked_part(job: str, edges: int, x: Tensor) -> tuple[Any, ...]:
-    """What of a tensor like x is compared with float64: all of it, or as much as memory holds."""
-    copies: Any = [0, -1] if x.dim() == 3 and edges * x[:, 0].numel() > CHECKED else slice(None)
-    large = edges * x.shape[-1] * (1 if x.dim() == 2 else len(x[copies])) > CHECKED
-    features = slice(16) if large and job != "gatv2" else slice(None)  # the features of attention depend on each other
-    return (copies, slice(None), features) if x.dim() == 3 else (slice(None), features)
+def timed(call: Callable[[], object], times: int, device: str, clock: Callable[[], float]) -> float:
+    """Seconds per call."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+    start = clock()
+    for _ in range(times):
+        call()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return (clock() - start) / times
 
 
 def expected_seconds(rows: list[dict[str, Any]], row: dict[str, Any], name: str) -> float:
@@ -162,13 +65,35 @@ def expected_seconds(rows: list[dict[str, Any]], row: dict[str, Any], name: str)
     return 1e-6 * max(known)[1] * work(row) / max(known)[0] if known else 0.0
 
 
-def cell_of(call: Callable[[], Tensor], rounds: int, device: str, clock: Callable[[], float], ours: bool) -> dict[str, Any]:
-    values = sorted(seconds(call, rounds, device, clock))
-    if values[0] > PATIENCE and not ours:
-        return {"skipped": f"one call took {values[0]:.1f} s", "one_call_us": 1e6 * values[0]}
-    low, high = values[len(values) // 20], values[-1 - len(values) // 20]
-    figures = {"median_us": statistics.median(values), "p5_us": low, "p95_us": high}
-    return {"n": len(values)} | {name: 1e6 * value for name, value in figures.items()}
+def in_turns(calls: dict[str, Callable[[], object]], rounds: int, device: str, clock: Callable[[], float]) -> dict[str, Any]:
+    """Figures of every call from rounds of about 10 ms, in turns, so that what else the machine does meets all of them.
+
+    Fewer rounds, but three, where they would take over 3 s; a peer's call over PATIENCE is not repeated.
+    """
+    values: dict[str, list[float]] = {}
+    repeat: dict[str, tuple[int, int]] = {}  # calls a round, rounds
+    for name, call in calls.items():
+        once = timed(call, 1, device, clock)
+        if once > PATIENCE:
+            values[name] = [once]
+            continue
+        once = timed(call, 2, device, clock)
+        times = max(1, min(200, int(0.01 / once)))
+        values[name], repeat[name] = [], (times, max(3, min(rounds, int(3 / (once * times)))))
+    for turn in range(max((count for _, count in repeat.values()), default=0)):
+        for name, (times, count) in repeat.items():
+            if turn < count:
+                values[name].append(timed(calls[name], times, device, clock))
+    cells: dict[str, Any] = {}
+    for name, found in values.items():
+        if name not in repeat and name != "onp":
+            cells[name] = {"skipped": f"one call took {found[0]:.1f} s", "one_call_us": 1e6 * found[0]}
+            continue
+        found.sort()
+        low, high = found[len(found) // 20], found[-1 - len(found) // 20]
+        figures = {"median_us": statistics.median(found), "p5_us": low, "p95_us": high}
+        cells[name] = {"n": len(found)} | {key: 1e6 * value for key, value in figures.items()}
+    return cells
 
 
 def measured(
@@ -188,6 +113,7 @@ def measured(
     exact = gradient(exact_op, given[part].double()) if training else exact_op(given[part].double()).detach()
     scale = float(exact.abs().max().clamp_min(1))
     cells: dict[str, dict[str, Any]] = {}
+    calls: dict[str, Callable[[], Tensor]] = {}
     for name, (op, own) in ops.items():
         wait = expected_seconds(rows, row, name)
         if wait > PATIENCE and name != "onp":
@@ -202,19 +128,20 @@ def measured(
 
         rough = 1e-2 if "bfloat16" in row["job"] else 1e-4
         wrong = ~torch.isclose(call()[part].double(), exact, rtol=rough, atol=rough / 10 * scale)
-        # Of two terms that float32 cannot tell apart the other one may be the largest, and get the gradient.
-        allowed = 1e-4 * wrong.numel() if training and row["job"] == "max" else 0
+        # Of two terms that float32 cannot tell apart the other one may be the largest; a score's leaky_relu may take its
+        # other slope at zero, which touches all features of two nodes.
+        allowed = 1e-3 * wrong.numel() if training and row["job"] in ("max", "gatv2") else 0
         if int(wrong.sum()) > allowed:
             raise SystemExit(f"{name} errs in {int(wrong.sum())} of {wrong.numel()} numbers: {row}")
-        cells[name] = cell_of(call, rounds, x.device.type, clock, name == "onp")
-    return cells
+        calls[name] = call
+    return in_turns(calls, rounds, x.device.type, clock) | cells
 
 
 def copy_bandwidth(device: str, clock: Callable[[], float]) -> float:
     """Bytes read and written per second by a copy of 256 MB."""
     big = torch.randn(1 << 26, device=device)
     other = torch.empty_like(big)
-    return 2 * big.nbytes / statistics.median(seconds(lambda: other.copy_(big), 5, device, clock))
+    return 2 * big.nbytes / statistics.median(timed(lambda: other.copy_(big), 1, device, clock) for _ in range(6))
 
 
 def used_by_all() -> float:

@@ -66,7 +66,7 @@ class GATv2Conv(nn.Module):
         source, target = self.lin_l(x).view(shape), self.lin_r(x).view(shape)
         out = attention(graph, source, target, self.att[0], self.negative_slope, keep)
         out = out.flatten(-2) if self.concat else out.mean(-2)
-        return out if self.bias is None else out + self.bias
+        return out if self.bias is None else out.add_(self.bias)  # nobody else has it
 
 
 class GINConv(nn.Module):
