@@ -97,6 +97,20 @@ def test_edge_softmax(name: str, batched: bool, device: str, rng: torch.Generato
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_edge_softmax_in_bfloat16(device: str, rng: torch.Generator):
+    graph, score = random_edges(30, 30, 200, rng), torch.randn(200, 3, generator=rng).bfloat16()
+    moved = on(device, graph)
+
+    def native(score: Tensor) -> Tensor:
+        return edge_softmax(moved, score, backend="native")
+
+    def plain(score: Tensor) -> Tensor:
+        return reference.edge_softmax(graph.indptr, graph.indices, score)
+
+    assert_like_reference(graph, native, plain, [score], rng, device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", GRAPHS)
 def test_attention(name: str, index: torch.dtype, device: str, rng: torch.Generator):
     graph = GRAPHS[name](rng)

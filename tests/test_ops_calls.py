@@ -124,6 +124,36 @@ def test_wrong_calls(change: dict, sentence: str):
         call(**(good | change))
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"source": torch.ones(4, 2)}, "source must be"),
+        ({"target": torch.ones(3, 1, 2)}, "target must be"),
+        ({"target": torch.ones(4, 1, 2).bfloat16()}, "must agree"),
+        ({"target": torch.ones(4, 2, 1)}, "must agree"),
+        ({"att": torch.ones(2)}, "att must be"),
+        ({"att": torch.ones(1, 2, dtype=torch.float64)}, "att must be"),
+        ({"source": torch.ones(2, 4, 1, 2), "target": torch.ones(3, 4, 1, 2)}, "does not fit"),
+        ({"target": torch.ones(4, 1, 2, device="meta")}, "one device"),
+        ({"keep": torch.ones(4)}, "keep must be bool"),
+        ({"keep": torch.ones(5, dtype=torch.bool)}, "keep must be bool"),
+    ],
+)
+def test_wrong_calls_of_attention(change: dict, sentence: str):
+    graph = Csr(torch.tensor([0, 1, 3, 3, 3]), torch.arange(3), 4)
+    good = dict(source=torch.ones(4, 1, 2), target=torch.ones(4, 1, 2), att=torch.ones(1, 2), keep=None)
+    for _ in range(2):  # the second time its layout is known
+        assert attention(graph, **good).shape == (4, 1, 2)
+        with pytest.raises(InputError, match=sentence):
+            attention(graph, **(good | change))
+
+
+@pytest.mark.parametrize("score", [torch.ones(3), torch.ones(4, 1), torch.ones(3, 1, dtype=torch.int64)])
+def test_wrong_scores(score: Tensor):
+    with pytest.raises(InputError, match="score must be"):
+        edge_softmax(Csr(torch.tensor([0, 1, 3]), torch.arange(3), 4), score)
+
+
 def test_auto_does_without_the_native_module(fresh_backend, monkeypatch, caplog, rng: torch.Generator):
     monkeypatch.delenv("ONP_BACKEND", raising=False)
     for name in ("onp_native", "torch_sparse", "torch_scatter"):
