@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from message_passing_peers import Op, checked_part, gradient, random_graph, workload
+from message_passing_peers import LAYERS, Op, checked_part, gradient, random_graph, workload
 from torch import Tensor
 
 from onp import backend as backends
@@ -32,7 +32,7 @@ from onp.csr import Csr
 from onp.files import write_atomically
 from onp.report import hardware, versions
 
-JOBS = ("sum", "mean", "max", "gatv2", "sum bfloat16")
+JOBS = ("sum", "mean", "max", "attention", "gatv2", "sum bfloat16")
 KEY = ("job", "pass", "nodes", "degree", "features", "copies")
 PATIENCE = 2.0  # seconds one call may take
 MEMORY = 1.5e9  # bytes of features
@@ -130,7 +130,7 @@ def measured(
         wrong = ~torch.isclose(call()[part].double(), exact, rtol=rough, atol=rough / 10 * scale)
         # Of two terms that float32 cannot tell apart the other one may be the largest; a score's leaky_relu may take its
         # other slope at zero, which touches all features of two nodes.
-        allowed = 1e-3 * wrong.numel() if training and row["job"] in ("max", "gatv2") else 0
+        allowed = 1e-3 * wrong.numel() if training and row["job"] in ("max", *LAYERS) else 0
         if int(wrong.sum()) > allowed:
             raise SystemExit(f"{name} errs in {int(wrong.sum())} of {wrong.numel()} numbers: {row}")
         calls[name] = call
@@ -194,7 +194,7 @@ def main() -> None:
         size = 2 if "bfloat16" in job else 4
         if not training:
             row["floor_us"] = 1e6 * copies * (graph.edges * (size * features + 12) + size * nodes * features) / bandwidth
-        too_large = 4.0 * copies * nodes * features > MEMORY or (job == "gatv2" and graph.edges * features > 2.5e8)
+        too_large = 4.0 * copies * nodes * features > MEMORY or (job in LAYERS and graph.edges * features > 2.5e8)
         if too_large:
             row["skipped"] = "does not fit in memory beside its peers and its check"
         else:

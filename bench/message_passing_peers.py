@@ -14,7 +14,7 @@ from onp import backend as backends
 from onp.convs import GATv2Conv
 from onp.csr import Csr
 from onp.errors import InputError
-from onp.ops import spmm
+from onp.ops import attention, spmm
 from onp_kernels import reference
 
 Op = Callable[[Tensor], Tensor]
@@ -79,10 +79,34 @@ def gatv2(graph: Csr, features: int, device: str) -> tuple[dict[str, Op], Op]:
     return ops | {"PyG GATv2Conv": lambda x: theirs(x, edges)}, exact
 
 
+def fused_attention(graph: Csr, features: int, device: str) -> tuple[dict[str, Op], Op]:
+    """The same without the linear maps, which both sides leave to torch: x is source and target."""
+    att = torch.randn(1, features).to(device) / features**0.5
+
+    def exact(x: Tensor) -> Tensor:
+        return reference.attention(graph.indptr, graph.indices, x.unsqueeze(-2), x.unsqueeze(-2), att.double()).squeeze(-2)
+
+    def ours(x: Tensor) -> Tensor:
+        return attention(graph, x.unsqueeze(-2), x.unsqueeze(-2), att, backend="native").squeeze(-2)
+
+    try:
+        from torch_geometric.nn import GATv2Conv as Theirs
+    except ImportError:
+        return {"onp": ours}, exact
+    theirs = Theirs(features, features, add_self_loops=False, bias=False).to(device)
+    theirs.lin_l = theirs.lin_r = torch.nn.Identity()
+    theirs.att = torch.nn.Parameter(att[None])
+    edges = torch.stack((graph.indices, graph.targets()))
+    return {"onp": ours, "PyG GATv2Conv": lambda x: theirs(x, edges)}, exact
+
+
+LAYERS = {"gatv2": gatv2, "attention": fused_attention}
+
+
 def workload(job: str, graph: Csr, weight: Tensor, x: Tensor) -> tuple[dict[str, tuple[Op, Tensor]], Op]:
     """The implementations with their inputs, and the op on float64."""
-    if job == "gatv2":
-        ops, exact = gatv2(graph, x.shape[-1], x.device.type)
+    if job in LAYERS:
+        ops, exact = LAYERS[job](graph, x.shape[-1], x.device.type)
     else:
         reduce = job.split()[0]
         ops = peers(graph, weight, reduce)
@@ -101,5 +125,5 @@ def checked_part(job: str, edges: int, x: Tensor) -> tuple[Any, ...]:
     """What of a tensor like x is compared with float64: all of it, or as much as memory holds."""
     copies: Any = [0, -1] if x.dim() == 3 and edges * x[:, 0].numel() > CHECKED else slice(None)
     large = edges * x.shape[-1] * (1 if x.dim() == 2 else len(x[copies])) > CHECKED
-    features = slice(16) if large and job != "gatv2" else slice(None)  # the features of attention depend on each other
+    features = slice(16) if large and job not in LAYERS else slice(None)  # the features of attention depend on each other
     return (copies, slice(None), features) if x.dim() == 3 else (slice(None), features)
