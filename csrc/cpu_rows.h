@@ -33,7 +33,7 @@ struct Edges {
       : indptr(static_cast<const Index*>(csr.indptr)),
         indices(static_cast<const Index*>(csr.indices)),
         edge(static_cast<const Index*>(csr.edge)),
-        last(csr.edges - 1),
+        last(csr.edges ? csr.edges - 1 : 0),
         far(csr.columns * row_bytes > own_cache()) {}
   int64_t number(int64_t p) const { return edge ? static_cast<int64_t>(edge[p]) : p; }
   int64_t ahead(int64_t p) const { return indices[p + kAhead < last ? p + kAhead : last]; }

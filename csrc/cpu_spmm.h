@@ -98,7 +98,7 @@ inline void sum_left_row(const Walk& walk, int64_t row) {
   int64_t total = 0;
   for (int64_t p = begin; p < end; p += kPiece) {
     const int64_t count = gather_left(walk, p, p + kPiece < end ? p + kPiece : end, source, weight);
-    walk.add(sum, source, weights, 1, count, source + count - 1);
+    walk.add(sum, source, weights, 1, count, source + (count ? count - 1 : 0));
     total += count;
   }
   walk.finish(sum, row, total);
