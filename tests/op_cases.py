@@ -53,14 +53,16 @@ GRAPHS: dict[str, Callable[[torch.Generator], Csr]] = {
 def assert_as_exact(actual: Tensor, plain: Tensor, exact: Tensor, name: str = "") -> None:
     """`actual` errs at most twice as much as plain torch in the same precision, plus some roundings of the largest value.
 
-    One rounding in bfloat16, where sums are made in float32; 256 in float32: partial sums of a row of 3,000 terms are tens of times its result.
+    One rounding in bfloat16, where sums are made in float32; 256 in float32: the partial sums of a row of 3,000 terms are tens
+    of times its result.
     """
     assert actual.dtype == plain.dtype and actual.shape == exact.shape, name
     if exact.numel():
         roundings = 1 if actual.dtype == torch.bfloat16 else 256
         rounding = roundings * torch.finfo(actual.dtype).eps * exact.abs().max().clamp(min=1)
         allowed = 2 * (plain.double() - exact).abs().max() + rounding
-        assert ((actual.double() - exact).abs() <= allowed).all(), (name, float((actual.double() - exact).detach().abs().max()), allowed)
+        error = (actual.double() - exact).detach().abs()
+        assert (error <= allowed).all(), (name, float(error.max()), allowed)
 
 
 Op = Callable[..., Tensor]
