@@ -74,29 +74,61 @@ void check_sizes(Size copies, Size heads, Size channels) {
   require(copies >= 0 && heads >= 1 && channels >= 0, "there must be at least one head, and no negative size");
 }
 
-void spmm(const Graph& graph, Pointer keep, Size keep_copy, Pointer x, Size x_row, Size x_copy, Pointer weight,
-          Size weight_copy, Pointer scale, Size scale_copy, Pointer out, Pointer mean, Pointer arg, Pointer partial,
-          Size copies, Size heads, Size channels, int reduce, bool bf16, int threads, Pointer stream) {
-  check_sizes(copies, heads, channels);
+// A call of spmm with everything but the pointers, and what keeps its graph alive.
+struct SpmmCall {
+  onp::Spmm op;
+  Graph graph;
+  pybind11::object owner;
+};
+
+constexpr Py_ssize_t kSpmmPointers = 8;
+
+// Taken apart by hand: converting ten arguments by pybind11 takes about as long as a small graph.
+PyObject* run_spmm(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+  const auto& call = *static_cast<SpmmCall*>(PyCapsule_GetPointer(self, nullptr));
+  if (count != kSpmmPointers + 2) {
+    PyErr_SetString(PyExc_TypeError, "x, weight, keep, scale, out, mean, arg, partial, threads and stream are wanted");
+    return nullptr;
+  }
+  Pointer value[kSpmmPointers + 2];
+  for (Py_ssize_t i = 0; i < count; ++i) value[i] = PyLong_AsSize_t(arguments[i]);
+  if (PyErr_Occurred()) return nullptr;
+  try {
+    onp::Spmm op = call.op;
+    const auto [x, weight, keep, scale, out, mean, arg, partial, threads, stream] = value;
+    require(x != 0 || op.csr.columns * op.copies * op.channels == 0, "x must not be null");
+    require(out != 0 || op.csr.rows * op.copies * op.channels == 0, "out must not be null");
+    require(op.reduce != onp::Reduce::max || scale == 0, "max takes no factor per source");
+    op.x.data = at<const void>(x), op.weight.data = at<const float>(weight), op.keep.data = at<const uint8_t>(keep);
+    op.scale.data = at<const float>(scale), op.out = at<void>(out), op.mean = at<float>(mean);
+    op.arg = at<int32_t>(arg), op.partial = at<float>(partial);
+    run(call.graph, op, static_cast<int>(threads), stream);
+  } catch (const std::invalid_argument& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
+  Py_RETURN_NONE;
+}
+
+pybind11::object spmm(const pybind11::object& graph, Size x_row, Size x_copy, Size weight_copy, Size keep_copy,
+                      Size scale_copy, Size copies, Size features, int reduce, bool bf16) {
+  const auto& known = graph.cast<const Graph&>();
+  check_sizes(copies, 1, features);
   require(reduce >= 0 && reduce <= 2, "reduce must be 0 (sum), 1 (mean) or 2 (max)");
-  require(x != 0 || graph.csr.columns * copies * channels == 0, "x must not be null");
-  require(out != 0 || graph.csr.rows * copies * channels == 0, "out must not be null");
-  require(reduce != 2 || (heads == 1 && scale == 0 && !graph.csr.edge), "max has one head and the edges' own order");
-  const onp::Spmm op{graph.csr,
-                     keep_at(keep, keep_copy),
-                     rows_at(x, x_row, x_copy),
-                     values_at(weight, weight_copy),
-                     values_at(scale, scale_copy),
-                     at<void>(out),
-                     at<float>(mean),
-                     at<int32_t>(arg),
-                     at<float>(partial),
-                     copies,
-                     heads,
-                     channels,
-                     static_cast<onp::Reduce>(reduce),
-                     bf16};
-  run(graph, op, threads, stream);
+  require(reduce != 2 || !known.csr.edge, "max takes the edges in their own order");
+  onp::Spmm op = {};
+  op.csr = known.csr, op.x = rows_at(0, x_row, x_copy);
+  op.weight.copy = weight_copy, op.keep.copy = keep_copy, op.scale.copy = scale_copy;
+  op.copies = copies, op.heads = 1, op.channels = features;
+  op.reduce = static_cast<onp::Reduce>(reduce), op.bf16 = bf16;
+  static PyMethodDef method = {
+      "spmm", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&run_spmm)), METH_FASTCALL,
+      "(x, weight, keep, scale, out, mean, arg, partial, threads, stream): pointers, 0 for null"};
+  const pybind11::capsule self(new SpmmCall{op, known, graph}, [](void* call) { delete static_cast<SpmmCall*>(call); });
+  return pybind11::reinterpret_steal<pybind11::object>(PyCFunction_New(&method, self.ptr()));
 }
 
 void spmm_max_grad(const Graph& graph, const Graph& transposed, Pointer arg, Pointer grad, Size grad_row,
@@ -216,7 +248,7 @@ PYBIND11_MODULE(onp_native, m) {
            py::arg("indptr"), py::arg("indices"), py::arg("edge"), py::arg("rows"), py::arg("columns"),
            py::arg("edges"), py::arg("index_bytes"), py::arg("cuda"), py::arg("segment_row"), py::arg("segment_begin"),
            py::arg("row_segment"), py::arg("segments"));
-  m.def("spmm", &spmm);
+  m.def("spmm", &spmm, "A function that makes this call of spmm when it is given the pointers.");
   m.def("spmm_max_grad", &spmm_max_grad);
   m.def("edge_dot", &edge_dot);
   m.def("edge_softmax", &edge_softmax);

@@ -161,6 +161,7 @@ const char* csr_fault(const Csr& csr) {
 }
 
 void run_cpu(const Spmm& op, int threads) {
+  if (op.mean && op.heads * op.channels == 0) std::fill_n(op.mean, op.copies * op.csr.rows, 0.0f);
   by_rows(kernels().spmm, op, op.csr, op.copies, op.heads * op.channels, op.x.copy == 0, threads);
 }
 

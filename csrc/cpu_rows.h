@@ -1,6 +1,8 @@
 // What the loops over rows have in common: typed views of an op's arrays.
 #pragma once
 
+#include <unistd.h>
+
 #include "ops.h"
 #include "vec.h"
 
@@ -10,18 +12,29 @@ namespace {
 // Positions ahead of the sum at which source rows are asked for: about the time a row takes from the third-level cache.
 constexpr int64_t kAhead = 8;
 
+// Bytes that a core keeps to itself; asked for once.
+inline int64_t own_cache() {
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  static const int64_t size = sysconf(_SC_LEVEL2_CACHE_SIZE);
+  if (size > 0) return size;
+#endif
+  return 1 << 20;
+}
+
 template <typename Index>
 struct Edges {
   const Index* indptr;
   const Index* indices;
   const Index* edge;
   int64_t last;
+  bool far;  // source rows are worth asking for ahead of time: they do not stay in the core's own cache
 
-  explicit Edges(const Csr& csr)
+  Edges(const Csr& csr, int64_t row_bytes)
       : indptr(static_cast<const Index*>(csr.indptr)),
         indices(static_cast<const Index*>(csr.indices)),
         edge(static_cast<const Index*>(csr.edge)),
-        last(csr.edges - 1) {}
+        last(csr.edges ? csr.edges - 1 : 0),
+        far(csr.columns * row_bytes > own_cache()) {}
   int64_t number(int64_t p) const { return edge ? static_cast<int64_t>(edge[p]) : p; }
   int64_t ahead(int64_t p) const { return indices[p + kAhead < last ? p + kAhead : last]; }
 };
@@ -43,30 +56,29 @@ inline bool kept(const uint8_t* keep, int64_t node) {
   return !keep || keep[node];
 }
 
-// Blocks of 16 or 8, 4, 2, 1 vectors, then the rest of a vector: calls visit(count, offset, lanes of the last vector).
-template <int Vectors>
-struct Count {
-  static constexpr int value = Vectors;
+template <auto Value>
+struct Constant {
+  static constexpr auto value = Value;
 };
-template <typename Visit>
-inline void for_blocks(int64_t width, const Visit& visit) {
-  int64_t f = 0;
-  for (; f + kRegisters * kLanes <= width; f += kRegisters * kLanes) visit(Count<kRegisters>{}, f, 0);
-  if (kRegisters > 8 && f + 8 * kLanes <= width) visit(Count<8>{}, f, 0), f += 8 * kLanes;
-  if (f + 4 * kLanes <= width) visit(Count<4>{}, f, 0), f += 4 * kLanes;
-  if (f + 2 * kLanes <= width) visit(Count<2>{}, f, 0), f += 2 * kLanes;
-  if (f + kLanes <= width) visit(Count<1>{}, f, 0), f += kLanes;
-  if (f < width) visit(Count<1>{}, f, static_cast<int>(width - f));
+
+// Blocks of Most, Most / 2, ..., 1 vectors, then the rest of a vector: calls visit(count, cut, offset, lanes if cut).
+template <int Most, typename Visit>
+inline void for_blocks(int64_t width, const Visit& visit, int64_t f = 0) {
+  for (; f + Most * kLanes <= width; f += Most * kLanes) visit(Constant<Most>{}, Constant<false>{}, f, 0);
+  if constexpr (Most > 1) {
+    if (f < width) for_blocks<Most / 2>(width, visit, f);
+  } else {
+    if (f < width) visit(Constant<1>{}, Constant<true>{}, f, static_cast<int>(width - f));
+  }
 }
 
-// A vector that may be cut short: `lanes` 0 means all of it.
-template <typename Element>
+template <bool Cut, typename Element>
 inline Vec load_some(const Element* from, int lanes) {
-  return __builtin_expect(lanes != 0, 0) ? load(from, lanes) : load(from);
+  return Cut ? load(from, lanes) : load(from);
 }
-template <typename Element, typename Value>
+template <bool Cut, typename Element, typename Value>
 inline void store_some(Element* to, Value value, int lanes) {
-  lanes ? store(to, value, lanes) : store(to, value);
+  Cut ? store(to, value, lanes) : store(to, value);
 }
 
 template <int Vectors, typename Element>

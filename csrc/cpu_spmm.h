@@ -1,4 +1,4 @@
-// Gather, weigh, reduce: sum and mean, max, and the dot products their gradient needs.
+// Gather, weigh, reduce: sum and mean, max.
 #pragma once
 
 #include "cpu_rows.h"
@@ -6,177 +6,178 @@
 namespace onp {
 namespace {
 
-// `Vectors` registers of features for each of `Copies` copies that share x: a source row is read once for all of them.
-// Plain: neither a mask nor a factor per source nor renumbered edges.
-template <int Vectors, int Copies, bool Plain, typename Index, typename Element>
-inline void sum_block(const Spmm& op, const Edges<Index>& graph, int64_t copy, int64_t row, int64_t head, int64_t f,
-                      int lanes, const float* factor) {
-  const int64_t begin = graph.indptr[row], end = graph.indptr[row + 1];
+// Edges that are moved together at a time where a mask leaves some out.
+constexpr int64_t kPiece = 256;
+
+// One walk over the rows: `Vectors` registers of features (of the last, some lanes only, if Cut) from `f` on, for each
+// of `Copies` copies that share x, whose rows are then read once for all of them.
+template <int Vectors_, bool Cut_, int Copies_, typename Index_, typename Element_>
+struct Walk {
+  static constexpr int Vectors = Vectors_, Copies = Copies_;
+  static constexpr bool Cut = Cut_;
+  using Index = Index_;
+  using Element = Element_;
+  using Sums = Vec[Copies][Vectors];
+
+  const Spmm& op;
+  const Edges<Index>& graph;
+  int64_t copy, head, f;
+  int lanes;
   const Element* x = row_of<Element>(op.x, copy, 0) + f;
-  const int64_t stride = op.x.row;
-  const float* weight[Copies];
-  const float* scale[Copies];
-  const uint8_t* keep[Copies];
-  bool here[Copies];
-  for (int c = 0; c < Copies; ++c) {
-    weight[c] = of_copy(op.weight, copy + c);
-    scale[c] = of_copy(op.scale, copy + c);
-    keep[c] = of_copy(op.keep, copy + c);
-    here[c] = kept(keep[c], row);
-  }
-  Vec sum[Copies][Vectors] = {};
-  for (int64_t p = begin; p < end; ++p) {
-    const int64_t source = graph.indices[p];
-    const Element* from = x + source * stride;
-    prefetch<Vectors>(x + graph.ahead(p) * stride);
-    Vec value[Vectors];
-    for (int v = 0; v < Vectors; ++v) value[v] = load_some(from + v * kLanes, lanes);
-    const int64_t e = (Plain ? p : graph.number(p)) * op.heads + head;
-    for (int c = 0; c < Copies; ++c) {
-      if (!Plain && !(here[c] && kept(keep[c], source))) continue;
-      float w = weight[c] ? weight[c][e] : 1.0f;
-      if (!Plain && scale[c]) w *= scale[c][source];
-      for (int v = 0; v < Vectors; ++v) sum[c][v] += w * value[v];
-    }
-  }
-  Element* out = static_cast<Element*>(op.out);
-  const int64_t features = op.heads * op.channels;
-  for (int c = 0; c < Copies; ++c) {
-    Element* to = out + ((copy + c) * op.csr.rows + row) * features + f;
-    for (int v = 0; v < Vectors; ++v) store_some(to + v * kLanes, sum[c][v] * factor[c], lanes);
-  }
-}
+  int64_t stride = op.x.row;
+  int64_t step = op.weight.data ? op.heads : 0;  // from one edge's weight to the next
 
-template <int Vectors, typename Index, typename Element>
-inline void max_block(const Spmm& op, const Edges<Index>& graph, int64_t copy, int64_t row, int64_t f, int lanes) {
-  const int64_t begin = graph.indptr[row], end = graph.indptr[row + 1];
-  const Element* x = row_of<Element>(op.x, copy, 0) + f;
-  const float* weight = of_copy(op.weight, copy);
-  const uint8_t* keep = of_copy(op.keep, copy);
-  const bool here = kept(keep, row);
-  Vec best[Vectors] = {};
-  IntVec winner[Vectors];
-  for (int v = 0; v < Vectors; ++v) winner[v] = IntVec{} - 1;
-  for (int64_t p = begin; p < end && here; ++p) {
-    prefetch<Vectors>(x + graph.ahead(p) * op.x.row);
-    const int64_t source = graph.indices[p];
-    if (!kept(keep, source)) continue;
-    const float w = weight ? weight[p] : 1.0f;
-    const IntVec place = IntVec{} + static_cast<int32_t>(p - begin);
-    for (int v = 0; v < Vectors; ++v) {
-      const Vec value = w * load_some(x + source * op.x.row + v * kLanes, lanes);
-      const IntVec better = (value > best[v]) | (value != value) | (winner[v] < 0);
-      best[v] = better ? value : best[v];
-      winner[v] = better ? place : winner[v];
-    }
+  const float* weight(int c) const {
+    static const float one = 1;
+    return op.weight.data ? of_copy(op.weight, copy + c) + head : &one;
   }
-  const int64_t at = (copy * op.csr.rows + row) * op.channels + f;
-  for (int v = 0; v < Vectors; ++v) {
-    store_some(static_cast<Element*>(op.out) + at + v * kLanes, best[v], lanes);
-    if (op.arg) store_some(op.arg + at + v * kLanes, winner[v], lanes);
-  }
-}
 
-template <typename Index>
-inline float mean_factor(const Edges<Index>& graph, const uint8_t* keep, int64_t row) {
-  int64_t count = 0;
-  const int64_t begin = graph.indptr[row], end = graph.indptr[row + 1];
-  if (!keep) count = end - begin;
-  if (keep && keep[row]) {
-    for (int64_t p = begin; p < end; ++p) count += keep[graph.indices[p]];
-  }
-  return count ? 1.0f / static_cast<float>(count) : 0.0f;
-}
-
-template <int Copies, bool Plain, typename Index, typename Element>
-inline void sum_row(const Spmm& op, const Edges<Index>& graph, int64_t copy, int64_t row) {
-  float factor[Copies];
-  for (int c = 0; c < Copies; ++c) {
-    factor[c] = op.reduce == Reduce::mean ? mean_factor(graph, of_copy(op.keep, copy + c), row) : 1.0f;
-    if (op.mean) op.mean[(copy + c) * op.csr.rows + row] = factor[c];
-  }
-  for (int64_t head = 0; head < op.heads; ++head) {
-    for_blocks(op.channels, [&](auto count, int64_t f, int lanes) {
-      constexpr int kVectors = decltype(count)::value;
-      if constexpr (kVectors * Copies <= kRegisters) {
-        sum_block<kVectors, Copies, Plain, Index, Element>(op, graph, copy, row, head, head * op.channels + f, lanes,
-                                                           factor);
-      } else {
-        for (int c = 0; c < Copies; ++c) {
-          sum_block<kVectors, 1, Plain, Index, Element>(op, graph, copy + c, row, head, head * op.channels + f, lanes,
-                                                        factor + c);
-        }
+  // sum += weight * x over `count` edges; no source behind `last` is looked at.
+  void add(Sums& sum, const Index* source, const float* const (&weight)[Copies], int64_t step, int64_t count,
+           const Index* last) const {
+    for (int64_t p = 0; p < count; ++p) {
+      const Element* from = x + source[p] * stride;
+      if (graph.far) prefetch<Vectors>(x + *(last - source - p > kAhead ? source + p + kAhead : last) * stride);
+      Vec value[Vectors];
+      for (int v = 0; v < Vectors; ++v) value[v] = load_some<Cut>(from + v * kLanes, lanes);
+      for (int c = 0; c < Copies; ++c) {
+        const Vec w = broadcast(weight[c][p * step]);
+        for (int v = 0; v < Vectors; ++v) sum[c][v] += w * value[v];
       }
-    });
+    }
+  }
+
+  // The result of row `row`, `count` of whose edges were added up.
+  void finish(const Sums& sum, int64_t row, int64_t count) const {
+    const float factor = op.reduce != Reduce::mean ? 1.0f : count ? 1.0f / static_cast<float>(count) : 0.0f;
+    for (int c = 0; c < Copies; ++c) {
+      const int64_t at = (copy + c) * op.csr.rows + row;
+      if (op.mean) op.mean[at] = factor;
+      Element* to = static_cast<Element*>(op.out) + at * op.heads * op.channels + f;
+      for (int v = 0; v < Vectors; ++v) store_some<Cut>(to + v * kLanes, sum[c][v] * factor, lanes);
+    }
+  }
+};
+
+// Neither a mask nor a factor per source nor renumbered edges: sources and weights are read where they are.
+template <typename Walk>
+inline void sum_plain_row(const Walk& walk, int64_t row) {
+  const auto& graph = walk.graph;
+  const int64_t begin = graph.indptr[row], count = graph.indptr[row + 1] - begin;
+  const float* weight[Walk::Copies];
+  for (int c = 0; c < Walk::Copies; ++c) weight[c] = walk.weight(c) + begin * walk.step;
+  typename Walk::Sums sum = {};
+  walk.add(sum, graph.indices + begin, weight, walk.step, count, graph.indices + graph.last);
+  walk.finish(sum, row, count);
+}
+
+// Sources and weights of the edges [begin, end) that the mask leaves, moved together; returns their number.
+template <typename Walk>
+inline int64_t gather_left(const Walk& walk, int64_t begin, int64_t end, typename Walk::Index* source, float* weight) {
+  const uint8_t* keep = of_copy(walk.op.keep, walk.copy);
+  const float* scale = of_copy(walk.op.scale, walk.copy);
+  const float* of_edge = walk.weight(0);
+  int64_t count = 0;
+  for (int64_t p = begin; p < end; ++p) {
+    const auto from = walk.graph.indices[p];
+    source[count] = from;
+    weight[count] = of_edge[walk.graph.number(p) * walk.step] * (scale ? scale[from] : 1.0f);
+    count += kept(keep, from);
+  }
+  return count;
+}
+
+template <typename Walk>
+inline void sum_left_row(const Walk& walk, int64_t row) {
+  typename Walk::Index source[kPiece];
+  float weight[kPiece];
+  const float* const weights[1] = {weight};
+  const int64_t begin = walk.graph.indptr[row];
+  const int64_t end = kept(of_copy(walk.op.keep, walk.copy), row) ? walk.graph.indptr[row + 1] : begin;
+  typename Walk::Sums sum = {};
+  int64_t total = 0;
+  for (int64_t p = begin; p < end; p += kPiece) {
+    const int64_t count = gather_left(walk, p, p + kPiece < end ? p + kPiece : end, source, weight);
+    walk.add(sum, source, weights, 1, count, source + (count ? count - 1 : 0));
+    total += count;
+  }
+  walk.finish(sum, row, total);
+}
+
+// The largest term of each feature of a row, and where it is: a NaN wins, of equal ones the first.
+template <bool Winner, typename Walk>
+inline void max_row(const Walk& walk, int64_t row) {
+  constexpr int kVectors = Walk::Vectors;
+  const auto& graph = walk.graph;
+  const uint8_t* keep = of_copy(walk.op.keep, walk.copy);
+  const float* weight = walk.weight(0);
+  const int64_t begin = graph.indptr[row], end = kept(keep, row) ? graph.indptr[row + 1] : begin;
+  Vec best[kVectors] = {};
+  IntVec winner[kVectors];
+  for (int v = 0; v < kVectors; ++v) winner[v] = IntVec{} - 1;
+  const auto term = [&](int64_t p, int v) {
+    const auto* from = walk.x + graph.indices[p] * walk.stride + v * kLanes;
+    return weight[p * walk.step] * load_some<Walk::Cut>(from, walk.lanes);
+  };
+  int64_t p = begin;
+  while (p < end && !kept(keep, graph.indices[p])) ++p;
+  for (int v = 0; v < kVectors && p < end; ++v) {
+    best[v] = term(p, v);
+    winner[v] = IntVec{} + static_cast<int32_t>(p - begin);
+  }
+  for (++p; p < end; ++p) {
+    if (!kept(keep, graph.indices[p])) continue;
+    if (graph.far) prefetch<kVectors>(walk.x + graph.ahead(p) * walk.stride);
+    const IntVec place = IntVec{} + static_cast<int32_t>(p - begin);
+    for (int v = 0; v < kVectors; ++v) {
+      const Vec value = term(p, v);
+      const IntVec better = ~(value <= best[v]) & (best[v] == best[v]);
+      best[v] = better ? value : best[v];
+      if (Winner) winner[v] = better ? place : winner[v];
+    }
+  }
+  const int64_t at = (walk.copy * walk.op.csr.rows + row) * walk.op.channels + walk.f;
+  for (int v = 0; v < kVectors; ++v) {
+    store_some<Walk::Cut>(static_cast<typename Walk::Element*>(walk.op.out) + at + v * kLanes, best[v], walk.lanes);
+    if (Winner) store_some<Walk::Cut>(walk.op.arg + at + v * kLanes, winner[v], walk.lanes);
   }
 }
 
-template <bool Plain, typename Index, typename Element>
-void sum_rows(const Spmm& op, const Part& part) {
-  const Edges<Index> graph(op.csr);
-  const bool shared = op.x.copy == 0;
-  int64_t copy = part.first_copy;
-  for (; shared && copy + 4 <= part.last_copy; copy += 4) {
-    for (int64_t row = part.first_row; row < part.last_row; ++row) {
-      sum_row<4, Plain, Index, Element>(op, graph, copy, row);
-    }
-  }
-  for (; copy < part.last_copy; ++copy) {
-    for (int64_t row = part.first_row; row < part.last_row; ++row) {
-      sum_row<1, Plain, Index, Element>(op, graph, copy, row);
-    }
+// Calls visit(walk) for walks that cover all features of `Copies` copies from `copy` on, `most` registers at a time.
+template <int Most, int Copies, typename Index, typename Element, typename Visit>
+inline void for_walks(const Spmm& op, const Edges<Index>& graph, int64_t copy, const Visit& visit) {
+  for (int64_t head = 0; head < op.heads; ++head) {
+    for_blocks<Most>(op.channels, [&](auto vectors, auto cut, int64_t offset, int lanes) {
+      visit(Walk<decltype(vectors)::value, decltype(cut)::value, Copies, Index, Element>{
+          op, graph, copy, head, head * op.channels + offset, lanes});
+    });
   }
 }
 
 template <typename Index, typename Element>
 void spmm_rows(const Spmm& op, const Part& part) {
-  if (op.reduce != Reduce::max) {
-    const bool plain = !op.keep.data && !op.scale.data && !op.csr.edge;
-    return plain ? sum_rows<true, Index, Element>(op, part) : sum_rows<false, Index, Element>(op, part);
+  const Edges<Index> graph(op.csr, op.x.row * sizeof(Element));
+  const bool plain = !op.keep.data && !op.scale.data && !op.csr.edge;
+  const auto rows = [&](const auto& visit) {
+    for (int64_t row = part.first_row; row < part.last_row; ++row) visit(row);
+  };
+  int64_t copy = part.first_copy;
+  for (; op.reduce != Reduce::max && plain && op.x.copy == 0 && copy + 4 <= part.last_copy; copy += 4) {
+    for_walks<kRegisters / 4, 4, Index, Element>(
+        op, graph, copy, [&](const auto& walk) { rows([&](int64_t row) { sum_plain_row(walk, row); }); });
   }
-  const Edges<Index> graph(op.csr);
-  for (int64_t copy = part.first_copy; copy < part.last_copy; ++copy) {
-    for (int64_t row = part.first_row; row < part.last_row; ++row) {
-      for_blocks(op.channels, [&](auto count, int64_t f, int lanes) {
-        // Twice the registers of a sum: values and winners.
-        constexpr int kVectors = decltype(count)::value,
-                      kAtOnce = kVectors < kRegisters / 2 ? kVectors : kRegisters / 2;
-        for (int v = 0; v < kVectors; v += kAtOnce) {
-          max_block<kAtOnce, Index, Element>(op, graph, copy, row, f + v * kLanes, lanes);
-        }
+  for (; copy < part.last_copy; ++copy) {
+    if (op.reduce == Reduce::max) {
+      // Twice the registers of a sum: values and winners.
+      for_walks<kRegisters / 2, 1, Index, Element>(op, graph, copy, [&](const auto& walk) {
+        op.arg ? rows([&](int64_t row) { max_row<true>(walk, row); })
+               : rows([&](int64_t row) { max_row<false>(walk, row); });
       });
-    }
-  }
-}
-
-template <typename Element>
-inline float dot(const Element* a, const Element* b, int64_t width) {
-  Vec sum = {};
-  int64_t f = 0;
-  for (; f + kLanes <= width; f += kLanes) sum += load(a + f) * load(b + f);
-  if (f < width) sum += load(a + f, static_cast<int>(width - f)) * load(b + f, static_cast<int>(width - f));
-  return sum_of(sum);
-}
-
-template <typename Index, typename Element>
-void edge_dot_rows(const EdgeDot& op, const Part& part) {
-  const Edges<Index> graph(op.csr);
-  for (int64_t copy = part.first_copy; copy < part.last_copy; ++copy) {
-    const uint8_t* keep = of_copy(op.keep, copy);
-    const float* scale = of_copy(op.scale, copy);
-    float* out = op.out + copy * op.csr.edges * op.heads;
-    for (int64_t row = part.first_row; row < part.last_row; ++row) {
-      const Element* grad = row_of<Element>(op.grad, copy, row);
-      const float factor = scale ? scale[row] : 1.0f;
-      for (int64_t p = graph.indptr[row]; p < graph.indptr[row + 1]; ++p) {
-        const int64_t source = graph.indices[p];
-        const bool left = kept(keep, row) && kept(keep, source);
-        const Element* x = row_of<Element>(op.x, copy, source);
-        for (int64_t h = 0; h < op.heads; ++h) {
-          const int64_t f = h * op.channels;
-          out[graph.number(p) * op.heads + h] = left ? factor * dot(grad + f, x + f, op.channels) : 0.0f;
-        }
-      }
+    } else {
+      for_walks<kRegisters, 1, Index, Element>(op, graph, copy, [&](const auto& walk) {
+        plain ? rows([&](int64_t row) { sum_plain_row(walk, row); })
+              : rows([&](int64_t row) { sum_left_row(walk, row); });
+      });
     }
   }
 }

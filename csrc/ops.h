@@ -4,8 +4,8 @@
 // Letters: K copies that share the structure, V rows, U columns (source rows), E edges, H heads of C channels, F = H *
 // C features. Every op works on K copies at once; an array with copy stride 0 is shared by all of them. Strides count
 // elements. Arrays without a named row stride are contiguous. `bf16` says that x-like arrays (Rows and the outputs of
-// their kind) hold bfloat16 instead of float; sums are made in float either way, edge by edge in stored order, so
-// results repeat bit for bit and do not depend on the number of threads.
+// their kind) hold bfloat16 instead of float; sums are made in float either way, in an order that depends on
+// the sizes alone, so results repeat bit for bit and do not depend on the number of threads.
 #pragma once
 
 #include <cstdint>
@@ -82,7 +82,7 @@ struct SpmmMaxGrad {
 
 // out[k, edge p, h] = scale[k, r] * <grad[k, r, h, :], x[k, source, h, :]>; 0 for an edge left out.
 struct EdgeDot {
-  Csr csr;
+  Csr csr;  // edge must be null
   Keep keep;
   Rows grad;
   Rows x;

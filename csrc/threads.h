@@ -1,4 +1,4 @@
-// A few threads that stay: starting one costs more than a small graph takes.
+// The threads that torch works with: OpenMP's.
 #pragma once
 
 #include <cstdint>
@@ -6,8 +6,8 @@
 
 namespace onp {
 
-// Calls work(i) for every i in [0, count), on the caller's thread and up to threads - 1 others; returns when all are
-// done. Calls made while another one is running do their work alone.
+// Calls work(i) for every i in [0, count), on up to `threads` threads, the caller's among them; returns when all are
+// done. Without OpenMP in the process, after a fork, and while another such call is running, the caller works alone.
 void parallel(int64_t count, int threads, const std::function<void(int64_t)>& work);
 
 }  // namespace onp

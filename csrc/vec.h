@@ -94,14 +94,26 @@ inline Vec load(const Bf16* from, int n) {
 #endif
 }
 inline void store(float* to, Vec value, int n) {
-  memcpy(to, &value, n * sizeof(float));
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(to, (__mmask16)((1u << n) - 1), (__m512)value);
+#else
+  for (int i = 0; i < n; ++i) to[i] = value[i];
+#endif
 }
 inline void store(Bf16* to, Vec value, int n) {
   const HalfVec half = narrow(value);
-  memcpy(to, &half, n * sizeof(Bf16));
+#if defined(__AVX512F__)
+  _mm256_mask_storeu_epi16(to, (__mmask16)((1u << n) - 1), (__m256i)half);
+#else
+  for (int i = 0; i < n; ++i) to[i] = half[i];
+#endif
 }
 inline void store(int32_t* to, IntVec value, int n) {
-  memcpy(to, &value, n * sizeof(int32_t));
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_epi32(to, (__mmask16)((1u << n) - 1), (__m512i)value);
+#else
+  for (int i = 0; i < n; ++i) to[i] = value[i];
+#endif
 }
 
 inline float to_float(float value) {
@@ -121,6 +133,45 @@ inline float sum_of(Vec value) {
   float total = 0;
   for (int i = 0; i < kLanes; ++i) total += value[i];
   return total;
+#endif
+}
+
+// The sums of four vectors, together: one at a time most of the work is moving lanes.
+inline void sums_of(const Vec (&value)[4], float* out) {
+#if defined(__AVX512F__)
+  const auto pairs = [](Vec a, Vec b) {
+    return (__m512d)_mm512_add_ps(_mm512_unpacklo_ps((__m512)a, (__m512)b), _mm512_unpackhi_ps((__m512)a, (__m512)b));
+  };
+  const __m512d ab = pairs(value[0], value[1]), cd = pairs(value[2], value[3]);
+  const __m512 all = (__m512)_mm512_unpacklo_pd(ab, cd) + (__m512)_mm512_unpackhi_pd(ab, cd);
+  const __m256 half = _mm512_castps512_ps256(all) + _mm512_extractf32x8_ps(all, 1);
+  _mm_storeu_ps(out, _mm256_castps256_ps128(half) + _mm256_extractf128_ps(half, 1));
+#elif defined(__AVX2__)
+  const __m256 ab = _mm256_hadd_ps((__m256)value[0], (__m256)value[1]);
+  const __m256 all = _mm256_hadd_ps(ab, _mm256_hadd_ps((__m256)value[2], (__m256)value[3]));
+  _mm_storeu_ps(out, _mm256_castps256_ps128(all) + _mm256_extractf128_ps(all, 1));
+#else
+  for (int i = 0; i < 4; ++i) out[i] = sum_of(value[i]);
+#endif
+}
+
+inline float largest_of(Vec value) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_max_ps((__m512)value);
+#else
+  float most = value[0];
+  for (int i = 1; i < kLanes; ++i) most = value[i] > most ? value[i] : most;
+  return most;
+#endif
+}
+
+// The first n lanes of `value`, of `rest` the others.
+inline Vec first_lanes(int n, Vec value, Vec rest) {
+#if defined(__AVX512F__)
+  return (Vec)_mm512_mask_mov_ps((__m512)rest, (__mmask16)((1u << n) - 1), (__m512)value);
+#else
+  for (int i = 0; i < n; ++i) rest[i] = value[i];
+  return rest;
 #endif
 }
 

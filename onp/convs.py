@@ -62,10 +62,11 @@ class GATv2Conv(nn.Module):
 
     def forward(self, graph: Csr, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """[K] [V, heads * out_channels] or [K] [V, out_channels]."""
-        source, target = (lin(x).unflatten(-1, (self.heads, self.out_channels)) for lin in (self.lin_l, self.lin_r))
+        shape = (*x.shape[:-1], self.heads, self.out_channels)
+        source, target = self.lin_l(x).view(shape), self.lin_r(x).view(shape)
         out = attention(graph, source, target, self.att[0], self.negative_slope, keep)
         out = out.flatten(-2) if self.concat else out.mean(-2)
-        return out if self.bias is None else out + self.bias
+        return out if self.bias is None else out.add_(self.bias)  # nobody else has it
 
 
 class GINConv(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor
 from onp import backend as backends
 from onp.errors import InputError
 
+LARGEST_INT32 = torch.iinfo(torch.int32).max
 SEGMENT = 256  # edges of a row that one CUDA warp adds up; longer rows are cut
 
 
@@ -102,6 +103,11 @@ class Csr:
         return True
 
     @cached_property
+    def plans(self) -> Plans:
+        """What `onp.ops.spmm` has worked out for arguments of a layout it has seen; empty to begin with."""
+        return Plans()
+
+    @cached_property
     def native(self) -> Handle:
         """This graph as the compiled module sees it."""
         self.check()
@@ -112,21 +118,31 @@ class Csr:
         """The transposed graph, whose edges read their values where this graph has them."""
         back = self.transpose()
         assert back.order is not None
-        return Handle(back.indptr, back.indices, back.order.to(back.indptr.dtype), back.columns)
+        return Handle(back.indptr, back.indices, back.order, back.columns)
+
+
+class Plans(dict[Any, Any]):
+    """A dict that forgets everything rather than hold more than 64 entries."""
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if len(self) >= 64:
+            self.clear()
+        super().__setitem__(key, value)
 
 
 class Handle:
     """`onp_native.Graph` with the private copies of the arrays that it points to."""
 
     def __init__(self, indptr: Tensor, indices: Tensor, edge: Tensor | None, columns: int) -> None:
-        # Copies, so that nobody can change what was checked.
-        self.arrays = [t.clone(memory_format=torch.contiguous_format) for t in (indptr, indices)]
-        self.arrays += [] if edge is None else [edge.contiguous()]
         self.rows, self.columns, self.edges = indptr.shape[0] - 1, columns, indices.shape[0]
+        # Numbers of half the size leave more of a cache to the features. Copies, so that nobody can change what was checked.
+        number = torch.int32 if max(self.rows, columns, self.edges) <= LARGEST_INT32 else torch.int64
+        arrays = (indptr, indices) if edge is None else (indptr, indices, edge)
+        self.arrays = [t.to(number, copy=True, memory_format=torch.contiguous_format) for t in arrays]
         self.cut = _segments(self.arrays[0]) if indptr.is_cuda else None
         pointers = [t.data_ptr() for t in self.arrays] + ([0] if edge is None else [])
         segments = [0, 0, 0] if self.cut is None else [t.data_ptr() for t in self.cut]
-        sizes = (self.rows, columns, self.edges, indptr.element_size(), indptr.is_cuda)
+        sizes = (self.rows, columns, self.edges, self.arrays[0].element_size(), indptr.is_cuda)
         self.graph: Any = backends.native().Graph(*pointers, *sizes, *segments, self.segments)
 
     @property

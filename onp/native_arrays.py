@@ -1,0 +1,73 @@
+"""Tensors as the compiled module takes them: a pointer and strides, features side by side, values in float32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onp import backend as backends
+from onp.csr import Handle
+
+
+def call(name: str, handle: Handle, *arguments: Any, device: torch.device) -> None:
+    """The function `name` of the compiled module, on the caller's number of threads or stream."""
+    function = getattr(backends.native(), name)
+    if device.type == "cpu":
+        function(handle.graph, *arguments, torch.get_num_threads(), 0)
+        return
+    with torch.cuda.device(device):
+        function(handle.graph, *arguments, 1, torch.cuda.current_stream().cuda_stream)
+
+
+def shape_of(copies: int | None, *rest: int) -> tuple[int, ...]:
+    """The shape `rest` of K copies, or of one where no tensor has that dimension."""
+    return rest if copies is None else (copies, *rest)
+
+
+def rowwise(x: Tensor) -> Tensor:
+    """x with its features side by side."""
+    return x if x.stride(-1) == 1 or x.shape[-1] < 2 else x.contiguous()
+
+
+def array(x: Tensor) -> tuple[int, int, int]:
+    """Pointer, row stride and copy stride of x [K] [N, F]."""
+    return x.data_ptr(), *strides(x)
+
+
+def strides(x: Tensor) -> tuple[int, int]:
+    """Row stride and copy stride of x [K] [N, F]."""
+    stride = x.stride()
+    return stride[-2], stride[0] if len(stride) == 3 else 0
+
+
+def floats(values: Tensor) -> Tensor:
+    """Values per edge in float32, contiguous but for the copies."""
+    return values if values.dtype == torch.float32 and values.is_contiguous() else values.float().contiguous()
+
+
+def copy_stride(values: Tensor | None, dims: int) -> int:
+    """The copy stride of values that have `dims` dimensions without the copies."""
+    return values.stride(0) if values is not None and values.dim() > dims else 0
+
+
+def valued(values: Tensor | None) -> tuple[int, int]:
+    """Pointer and copy stride of [K] [N] values; zeros for none."""
+    return pointer(values), copy_stride(values, 1)
+
+
+def pointer(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def partial(handle: Handle, copies: int | None, features: int, device: torch.device, arrays: int = 1) -> Tensor | None:
+    """Room for the sums of the segments that CUDA cuts long rows into."""
+    if handle.cut is None:
+        return None
+    return torch.empty((arrays, copies or 1, handle.segments, features), device=device)
+
+
+def shared(grad: Tensor, dims: int) -> Tensor:
+    """The gradient of a tensor of `dims` dimensions: summed over the copies if they shared it."""
+    return grad.sum(0) if grad.dim() > dims else grad
