@@ -99,7 +99,10 @@ def test_masks_give_the_labels_of_hooks(name, monkeypatch):
             ties = (top[:, 0] - top[:, 1]) < 1e-4
             sure = int((hit & ~ties).sum())
             assert sure <= scores.acc_count[row] <= sure + int(ties.sum())
-            assert scores.divergence[row] == pytest.approx(float(divergence(whole, logits).mean()), abs=1e-4)
+            # A divergence is a difference of logits, and float32 rounds those to a share of the largest.
+            assert scores.divergence[row] == pytest.approx(
+                float(divergence(whole, logits).mean()), abs=1e-4 + 1e-5 * float(logits.abs().max())
+            )
         if layer is not None:
             base = masks[1]
             evaluator.commit(base)
