@@ -233,7 +233,8 @@ def preset_of(config: DefendConfig) -> Preset:
         raise InputError(f"There is no preset '{config.preset}'; choose one of {', '.join(PRESETS)}.")
     if not 0 <= config.max_acc_drop < 1:
         raise InputError(f"--max-acc-drop is a share of the images, 0.01 for one point, not {config.max_acc_drop}.")
-    return PRESETS[config.preset].with_max_acc_drop(config.max_acc_drop)
+    preset = PRESETS[config.preset].with_max_acc_drop(config.max_acc_drop)
+    return preset.with_trigger_given() if config.trigger or config.triggered_data else preset
 
 
 def look(victim: Victim, splits: Splits, config: DefendConfig, preset: Preset, monitor: Monitor) -> Scan:

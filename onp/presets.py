@@ -23,6 +23,11 @@ class Preset:
         objective = replace(self.search.objective, max_acc_drop=share / 2)
         return replace(self, search=replace(self.search, objective=objective))
 
+    def with_trigger_given(self) -> Preset:
+        """The same for the attacker's own trigger: S is then the ASR itself, down to its last per cent, and no proxy for it."""
+        objective = replace(self.search.objective, accuracy=self.search.objective.accuracy / 4)
+        return replace(self, search=replace(self.search, objective=objective))
+
 
 _FAST = BankConfig(scan=FitConfig(steps=40, images=8), refine=FitConfig(steps=40, images=12, keep=0.97), starts=3)
 _THOROUGH = BankConfig(scan=FitConfig(steps=120, images=24), refine=FitConfig(steps=150, images=32, keep=0.97), starts=8)

@@ -20,7 +20,7 @@ from onp.bundle.demos import ARCH, NORM, demo
 from onp.cautions import over_budget, undecided
 from onp.cli import main
 from onp.config import DefendConfig
-from onp.defend import defend
+from onp.defend import defend, preset_of
 from onp.mask import load_mask
 from onp.metrics import Share
 from onp.triggers import load_trigger
@@ -116,6 +116,12 @@ def test_a_clean_model_is_left_alone(tmp_path):
     assert outcome.report.decision == "no-backdoor-evidence"
     assert bool(outcome.mask.keep.all())
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json", "report.txt"]
+
+
+def test_the_trigger_itself_counts_for_more_than_a_stand_in():
+    known = [preset_of(DefendConfig(demo="wanet", **given)) for given in ({}, {"trigger": "t"}, {"triggered_data": "d"})]
+    weights = [preset.search.objective.accuracy for preset in known]
+    assert weights[0] > weights[1] == weights[2]
 
 
 def test_a_known_trigger_is_used():
