@@ -138,7 +138,9 @@ class Evaluator:
             rows = keep[list(fresh.values())]
             self._remember(list(fresh), self._engine.sums(rows, self._first_change(rows)))
             self.evaluations += len(fresh)
-        found = self._table[torch.tensor([self._row[key] for key in keys], dtype=torch.int64, device=self._table.device)]
+        # By way of numpy, and by index_select and select below: known masks cost little but what these calls cost.
+        rows_of_table = torch.from_numpy(np.array([self._row[key] for key in keys], dtype=np.int64))
+        found = self._table.index_select(0, rows_of_table.to(self._table.device))
         scores = self._scores(found.to(device))
         self.seconds += time.perf_counter() - started
         return scores
@@ -174,15 +176,15 @@ class Evaluator:
 
     def _scores(self, sums: Tensor) -> Scores:
         """`sums` `[B, 2, 1 + F]`, as `Tally.sums` has them."""
-        shares = sums / self._counted.to(sums.device)
-        counts = sums[:, 0].to(torch.int64)
+        hits, soft = (sums / self._counted.to(sums.device)).unbind(1)
+        counts, families = sums.select(1, 0).to(torch.int64), len(self.families)
         return Scores(
-            acc=shares[:, 0, 0],
-            asr=shares[:, 0, 1:],
-            divergence=shares[:, 1, 0],
-            asr_soft=shares[:, 1, 1:],
-            acc_count=counts[:, 0],
-            asr_count=counts[:, 1:],
+            acc=hits.select(1, 0),
+            asr=hits.narrow(1, 1, families),
+            divergence=soft.select(1, 0),
+            asr_soft=soft.narrow(1, 1, families),
+            acc_count=counts.select(1, 0),
+            asr_count=counts.narrow(1, 1, families),
         )
 
 
