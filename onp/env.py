@@ -26,21 +26,24 @@ LOST_PER_NAT = 0.3
 class Objective:
     """The potential Phi that rewards are differences of.
 
-    Phi = -S - accuracy * drop - penalty * max(0, lost - max_acc_drop) / max(max_acc_drop, 0.005)
+    Phi = -S - accuracy * drop - beyond * max(0, drop - budget)
+    - penalty * max(0, lost - max_acc_drop) / max(max_acc_drop, 0.005)
     - changed * disagreement - size * share of units pruned - remembered * share of the carriers left,
     where S is the ASR on the surrogate triggers, weighted by their evidence; lost the share of clean images, net, that are
     wrong instead of right; drop the accuracy that unseen images must be expected to lose, `LOST_PER_NAT` times the divergence
     from the unpruned network: a few hundred images show how far the outputs moved much more exactly than how many flipped;
-    disagreement the share of changed copies of the clean images
-    that were right and no longer are (0 without such copies): no gain here makes up for a loss there. Images of the target
-    class weigh as much in it as all others together: pruning what leads to a class damages that class first.
+    disagreement the share of changed copies of the clean images that were right and no longer are (0 without such copies): no
+    gain here makes up for a loss there. Images of the target class weigh as much in it as all others together: pruning what
+    leads to a class damages that class first.
     The carriers are the units that bore the attack of the training images, as far as the norms remember it: without them, the
     smallest mask that stops the surrogate triggers wins, and the attacker's trigger can still use the rest.
     S and disagreement are the mean of the share of images and of the mean probability: one is what counts, the other is smooth.
     """
 
     max_acc_drop: float = 0.01  #: share of the clean images; masks beyond it are never chosen
-    accuracy: float = 8.0  #: worth of accuracy against ASR: the last per cent of S is noise, a per cent of accuracy is not
+    accuracy: float = 2.0  #: worth of accuracy against ASR as long as no more than `budget` is expected to be lost
+    beyond: float = 14.0  #: what more it is worth beyond that
+    budget: float = 0.01  #: accuracy that the user would give, as a share
     changed: float = 1.0
     penalty: float = 2.0
     size: float = 1.0
@@ -187,6 +190,7 @@ class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         phi = (
             -asr
             - o.accuracy * drop
+            - o.beyond * (drop - o.budget).clamp_min(0)
             - o.changed * disagreement.clamp_min(0)
             - o.penalty * excess
             - o.size * pruned

@@ -19,13 +19,15 @@ class Preset:
     search: SearchConfig
 
     def with_max_acc_drop(self, share: float) -> Preset:
-        """The same with another accuracy budget; the search gets half of it: a few hundred images do not show it exactly."""
-        objective = replace(self.search.objective, max_acc_drop=share / 2)
+        """The same with another accuracy budget; half of it for images that are counted: a few hundred do not show all."""
+        objective = replace(self.search.objective, max_acc_drop=share / 2, budget=share)
         return replace(self, search=replace(self.search, objective=objective))
 
     def with_trigger_given(self) -> Preset:
-        """The same for the attacker's own trigger: S is then the ASR itself, down to its last per cent, and no proxy for it."""
-        objective = replace(self.search.objective, accuracy=self.search.objective.accuracy / 4)
+        """The same for the attacker's own trigger: S is then the ASR itself, so that its last per cent counts for more than
+        what changed copies say, and what carriers stand for is seen.
+        """
+        objective = replace(self.search.objective, changed=self.search.objective.changed / 4, remembered=0.0)
         return replace(self, search=replace(self.search, objective=objective))
 
 

@@ -118,10 +118,11 @@ def test_a_clean_model_is_left_alone(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json", "report.txt"]
 
 
-def test_the_trigger_itself_counts_for_more_than_a_stand_in():
+def test_with_the_trigger_given_nothing_stands_in_for_it():
     known = [preset_of(DefendConfig(demo="wanet", **given)) for given in ({}, {"trigger": "t"}, {"triggered_data": "d"})]
-    weights = [preset.search.objective.accuracy for preset in known]
-    assert weights[0] > weights[1] == weights[2]
+    objectives = [preset.search.objective for preset in known]
+    assert objectives[0].remembered > 0 == objectives[1].remembered and objectives[0].changed > objectives[1].changed
+    assert objectives[1] == objectives[2]
 
 
 def test_a_known_trigger_is_used():
