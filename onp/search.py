@@ -61,7 +61,7 @@ def search(
     budget = config.agent.max_evaluations // config.rounds
     for number in range(config.rounds):
         agent = replace(config.agent, seed=seed + number, max_evaluations=budget)
-        problem = build_problem(victim, splits, bank, seed, config, partial(recorded, name=f"scores-{number}"))
+        problem = build_problem(victim, splits, bank, seed, config, partial(recorded, name=f"scores-{seed + number}"))
         env, known = problem.env, problem.known
         asr_before = float(env.outcome.asr) if number == 0 else asr_before
         policies = build_policies(graph, known, env, agent)
