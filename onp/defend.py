@@ -23,7 +23,7 @@ from onp.config import DefendConfig
 from onp.data import ImageSet, joined
 from onp.details import Audit, Details, details
 from onp.errors import InputError
-from onp.estimate import WORTH_SAYING, estimate
+from onp.estimate import WORTH_SAYING, affordable, estimate
 from onp.html import render
 from onp.hub import hub_model, with_hub
 from onp.inputs import Case, read_case, with_demo
@@ -138,6 +138,7 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
     """The pipeline itself: evidence, triggers, search, repair, audit; reads and writes no file."""
     victim, clean, splits, bank = case.victim, case.clean, case.splits, case.known
     check_tuning(config.tune, victim)
+    preset = affordable(victim, preset) if config.preset == "fast" else preset
     ahead = estimate(victim, splits, preset, search_only=bank is not None)
     if ahead.look + ahead.repair >= WORTH_SAYING:
         quicker = "a GPU is" if config.preset == "fast" else "--preset fast or a GPU are"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from onp.bank import Bank, BankConfig, Scan, TriggerBank, build_bank, refine_steps, scan, scan_steps
 from onp.config import DefendConfig
 from onp.data import ImageSet, Splits
+from onp.expensive import fitting_logits
 from onp.mask import Mask
 from onp.metrics import accuracy, predictions
 from onp.monitor import Monitor
@@ -143,7 +144,7 @@ def fit_bank(
 ) -> TriggerBank:
     """`build_bank` as a stage of a run."""
     with monitor.stage(stage, refine_steps(preset.bank)) as bar:
-        models = (victim.logits,)
+        models = (fitting_logits(victim),)
         return build_bank(victim, models, seen, target, splits.build, splits.score, seed, preset.bank, bar.advance)
 
 
