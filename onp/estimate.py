@@ -22,7 +22,7 @@ WORTH_SAYING = 120.0  # seconds
 BATCH = 16
 FORWARD = 1 / 3  # of a pass forwards and back
 REUSED = 0.5  # share of a mask's passes that prefixes and known masks leave
-FEWEST_MASKS = 50
+FEWEST_MASKS, FEWEST_STARTS = 50, 2
 
 
 @dataclass(frozen=True)
@@ -52,13 +52,14 @@ def estimate(victim: Victim, splits: Splits, preset: Preset, search_only: bool) 
 
 
 def affordable(victim: Victim, preset: Preset) -> Preset:
-    """The preset, for an expensive network on a CPU with half the images a step and half the masks and changed copies."""
+    """The preset, for an expensive network on a CPU with half the images a step, the masks and the changed copies."""
     if expensive_plan(victim) is None:
         return preset
     search, bank = preset.search, preset.bank
     agent = replace(search.agent, max_evaluations=min(search.agent.max_evaluations, FEWEST_MASKS))
     search = replace(search, agent=agent, views=(search.views + 1) // 2, target_views=(search.target_views + 1) // 2)
-    return Preset(replace(bank, scan=_halved(bank.scan), refine=_halved(bank.refine)), search)
+    starts = min(bank.starts, FEWEST_STARTS)
+    return Preset(replace(bank, scan=_halved(bank.scan), refine=_halved(bank.refine), starts=starts), search)
 
 
 def _halved(config: FitConfig) -> FitConfig:

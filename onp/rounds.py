@@ -160,7 +160,7 @@ def told(seen: Look, repairs: Rounds | None, threshold: float, images: ImageSet)
     """What was seen of other classes than the loudest, a sentence each; empty where none counts as a target."""
     doubtful = over(seen.first, threshold)
     if seen.closer is None:
-        if len(doubtful) < 2:
+        if len(doubtful) < 2 or repairs is None or not repairs.works:
             return ()
         return (
             f"Far behind, {_named(doubtful[1:], seen.first, images)} would count as well; to ask about it once more, give the "

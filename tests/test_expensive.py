@@ -39,7 +39,7 @@ def test_an_expensive_one_takes_half_the_images_and_masks(backdoored, monkeypatc
     assert fitting_logits(backdoored.victim) != backdoored.victim.logits
     fast = PRESETS["fast"]
     less = affordable(backdoored.victim, fast)
-    assert (less.bank.scan.images, less.bank.refine.images) == (4, 6)
+    assert (less.bank.scan.images, less.bank.refine.images, less.bank.starts) == (4, 6, 2)
     assert less.search.agent.max_evaluations == 50 and (less.search.views, less.search.target_views) == (1, 4)
     scan, refine = (replace(config, images=0) for config in (less.bank.scan, less.bank.refine))
     assert (scan, refine) == tuple(replace(config, images=0) for config in (fast.bank.scan, fast.bank.refine))
