@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from onp.bank import Scan
 from onp.config import DefendConfig
 from onp.data import ImageSet, Normalisation, check_for, split
-from onp.defend import Outcome, look, preset_of, run
+from onp.defend import Outcome, preset_of, run
 from onp.errors import InputError
 from onp.inputs import Case, check_useful
 from onp.mask import Mask
 from onp.monitor import Monitor
 from onp.repair import pruned_rows
+from onp.rounds import look
 from onp.victim import Victim, victim_from_module
 
 Images = Tensor | np.ndarray
@@ -49,7 +50,7 @@ def detect(
     config = DefendConfig(norm=norm, preset=preset, seed=seed, quiet=quiet)
     case = _case(model, images, labels, class_names, config)
     chosen = preset_of(config)
-    found: Scan = look(case.victim, case.splits, config, chosen, Monitor(quiet))
+    found: Scan = look(case.victim, case.splits, config, chosen, Monitor(quiet)).scan
     suspicion = found.suspicion
     return Evidence(max(suspicion) >= chosen.bank.threshold, found.suspect, suspicion, found.witnesses, chosen.bank.threshold)
 

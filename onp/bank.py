@@ -12,18 +12,17 @@ from functools import partial
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from onp.adversarial import adversarial_reach, adversarial_size, targeted_examples
 from onp.data import ImageSet, Splits
+from onp.expensive import fitting_logits
 from onp.fitting import Fit, FitConfig, Logits, fit, success_rate
-from onp.latent import latent_directions
 from onp.memory import pulls, remember
-from onp.program import constant, gated_forward, head_input, logits_node
 from onp.surrogates import FAMILIES
 from onp.tally import TriggeredBatch
 from onp.victim import Victim
-from onp.views import views
+from onp.witnesses import drift, latent_distances
 
 Part = Literal["build", "score", "holdout"]
 ADVERSARIAL = "adversarial"
@@ -33,7 +32,6 @@ MEMORY = "memory"
 LEAST_SPREAD = 0.1  # ten per cent: classes of one network differ by that much without a reason
 # And by a factor of e in how many changed images they attract, and by a fifth of the logits' spread in what is remembered.
 LEAST_SPREAD_OF = {DRIFT: 1.0, MEMORY: 0.2}
-DRIFT_COPIES = 4
 WORTHWHILE = 0.15  # share of the loudest family's weight
 QUIET = 0.5  # evidence below this is noise
 STRONGEST = 8.0  # most that a fitted trigger is amplified
@@ -166,9 +164,10 @@ def scan(
     pull = pulls(victim, remember(victim, pixels, labels), pixels, labels)
     if pull is not None:
         found[MEMORY] = tuple((-pull.double()).tolist())
+    logits = fitting_logits(victim)
     for family in FAMILIES:
-        fitted = fit([victim.logits], family, pixels, labels, classes, seed, config.scan, tick)
-        rates = [success_rate(victim.logits, partial(fitted.apply, row=k), unseen, unseen_labels, k) for k in classes]
+        fitted = fit([logits], family, pixels, labels, classes, seed, config.scan, tick)
+        rates = [success_rate(logits, partial(fitted.apply, row=k), unseen, unseen_labels, k) for k in classes]
         found[family.name] = efforts(fitted.cost.cpu(), torch.tensor(rates))
     reached = adversarial_reach(victim, pixels, labels, seed, config.scan.images)
     found[ADVERSARIAL] = efforts(torch.ones_like(reached), reached)
@@ -247,38 +246,6 @@ def weighed(surrogates: Sequence[Surrogate], target: int) -> TriggerBank:
     heard = [surrogate for surrogate in surrogates if surrogate.weight >= WORTHWHILE * loudest]
     total = sum(surrogate.weight for surrogate in heard)
     return TriggerBank(tuple(replace(surrogate, weight=surrogate.weight / total) for surrogate in heard), target)
-
-
-@torch.no_grad()
-def drift(victim: Victim, images: ImageSet, seed: int) -> Tensor:
-    """Mean probability, float32 `[classes]`, of each class on changed copies of images of other classes.
-
-    A backdoor answers to many changes of an image that are not its trigger, so its target attracts much of what the network
-    gets wrong. (TeCo, https://arxiv.org/abs/2303.18191, reads corrupted images too, but those with the trigger on.)
-    """
-    pixels = views(images.pixels(), DRIFT_COPIES, seed).to(victim.device)
-    chance = torch.cat([victim.logits(part).softmax(1) for part in pixels.split(64)]).cpu()
-    labels = images.labels.repeat(DRIFT_COPIES)
-    return torch.stack([chance[labels != k, k].mean() for k in range(victim.classes)])
-
-
-def latent_distances(victim: Victim, images: ImageSet) -> Tensor | None:
-    """Length float32 `[classes]` of the latent minimum-norm direction; None where the head is not linear on a vector."""
-    head = logits_node(victim.program.graph)
-    if (
-        head.target is not torch.ops.aten.linear.default
-        or not all(isinstance(node, fx.Node) for node in head.args[1:3])
-        or len(head.args) < 3
-    ):
-        return None
-    weight, bias = (constant(victim.program, node) for node in head.args[1:3] if isinstance(node, fx.Node))
-    inputs = victim.normalisation(images.pixels().to(victim.device))
-    name, gates = head_input(victim), torch.ones(victim.units, device=victim.device)
-    with torch.no_grad():
-        features = torch.cat([gated_forward(victim, part, gates, outputs=(name,))[1][name] for part in inputs.split(64)])
-    if features.dim() != 2:
-        return None
-    return latent_directions(features.cpu(), weight.cpu(), bias.cpu()).norm(dim=1)
 
 
 def _with_stronger(weakest: Fit, effort: Sequence[float]) -> Fit:

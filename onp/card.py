@@ -39,6 +39,7 @@ def model_card(report: Report) -> str:
         "",
         f"This network showed a backdoor. {_plain(report.reason)} They were pruned with onp "
         "(the method follows ONP, arXiv 2405.17746); architecture, names and shapes of the weights are those of the original.",
+        *(f"\n{_plain(note)}" for note in report.notes),
         *([f"\n**Warning:** {_plain(report.warning)}"] if report.warning else []),
         "\n## Before and after\n",
         *table,

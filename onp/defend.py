@@ -17,13 +17,13 @@ from torch import nn
 
 from onp import progress
 from onp.audit import der, figures
-from onp.bank import Bank, Scan, TriggerBank, build_bank, refine_steps, scan, scan_steps
-from onp.cautions import over_budget, undecided
+from onp.bank import Bank, TriggerBank
+from onp.cautions import over_budget
 from onp.config import DefendConfig
-from onp.data import ImageSet, Splits, joined
-from onp.details import Details, details
+from onp.data import ImageSet, joined
+from onp.details import Audit, Details, details
 from onp.errors import InputError
-from onp.estimate import WORTH_SAYING, estimate
+from onp.estimate import WORTH_SAYING, affordable, estimate
 from onp.html import render
 from onp.hub import hub_model, with_hub
 from onp.inputs import Case, read_case, with_demo
@@ -34,17 +34,15 @@ from onp.peers import PeerConfig
 from onp.presets import PRESETS, Preset
 from onp.repair import repair
 from onp.report import Report, Tuned
-from onp.search import Found, search
+from onp.rounds import Look, Round, Rounds, bank_config, fit_bank, look, repair_classes, search_mask, told
 from onp.shrink import check_shrinking, shrink
 from onp.state import State, kept_in
-from onp.tally import TriggeredBatch
 from onp.trouble import NO_MEMORY, trouble
 from onp.tune import check_tuning, tune_pruned
 from onp.victim import Victim
 
 FRESH = 1000  # added to the seed of the bank that audits
 TUNING_PASSES = 1_000_000  # above what any tuning method's recipe asks for with a few hundred images
-REMOVED = 0.5  # share of the surrogate ASR that a repair must take away to be called one
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,36 +138,31 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
     """The pipeline itself: evidence, triggers, search, repair, audit; reads and writes no file."""
     victim, clean, splits, bank = case.victim, case.clean, case.splits, case.known
     check_tuning(config.tune, victim)
+    preset = affordable(victim, preset) if config.preset == "fast" else preset
     ahead = estimate(victim, splits, preset, search_only=bank is not None)
     if ahead.look + ahead.repair >= WORTH_SAYING:
         quicker = "a GPU is" if config.preset == "fast" else "--preset fast or a GPU are"
         monitor.say(f"About {ahead}, on {victim.device}; {quicker} quicker.")
-    found_by = None
+    seen = None
     if bank is None:
-        found_by = look(victim, splits, config, preset, monitor)
-        name, loudest, threshold = clean.name(found_by.suspect), max(found_by.suspicion), preset.bank.threshold
+        seen = look(victim, splits, config, preset, monitor)
+        name, loudest, threshold = clean.name(seen.scan.suspect), max(seen.scan.suspicion), preset.bank.threshold
         monitor.say(f"Class {name} stands out by {loudest:.1f}; from {threshold} on one counts as the target of a backdoor.")
-        if loudest >= threshold:
-            stage = "fitting surrogate triggers"
-            bank = _bank(stage, victim, found_by, found_by.suspect, splits, config.seed, preset, monitor)
-    found = None if bank is None else _search(victim, splits, bank, found_by, config, preset, monitor)
+        repairs = repair_classes(victim, splits, seen, config, preset, monitor)
+    else:
+        found = search_mask(victim, splits, bank, None, config.seed, preset, monitor)
+        repairs = Rounds((Round(bank.target, found),), (), found.mask)
 
-    decision, reason = _decide(found_by, found, clean)
-    mask = found.mask if found is not None and decision == "repaired" else Mask.of(victim)
+    decision, reason = _decide(seen, repairs, clean)
+    mask = repairs.mask if repairs is not None and decision == "repaired" else Mask.of(victim)
     repaired = repair(victim, mask) if decision == "repaired" else victim
-    fresh: list[TriggeredBatch] = []
-    audit_bank = bank
-    if bank is not None:
-        if found_by is not None:
-            stage = "fitting fresh triggers for the audit"
-            audit_bank = _bank(stage, victim, found_by, bank.target, splits, config.seed + FRESH, preset, monitor)
-        assert audit_bank is not None
-        fresh = audit_bank.batches(victim, splits, "holdout")
-    target = bank.target if bank else None
+    audits = _audits(case, seen, repairs, config, preset, monitor)
+    fresh = [batch for audit in audits for batch in audit.batches]
+    target = repairs.rounds[0].target if repairs else None
     with monitor.stage("measuring the result"):
         before = figures(victim, splits.holdout, fresh, target, case.evaluation, case.attack)
         after = figures(repaired, splits.holdout, fresh, target, case.evaluation, case.attack)
-        shown = details(victim, repaired, mask, splits.holdout, audit_bank, fresh, case.evaluation, case.attack)
+        shown = details(victim, repaired, mask, splits.holdout, audits, case.evaluation, case.attack)
     tuned = None
     if config.tune is not None and decision == "repaired":
         with monitor.stage("training the repaired network"):
@@ -181,16 +174,17 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
     if config.shrink and decision == "repaired":
         with monitor.stage("taking pruned channels out"):
             shrunk = shrink(repaired, mask)
-    suspicion = found_by.suspicion if found_by else ()
-    cautions = over_budget(before.acc, after.acc, config.max_acc_drop), undecided(suspicion, preset.bank.threshold, clean)
     seconds = sum(monitor.seconds.values())
-    evaluations = found.evaluations if found else 0
+    searches = [each.found for each in repairs.rounds] if repairs else []
+    evaluations, scoring = sum(each.evaluations for each in searches), sum(each.seconds for each in searches)
     report = Report(
         decision=decision,
         reason=reason,
-        warning=" ".join(filter(None, cautions)) or None,
+        warning=over_budget(before.acc, after.acc, config.max_acc_drop),
         target_class=target,
         target_name=None if target is None else clean.name(target),
+        target_classes=tuple(each.target for each in repairs.rounds) if repairs else (),
+        notes=() if seen is None else told(seen, repairs, preset.bank.threshold, clean),
         model={
             "path": config.model,
             "arch": victim.arch,
@@ -208,7 +202,7 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
             "normalisation": str(victim.normalisation),
             "evaluation": config.eval_data,
         },
-        evidence=_evidence(found_by, found),
+        evidence=_evidence(seen, repairs),
         before=before,
         after=after,
         der=der(before, after),
@@ -216,7 +210,7 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
         units=victim.units,
         budget={
             "evaluations": evaluations,
-            "masks_per_second": evaluations / found.seconds if found and found.seconds else 0.0,
+            "masks_per_second": evaluations / scoring if scoring else 0.0,
             "wall_seconds": seconds,
         },
         timings=dict(monitor.seconds),
@@ -237,54 +231,64 @@ def preset_of(config: DefendConfig) -> Preset:
     return preset.with_trigger_given() if config.trigger or config.triggered_data else preset
 
 
-def look(victim: Victim, splits: Splits, config: DefendConfig, preset: Preset, monitor: Monitor) -> Scan:
-    with monitor.stage("looking for a trigger", scan_steps(preset.bank)) as bar:
-        return scan(victim, splits.build, splits.score, config.seed, preset.bank, bar.advance)
+def _audits(
+    case: Case, seen: Look | None, repairs: Rounds | None, config: DefendConfig, preset: Preset, monitor: Monitor
+) -> list[Audit]:
+    """Triggered holdout images for each class that was to be repaired: of the known trigger, or of freshly fitted ones."""
+    if repairs is None:
+        return []
+    audits = []
+    for each in repairs.rounds:
+        bank: Bank | None = case.known
+        if seen is not None:
+            now = dataclasses.replace(preset, bank=bank_config(seen, preset))
+            stage = "fitting fresh triggers for the audit"
+            bank = fit_bank(stage, case.victim, seen.scan, each.target, case.splits, config.seed + FRESH, now, monitor)
+        assert bank is not None
+        batches = bank.batches(case.victim, case.splits, "holdout")
+        if len(repairs.rounds) > 1:
+            to = f" to {case.clean.name(each.target)}"
+            batches = [dataclasses.replace(batch, family=batch.family + to) for batch in batches]
+        audits.append(Audit(bank, batches))
+    return audits
 
 
-def _bank(
-    stage: str, victim: Victim, found: Scan, target: int, splits: Splits, seed: int, preset: Preset, monitor: Monitor
-) -> TriggerBank:
-    with monitor.stage(stage, refine_steps(preset.bank)) as bar:
-        models = (victim.logits,)
-        return build_bank(victim, models, found, target, splits.build, splits.score, seed, preset.bank, bar.advance)
-
-
-def _search(
-    victim: Victim, splits: Splits, bank: Bank, found: Scan | None, config: DefendConfig, preset: Preset, monitor: Monitor
-) -> Found:
-    with monitor.stage("searching for the mask", preset.search.agent.max_evaluations) as bar:
-        return search(victim, splits, bank, found, config.seed, preset.bank, preset.search, monitor.steps(bar))
-
-
-def _decide(found_by: Scan | None, found: Found | None, clean: ImageSet) -> tuple[str, str]:
+def _decide(seen: Look | None, repairs: Rounds | None, clean: ImageSet) -> tuple[str, str]:
     """The decision and one sentence; only the surrogates and the clean images decide."""
-    if found is None:
-        assert found_by is not None
-        loudest = max(found_by.suspicion)
+    if repairs is None:
+        assert seen is not None
+        loudest = max(seen.scan.suspicion)
         return "no-backdoor-evidence", (
             f"No class is reached anomalously cheaply (highest suspicion {loudest:.1f}, class "
-            f"{clean.name(found_by.suspect)}); the model was not touched."
+            f"{clean.name(seen.scan.suspect)}); the model was not touched."
         )
-    name, outcome = clean.name(found.bank.target), found.results[-1].outcome
-    left = float(outcome.asr)
-    if not bool(outcome.acceptable) or left > REMOVED * found.asr_before:
+    *done, last = (clean.name(each.target) for each in repairs.rounds)
+    if not repairs.works:
+        before = f"Class {' and '.join(done)} could be repaired, but class {last} stands out too. " if done else ""
         return "not-repairable", (
-            f"Triggers for class {name} exist, but no mask within the accuracy budget removes them "
-            f"(surrogate ASR {100 * left:.0f} % at best); the model was not touched."
+            f"{before}Triggers for class {last} exist, but no mask within the accuracy budget removes them "
+            f"(surrogate ASR {100 * float(repairs.rounds[-1].found.results[-1].outcome.asr):.0f} % at best); "
+            "the model was not touched."
         )
-    pruned = int((~found.mask.keep).sum())
-    return "repaired", f"A trigger leads to class {name}; {pruned} unit{'s' * (pruned != 1)} carried it."
+    pruned = int((~repairs.mask.keep).sum())
+    units = f"{pruned} unit{'s' * (pruned != 1)}"
+    if done:
+        return "repaired", f"Triggers lead to class {', '.join(done)} and to class {last}; {units} carried them."
+    return "repaired", f"A trigger leads to class {last}; {units} carried it."
 
 
-def _evidence(found_by: Scan | None, found: Found | None) -> dict[str, object]:
+def _evidence(seen: Look | None, repairs: Rounds | None) -> dict[str, object]:
     evidence: dict[str, object] = {}
-    if found_by is not None:
-        evidence = {"suspicion": found_by.suspicion, "witnesses": found_by.witnesses}
-    if found is not None and isinstance(found.bank, TriggerBank):
-        names = ("family", "weight", "evidence", "success", "cost")
-        evidence["surrogates"] = [{name: getattr(each, name) for name in names} for each in found.bank.surrogates]
-    return evidence
+    if seen is not None:
+        evidence = {"suspicion": seen.scan.suspicion, "witnesses": seen.scan.witnesses}
+        if seen.closer is not None:
+            again = [] if repairs is None else [scanned.suspicion for scanned in repairs.asked]
+            evidence |= {"first_look": seen.first.suspicion, "looks_after_repairs": again}
+    banks = [] if repairs is None else [each.found.bank for each in repairs.rounds]
+    names = ("family", "target", "weight", "evidence", "success", "cost")
+    found = [{name: getattr(each, name) for name in names} for bank in banks if isinstance(bank, TriggerBank)
+             for each in bank.surrogates]  # fmt: skip
+    return evidence | ({"surrogates": found} if found else {})
 
 
 if __name__ == "__main__":

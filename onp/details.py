@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,14 @@ NEIGHBOURS = 4  # strongest edges drawn for each of them
 BINS = 10
 
 
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """Triggers that nothing was decided by, for one target class."""
+
+    bank: Bank
+    batches: list[TriggeredBatch]  #: of the bank, on the holdout images
+
+
 @dataclass(frozen=True)
 class Point:
     """The holdout images after the first `pruned` units of the mask, taken in the order of what each removes alone."""
@@ -32,7 +41,7 @@ class Point:
     pruned: int
     last: str  #: the units that this point adds, "layer: 3, 7"; empty for the unpruned network
     acc: float
-    asr: float  #: surrogate, weighted as in the bank
+    asr: float  #: surrogate, weighted as in the banks
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,12 +98,11 @@ def details(
     repaired: Victim,
     mask: Mask,
     holdout: ImageSet,
-    bank: Bank | None,
-    fresh: list[TriggeredBatch],
+    audits: Sequence[Audit],
     evaluation: ImageSet | None,
     attack: TrueAttack | TrueImages | None,
 ) -> Details:
-    """Measure both networks on the images of the report's ACC; `fresh` are the batches of `bank` on the holdout images."""
+    """Measure both networks on the images of the report's ACC."""
     measured = holdout if evaluation is None else evaluation
     labels = measured.labels
     old, new = _probabilities(victim, measured), _probabilities(repaired, measured)
@@ -112,8 +120,11 @@ def details(
     nodes, edges = _drawn(victim, mask)
     return Details(
         class_names=measured.class_names,
-        path=_path(victim, mask, holdout, bank, fresh),
-        pictures=(*_surrogates(victim, repaired, holdout, bank, fresh), *_true(victim, repaired, measured, attack)),
+        path=_path(victim, mask, holdout, audits),
+        pictures=(
+            *(picture for audit in audits for picture in _surrogates(victim, repaired, holdout, audit)),
+            *_true(victim, repaired, measured, attack),
+        ),
         per_class=tuple(per_class),
         changed=tuple(Changed(measured.images[i], int(labels[i]), int(before[i]), int(after[i])) for i in shown),
         newly_wrong=len(wrong),
@@ -136,12 +147,14 @@ def _histogram(probabilities: Tensor) -> tuple[int, ...]:
     return tuple(torch.bincount(bins, minlength=BINS).tolist())
 
 
-def _path(victim: Victim, mask: Mask, holdout: ImageSet, bank: Bank | None, fresh: list[TriggeredBatch]) -> tuple[Point, ...]:
+def _path(victim: Victim, mask: Mask, holdout: ImageSet, audits: Sequence[Audit]) -> tuple[Point, ...]:
     units = (~mask.keep).nonzero()[:, 0]
-    if not len(units) or not fresh:
+    if not len(units) or not audits:
         return ()
-    evaluator = Evaluator(victim, batch_of(victim, holdout), fresh)
-    weights = torch.tensor(bank.weights if bank else (1.0,), dtype=torch.float64)
+    evaluator = Evaluator(victim, batch_of(victim, holdout), [batch for audit in audits for batch in audit.batches])
+    # Each class counts alike, and within it each family as in its bank.
+    shares = [weight / len(audits) for audit in audits for weight in audit.bank.weights]
+    weights = torch.tensor(shares, dtype=torch.float64)
     parts = list(units.tensor_split(min(STEPS, len(units))))
     alone = torch.ones(len(parts), victim.units, dtype=torch.bool)
     for row, part in zip(alone, parts, strict=True):
@@ -162,14 +175,13 @@ def _named(mask: Mask, units: Tensor) -> str:
 
 
 @torch.no_grad()
-def _surrogates(
-    victim: Victim, repaired: Victim, holdout: ImageSet, bank: Bank | None, fresh: list[TriggeredBatch]
-) -> list[Picture]:
+def _surrogates(victim: Victim, repaired: Victim, holdout: ImageSet, audit: Audit) -> list[Picture]:
     """For every family the first holdout image that the trigger leads to the target."""
     # Of images that were given with a trigger there is no clean version.
+    bank = audit.bank
     others = holdout.subset(holdout.labels != bank.target) if isinstance(bank, TriggerBank) else None
     pictures = []
-    for batch in fresh:
+    for batch in audit.batches:
         before, after = victim.model(batch.images).argmax(1).cpu(), repaired.model(batch.images).argmax(1).cpu()
         led = before == batch.target.cpu()
         index = int((led & (after != batch.target.cpu())).long().argmax() if led.any() else 0)

@@ -1,24 +1,28 @@
-"""How long a run will take on this machine, told before it starts."""
+"""How long a run will take on this machine, told before it starts, and what a quick one leaves out where it would be hours."""
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from onp.adversarial import STEPS
-from onp.bank import DRIFT_COPIES, BankConfig
+from onp.bank import BankConfig
 from onp.data import ImageSet, Splits
+from onp.expensive import expensive_plan, fitting_logits
+from onp.fitting import FitConfig
 from onp.metrics import at_once
 from onp.presets import Preset
 from onp.surrogates import FAMILIES
 from onp.victim import Victim
+from onp.witnesses import DRIFT_COPIES
 
 WORTH_SAYING = 120.0  # seconds
 BATCH = 16
 FORWARD = 1 / 3  # of a pass forwards and back
 REUSED = 0.5  # share of a mask's passes that prefixes and known masks leave
+FEWEST_MASKS, FEWEST_STARTS = 50, 2
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,21 @@ def estimate(victim: Victim, splits: Splits, preset: Preset, search_only: bool) 
     return Estimate(each * looked, each * (fitted + scored))
 
 
+def affordable(victim: Victim, preset: Preset) -> Preset:
+    """The preset, for an expensive network on a CPU with half the images a step, the masks and the changed copies."""
+    if expensive_plan(victim) is None:
+        return preset
+    search, bank = preset.search, preset.bank
+    agent = replace(search.agent, max_evaluations=min(search.agent.max_evaluations, FEWEST_MASKS))
+    search = replace(search, agent=agent, views=(search.views + 1) // 2, target_views=(search.target_views + 1) // 2)
+    starts = min(bank.starts, FEWEST_STARTS)
+    return Preset(replace(bank, scan=_halved(bank.scan), refine=_halved(bank.refine), starts=starts), search)
+
+
+def _halved(config: FitConfig) -> FitConfig:
+    return replace(config, images=(config.images + 1) // 2)
+
+
 def _looked(classes: int, images: int, bank: BankConfig) -> float:
     fitted = len(FAMILIES) * bank.scan.steps + STEPS
     return classes * bank.scan.images * fitted + (DRIFT_COPIES + 2) * images * FORWARD
@@ -54,10 +73,11 @@ def _looked(classes: int, images: int, bank: BankConfig) -> float:
 
 def _seconds(victim: Victim, images: ImageSet) -> float:
     """Of one image forwards and back, to its pixels."""
+    logits = fitting_logits(victim)
     for count in (1, at_once(images.images, BATCH)):  # the first time warms up
         pixels = images.subset(range(min(count, len(images)))).pixels().to(victim.device).requires_grad_()
         start = time.monotonic()
-        (gradient,) = torch.autograd.grad(victim.logits(pixels).sum(), pixels)
+        (gradient,) = torch.autograd.grad(logits(pixels).sum(), pixels)
         float(gradient.sum())  # waits for a GPU
         seconds = (time.monotonic() - start) / len(pixels)
     return seconds

@@ -62,7 +62,7 @@ def fit(
         images: float32 `[N, C, H, W]` in [0, 1]; those of the target class itself are left out.
         labels: int64 `[N]`.
     """
-    name = f"fit-{family.name}-{seed}-{len(models)}-{len(targets)}-{targets[0]}"
+    name = f"fit-{family.name}-{seed}-{len(models)}-{len(targets)}-{targets[0]}-{targets[-1]}"
     found = recalled(name, lambda: _fit(models, family, images, labels, targets, seed, config, tick))
     found = {key: value.to(images.device) for key, value in found.items()}
     parameters = tuple(found[f"parameter.{index}"] for index in range(len(found) - 2))

@@ -49,6 +49,8 @@ class Report:
     timings: dict[str, float]  #: seconds by stage
     config: dict[str, Any]
     seed: int
+    target_classes: tuple[int, ...] = ()  #: all that were to be repaired, `target_class` first
+    notes: tuple[str, ...] = ()  #: sentences on other classes that stood out; empty where none did
     tuned: Tuned | None = None  #: with --tune; `after` is what the pruning alone did
     shrunk: Shrunk | None = None  #: with --shrink
 
@@ -64,6 +66,8 @@ class Report:
             "warning": self.warning,
             "target_class": self.target_class,
             "target_name": self.target_name,
+            "target_classes": self.target_classes,
+            "notes": self.notes,
             "model": self.model,
             "data": self.data,
             "evidence": self.evidence,
@@ -89,7 +93,7 @@ class Report:
 
     def to_text(self) -> str:
         """The report as plain text, at most 100 columns."""
-        sentences = [self.reason, *([f"Warning: {self.warning}"] if self.warning else [])]
+        sentences = [self.reason, *self.notes, *([f"Warning: {self.warning}"] if self.warning else [])]
         lines = [f"Decision: {self.decision}"]
         for sentence in sentences:
             lines += textwrap.wrap(sentence, 98, initial_indent="  ", subsequent_indent="  ")

@@ -21,6 +21,7 @@ from onp.bank import (
     weighed,
 )
 from onp.data import Splits
+from onp.expensive import fitting_logits
 from onp.graph import build_graph
 from onp.mask import Mask
 from onp.problem import SearchConfig, build_problem
@@ -61,7 +62,7 @@ def search(
     budget = config.agent.max_evaluations // config.rounds
     for number in range(config.rounds):
         agent = replace(config.agent, seed=seed + number, max_evaluations=budget)
-        problem = build_problem(victim, splits, bank, seed, config, partial(recorded, name=f"scores-{number}"))
+        problem = build_problem(victim, splits, bank, seed, config, partial(recorded, name=f"scores-{seed + number}"))
         env, known = problem.env, problem.known
         asr_before = float(env.outcome.asr) if number == 0 else asr_before
         policies = build_policies(graph, known, env, agent)
@@ -95,7 +96,8 @@ def surviving(
     What works on both and is still anomalously cheap is a backdoor that the repair missed; what has become as dear as other
     classes is ordinary adversarial weakness. None where nothing survived.
     """
-    fresh = build_bank(victim, (victim.logits, repaired.logits), found, bank.target, splits.build, splits.score, seed, config)
+    models = fitting_logits(victim), fitting_logits(repaired)
+    fresh = build_bank(victim, models, found, bank.target, splits.build, splits.score, seed, config)
     missed = []
     for surrogate in fresh.surrogates:
         (effort,) = efforts(torch.tensor([surrogate.cost]), torch.tensor([surrogate.success]))

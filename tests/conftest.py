@@ -18,6 +18,7 @@ from onp.defend import run
 from onp.features import features
 from onp.metrics import accuracy, attack_success, predictions
 from onp.monitor import Monitor
+from onp.triggers import unet
 
 
 @pytest.fixture
@@ -50,6 +51,13 @@ def poison() -> Iterator[None]:
     assert torch.empty(4).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def small_generators(monkeypatch):
+    monkeypatch.setattr(unet, "WIDTH", 8)
+    monkeypatch.setattr("onp.triggers.trojannn.STEPS", 40)
+    monkeypatch.setattr("onp.triggers.low_frequency.STEPS", 40)
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from onp.adversarial import adversarial_size, targeted_examples
-from onp.bank import DRIFT_COPIES, Scan, drift, efforts, evidence
+from onp.bank import Scan, efforts, evidence
 from onp.config import DefendConfig
 from onp.data import ImageSet, Normalisation
 from onp.fitting import FitConfig, fit, success_rate
@@ -14,6 +14,7 @@ from onp.latent import latent_directions
 from onp.surrogates import FAMILIES
 from onp.victim import victim_from_module
 from onp.views import views
+from onp.witnesses import DRIFT_COPIES, drift
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)

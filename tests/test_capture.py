@@ -9,9 +9,7 @@ import torch.nn.functional as F
 from odd_networks import NETWORKS, Vgg
 from torch import nn
 
-from onp.capture import capture
 from onp.data import Normalisation
-from onp.errors import InputError
 from onp.mask import Mask
 from onp.repair import repair
 from onp.victim import Victim, victim_from_module
@@ -231,52 +229,9 @@ def test_a_batch_can_be_cut_anywhere_when_the_size_is_only_used_to_flatten(victi
     assert "aten.sym_size.int" not in names
 
 
-def refused(network: nn.Module, shape=(3, SIZE, SIZE), classes=5) -> str:
-    with pytest.raises(InputError) as error:
-        victim_from_module(network, Normalisation.parse("half"), shape, classes)
-    message = str(error.value)
-    assert message.endswith(".")
-    assert "\n" not in message
-    return message
-
-
-def test_wrong_shapes_and_classes_are_refused():
-    assert "does not take images of shape (1, 12, 12)" in refused(Vgg(), (1, SIZE, SIZE))
-    assert "does not take images" in refused(Vgg(), (3, 20, 20))
-    assert "5 logits, not 10" in refused(Vgg(), classes=10)
-    assert "must return logits" in refused(nn.Sequential(nn.Conv2d(3, 5, 3)))
-    assert "no prunable unit" in refused(nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE * SIZE, 5)))
-    nan = Vgg()
-    nn.init.constant_(nan.classifier.weight, float("inf"))
-    assert "not finite" in refused(nan)
-
-
-class BatchNormAlways(nn.Sequential):
-    def train(self, mode: bool = True):
-        return super().train(True)
-
-
-class RandomInEval(Vgg):
-    def forward(self, x):
-        return super().forward(F.dropout(x))
-
-
-class DataDependent(Vgg):
-    def forward(self, x):
-        out = super().forward(x)
-        return out * 2 if out.sum() > 0 else out
-
-
 class ByBatch(Vgg):
     def forward(self, x):
         return super().forward(x) if len(x) < 4 else super().forward(x.flip(0)).flip(0)
-
-
-def test_networks_without_a_fixed_function_are_refused():
-    layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(400, 5)
-    assert "other images" in refused(BatchNormAlways(*layers))
-    assert "run to run" in refused(RandomInEval())
-    assert "cannot be captured" in refused(DataDependent())
 
 
 def test_a_branch_on_the_batch_size_is_captured_when_it_does_not_matter():
@@ -296,12 +251,3 @@ def test_the_given_module_is_not_touched():
     images = torch.rand(2, 3, SIZE, SIZE, requires_grad=True)
     make_state.logits(images).sum().backward()
     assert images.grad is not None
-
-
-def test_capture_refuses_more_than_one_output():
-    class Two(Vgg):
-        def forward(self, x):
-            return super().forward(x), x
-
-    with pytest.raises(InputError, match="one tensor of logits"):
-        capture(Two().eval(), torch.randn(2, 3, SIZE, SIZE))
