@@ -42,9 +42,10 @@ def loud(*classes, quieter=()):
         ((6.0, 4.2, 1.0, 0.0), False),  # far behind, as a class that any square leads to
         ((2.4, 2.4, 0.0, 0.0), False),  # none counts
         ((4.0, 2.4, 0.0, 0.0), False),  # one counts
+        ((2.9, 0.4, 0.0, 0.0), True),  # one barely counts
     ],
 )
-def test_a_close_call_is_two_classes_that_count_and_stand_out_alike(suspicion, close):
+def test_a_close_call_is_two_classes_alike_or_one_that_barely_counts(suspicion, close):
     assert close_call(seen(*suspicion), 2.5) is close
 
 
@@ -125,6 +126,8 @@ def test_a_class_that_still_stands_out_is_repaired_on_the_repaired_network(scans
     first, second = told(Look(seen(5.0, 2.9, 4.5, 0.0), seen(5.0, 4.0, 4.5, 4.4)), found, 2.5, names)
     assert "eel (5.0), cat (4.5), dog (2.9) stood out" in first and "eel (5.0), cat (4.5), dog (4.0)." in first
     assert second == "On the network repaired for eel: cat (3.0), dog (0.3); counted, and cat repaired next."
+    (note,) = told(Look(seen(0.0, 2.6, 0.0, 0.0), seen(0.0, 1.0, 0.0, 0.0)), None, 2.5, names)
+    assert note.startswith("dog (2.6) stood out barely") and note.endswith("dog (1.0).")
 
 
 def test_accuracy_that_is_spent_is_not_spent_again(scans, searches, small, backdoored):
