@@ -1,7 +1,9 @@
 // The Python face of the native module: checks of sizes, then the CPU or the CUDA function. No loops here.
 #include <pybind11/pybind11.h>
 
+#include <functional>
 #include <stdexcept>
+#include <utility>
 
 #include "ops.h"
 
@@ -74,35 +76,27 @@ void check_sizes(Size copies, Size heads, Size channels) {
   require(copies >= 0 && heads >= 1 && channels >= 0, "there must be at least one head, and no negative size");
 }
 
-// A call of spmm with everything but the pointers, and what keeps its graph alive.
-struct SpmmCall {
-  onp::Spmm op;
-  Graph graph;
-  pybind11::object owner;
+// A call of an op with everything but the pointers, and what keeps its graphs alive.
+struct Call {
+  std::function<void(const Pointer* at, int threads, Pointer stream)> run;
+  Py_ssize_t pointers;
+  pybind11::tuple owners;
 };
 
-constexpr Py_ssize_t kSpmmPointers = 8;
+constexpr Py_ssize_t kMostPointers = 12;
 
 // Taken apart by hand: converting ten arguments by pybind11 takes about as long as a small graph.
-PyObject* run_spmm(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
-  const auto& call = *static_cast<SpmmCall*>(PyCapsule_GetPointer(self, nullptr));
-  if (count != kSpmmPointers + 2) {
-    PyErr_SetString(PyExc_TypeError, "x, weight, keep, scale, out, mean, arg, partial, threads and stream are wanted");
+PyObject* run_call(PyObject* self, PyObject* const* arguments, Py_ssize_t count) {
+  const auto& call = *static_cast<Call*>(PyCapsule_GetPointer(self, nullptr));
+  if (count != call.pointers + 2) {
+    PyErr_Format(PyExc_TypeError, "%zd pointers, threads and stream are wanted", call.pointers);
     return nullptr;
   }
-  Pointer value[kSpmmPointers + 2];
+  Pointer value[kMostPointers + 2];
   for (Py_ssize_t i = 0; i < count; ++i) value[i] = PyLong_AsSize_t(arguments[i]);
   if (PyErr_Occurred()) return nullptr;
   try {
-    onp::Spmm op = call.op;
-    const auto [x, weight, keep, scale, out, mean, arg, partial, threads, stream] = value;
-    require(x != 0 || op.csr.columns * op.copies * op.channels == 0, "x must not be null");
-    require(out != 0 || op.csr.rows * op.copies * op.channels == 0, "out must not be null");
-    require(op.reduce != onp::Reduce::max || scale == 0, "max takes no factor per source");
-    op.x.data = at<const void>(x), op.weight.data = at<const float>(weight), op.keep.data = at<const uint8_t>(keep);
-    op.scale.data = at<const float>(scale), op.out = at<void>(out), op.mean = at<float>(mean);
-    op.arg = at<int32_t>(arg), op.partial = at<float>(partial);
-    run(call.graph, op, static_cast<int>(threads), stream);
+    call.run(value, static_cast<int>(value[count - 2]), value[count - 1]);
   } catch (const std::invalid_argument& error) {
     PyErr_SetString(PyExc_ValueError, error.what());
     return nullptr;
@@ -113,40 +107,57 @@ PyObject* run_spmm(PyObject* self, PyObject* const* arguments, Py_ssize_t count)
   Py_RETURN_NONE;
 }
 
+// A Python function of `pointers` pointers (0 for null), a number of threads and a stream, which makes this call.
+template <typename Run>
+pybind11::object call_of(Py_ssize_t pointers, pybind11::tuple owners, Run run) {
+  static PyMethodDef method = {"call", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&run_call)), METH_FASTCALL,
+                               "(pointers..., threads, stream)"};
+  const pybind11::capsule self(new Call{std::move(run), pointers, std::move(owners)},
+                               [](void* call) { delete static_cast<Call*>(call); });
+  return pybind11::reinterpret_steal<pybind11::object>(PyCFunction_New(&method, self.ptr()));
+}
+
+// Pointers: x, weight, keep, scale, out, mean, arg, partial.
 pybind11::object spmm(const pybind11::object& graph, Size x_row, Size x_copy, Size weight_copy, Size keep_copy,
                       Size scale_copy, Size copies, Size features, int reduce, bool bf16) {
   const auto& known = graph.cast<const Graph&>();
   check_sizes(copies, 1, features);
   require(reduce >= 0 && reduce <= 2, "reduce must be 0 (sum), 1 (mean) or 2 (max)");
   require(reduce != 2 || !known.csr.edge, "max takes the edges in their own order");
-  onp::Spmm op = {};
-  op.csr = known.csr, op.x = rows_at(0, x_row, x_copy);
-  op.weight.copy = weight_copy, op.keep.copy = keep_copy, op.scale.copy = scale_copy;
-  op.copies = copies, op.heads = 1, op.channels = features;
-  op.reduce = static_cast<onp::Reduce>(reduce), op.bf16 = bf16;
-  static PyMethodDef method = {
-      "spmm", reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(&run_spmm)), METH_FASTCALL,
-      "(x, weight, keep, scale, out, mean, arg, partial, threads, stream): pointers, 0 for null"};
-  const pybind11::capsule self(new SpmmCall{op, known, graph}, [](void* call) { delete static_cast<SpmmCall*>(call); });
-  return pybind11::reinterpret_steal<pybind11::object>(PyCFunction_New(&method, self.ptr()));
+  onp::Spmm made = {};
+  made.csr = known.csr, made.x = rows_at(0, x_row, x_copy);
+  made.weight.copy = weight_copy, made.keep.copy = keep_copy, made.scale.copy = scale_copy;
+  made.copies = copies, made.heads = 1, made.channels = features;
+  made.reduce = static_cast<onp::Reduce>(reduce), made.bf16 = bf16;
+  return call_of(8, pybind11::make_tuple(graph), [made, &known](const Pointer* p, int threads, Pointer stream) {
+    onp::Spmm op = made;
+    require(p[0] != 0 || op.csr.columns * op.copies * op.channels == 0, "x must not be null");
+    require(p[4] != 0 || op.csr.rows * op.copies * op.channels == 0, "out must not be null");
+    require(op.reduce != onp::Reduce::max || p[3] == 0, "max takes no factor per source");
+    op.x.data = at<const void>(p[0]), op.weight.data = at<const float>(p[1]), op.keep.data = at<const uint8_t>(p[2]);
+    op.scale.data = at<const float>(p[3]), op.out = at<void>(p[4]), op.mean = at<float>(p[5]);
+    op.arg = at<int32_t>(p[6]), op.partial = at<float>(p[7]);
+    run(known, op, threads, stream);
+  });
 }
 
-void spmm_max_grad(const Graph& graph, const Graph& transposed, Pointer arg, Pointer grad, Size grad_row,
-                   Size grad_copy, Pointer x, Size x_row, Size x_copy, Pointer weight, Size weight_copy, Pointer grad_x,
-                   Pointer grad_weight, Size copies, Size features, bool bf16, int threads, Pointer stream) {
+// Pointers: arg, grad, x, weight, grad_x, grad_weight.
+pybind11::object spmm_max_grad(const pybind11::object& graph, const pybind11::object& transposed, Size grad_row,
+                               Size grad_copy, Size x_row, Size x_copy, Size weight_copy, Size copies, Size features,
+                               bool bf16) {
+  const auto& known = graph.cast<const Graph&>();
   check_sizes(copies, 1, features);
-  const onp::SpmmMaxGrad op{graph.csr,
-                            transposed.csr,
-                            at<const int32_t>(arg),
-                            rows_at(grad, grad_row, grad_copy),
-                            rows_at(x, x_row, x_copy),
-                            values_at(weight, weight_copy),
-                            at<float>(grad_x),
-                            at<float>(grad_weight),
-                            copies,
-                            features,
-                            bf16};
-  run(graph, op, threads, stream);
+  onp::SpmmMaxGrad made = {};
+  made.csr = known.csr, made.transposed = transposed.cast<const Graph&>().csr;
+  made.grad = rows_at(0, grad_row, grad_copy), made.x = rows_at(0, x_row, x_copy), made.weight.copy = weight_copy;
+  made.copies = copies, made.features = features, made.bf16 = bf16;
+  return call_of(
+      6, pybind11::make_tuple(graph, transposed), [made, &known](const Pointer* p, int threads, Pointer stream) {
+        onp::SpmmMaxGrad op = made;
+        op.arg = at<const int32_t>(p[0]), op.grad.data = at<const void>(p[1]), op.x.data = at<const void>(p[2]);
+        op.weight.data = at<const float>(p[3]), op.grad_x = at<float>(p[4]), op.grad_weight = at<float>(p[5]);
+        run(known, op, threads, stream);
+      });
 }
 
 void edge_dot(const Graph& graph, Pointer keep, Size keep_copy, Pointer grad, Size grad_row, Size grad_copy, Pointer x,
@@ -182,49 +193,57 @@ void edge_softmax_grad(const Graph& graph, Pointer alpha, Size alpha_copy, Point
   run(graph, op, threads, stream);
 }
 
-onp::Attention attention_of(const Graph& graph, Pointer keep, Size keep_copy, Pointer source, Size source_row,
-                            Size source_copy, Pointer target, Size target_row, Size target_copy, Pointer att,
-                            float slope, Pointer alpha, Pointer out, Pointer partial, Size copies, Size heads,
-                            Size channels, bool bf16) {
+onp::Attention attention_of(const Graph& graph, Size keep_copy, Size source_row, Size source_copy, Size target_row,
+                            Size target_copy, float slope, Size copies, Size heads, Size channels, bool bf16) {
   check_sizes(copies, heads, channels);
-  return {graph.csr,
-          keep_at(keep, keep_copy),
-          rows_at(source, source_row, source_copy),
-          rows_at(target, target_row, target_copy),
-          at<const float>(att),
-          slope,
-          at<float>(alpha),
-          at<void>(out),
-          at<float>(partial),
-          copies,
-          heads,
-          channels,
-          bf16};
+  onp::Attention op = {};
+  op.csr = graph.csr, op.keep.copy = keep_copy, op.slope = slope;
+  op.source = rows_at(0, source_row, source_copy), op.target = rows_at(0, target_row, target_copy);
+  op.copies = copies, op.heads = heads, op.channels = channels, op.bf16 = bf16;
+  return op;
 }
 
-void attention(const Graph& graph, Pointer keep, Size keep_copy, Pointer source, Size source_row, Size source_copy,
-               Pointer target, Size target_row, Size target_copy, Pointer att, float slope, Pointer alpha, Pointer out,
-               Pointer partial, Size copies, Size heads, Size channels, bool bf16, int threads, Pointer stream) {
-  const auto op = attention_of(graph, keep, keep_copy, source, source_row, source_copy, target, target_row, target_copy,
-                               att, slope, alpha, out, partial, copies, heads, channels, bf16);
-  run(graph, op, threads, stream);
+// The pointers that the op and its gradient have in common: source, target, att, keep, alpha.
+void point(onp::Attention& op, const Pointer* p) {
+  op.source.data = at<const void>(p[0]), op.target.data = at<const void>(p[1]), op.att = at<const float>(p[2]);
+  op.keep.data = at<const uint8_t>(p[3]), op.alpha = at<float>(p[4]);
 }
 
-void attention_grad(const Graph& graph, const Graph& transposed, Pointer keep, Size keep_copy, Pointer source,
-                    Size source_row, Size source_copy, Pointer target, Size target_row, Size target_copy, Pointer att,
-                    float slope, Pointer alpha, Pointer partial, Pointer partial_transposed, Size copies, Size heads,
-                    Size channels, bool bf16, Pointer grad, Size grad_row, Size grad_copy, Pointer grad_score,
-                    Pointer grad_source, Pointer grad_target, Pointer grad_att, int threads, Pointer stream) {
-  auto forward = attention_of(graph, keep, keep_copy, source, source_row, source_copy, target, target_row, target_copy,
-                              att, slope, alpha, 0, partial, copies, heads, channels, bf16);
-  const auto upstream = rows_at(grad, grad_row, grad_copy);
-  const onp::AttentionGradTarget by_target{forward, upstream, at<float>(grad_score), at<void>(grad_target),
-                                           at<float>(grad_att)};
-  run(graph, by_target, threads, stream);
-  forward.csr = transposed.csr;
-  forward.partial = at<float>(partial_transposed);
-  run(graph, onp::AttentionGradSource{forward, upstream, at<const float>(grad_score), at<void>(grad_source)}, threads,
-      stream);
+// Pointers: source, target, att, keep, alpha, out, partial.
+pybind11::object attention(const pybind11::object& graph, Size source_row, Size source_copy, Size target_row,
+                           Size target_copy, Size keep_copy, float slope, Size copies, Size heads, Size channels,
+                           bool bf16) {
+  const auto& known = graph.cast<const Graph&>();
+  const auto made = attention_of(known, keep_copy, source_row, source_copy, target_row, target_copy, slope, copies,
+                                 heads, channels, bf16);
+  return call_of(7, pybind11::make_tuple(graph), [made, &known](const Pointer* p, int threads, Pointer stream) {
+    onp::Attention op = made;
+    point(op, p);
+    op.out = at<void>(p[5]), op.partial = at<float>(p[6]);
+    run(known, op, threads, stream);
+  });
+}
+
+// Pointers: source, target, att, keep, alpha, grad, grad_score, grad_source, grad_target, grad_att, partial,
+// partial_transposed.
+pybind11::object attention_grad(const pybind11::object& graph, const pybind11::object& transposed, Size source_row,
+                                Size source_copy, Size target_row, Size target_copy, Size keep_copy, float slope,
+                                Size copies, Size heads, Size channels, bool bf16, Size grad_row, Size grad_copy) {
+  const auto& known = graph.cast<const Graph&>();
+  const auto& back = transposed.cast<const Graph&>();
+  const auto made = attention_of(known, keep_copy, source_row, source_copy, target_row, target_copy, slope, copies,
+                                 heads, channels, bf16);
+  const auto upstream = rows_at(0, grad_row, grad_copy);
+  return call_of(12, pybind11::make_tuple(graph, transposed),
+                 [made, upstream, &known, &back](const Pointer* p, int threads, Pointer stream) {
+                   onp::AttentionGradTarget first{made, upstream, at<float>(p[6]), at<void>(p[8]), at<float>(p[9])};
+                   point(first.forward, p);
+                   first.forward.partial = at<float>(p[10]), first.grad.data = at<const void>(p[5]);
+                   run(known, first, threads, stream);
+                   onp::AttentionGradSource second{first.forward, first.grad, first.grad_score, at<void>(p[7])};
+                   second.forward.csr = back.csr, second.forward.partial = at<float>(p[11]);
+                   run(known, second, threads, stream);
+                 });
 }
 
 }  // namespace
@@ -248,11 +267,12 @@ PYBIND11_MODULE(onp_native, m) {
            py::arg("indptr"), py::arg("indices"), py::arg("edge"), py::arg("rows"), py::arg("columns"),
            py::arg("edges"), py::arg("index_bytes"), py::arg("cuda"), py::arg("segment_row"), py::arg("segment_begin"),
            py::arg("row_segment"), py::arg("segments"));
-  m.def("spmm", &spmm, "A function that makes this call of spmm when it is given the pointers.");
-  m.def("spmm_max_grad", &spmm_max_grad);
+  const char* doc = "A function that makes this call when it is given the pointers, a number of threads and a stream.";
+  m.def("spmm", &spmm, doc);
+  m.def("spmm_max_grad", &spmm_max_grad, doc);
+  m.def("attention", &attention, doc);
+  m.def("attention_grad", &attention_grad, doc);
   m.def("edge_dot", &edge_dot);
   m.def("edge_softmax", &edge_softmax);
   m.def("edge_softmax_grad", &edge_softmax_grad);
-  m.def("attention", &attention);
-  m.def("attention_grad", &attention_grad);
 }

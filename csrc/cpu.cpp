@@ -1,6 +1,5 @@
 // The CPU half: which instruction set, which parts of the work on which thread.
 #include <algorithm>
-#include <cstring>
 
 #include "cpu_kernels.h"
 #include "threads.h"
@@ -78,74 +77,6 @@ void by_rows(void (*kernel)(const Op&, const Part&), const Op& op, const Csr& cs
   in_parts(kernel, op, csr, copies, together, threads * kPartsPerThread, threads);
 }
 
-float to_float(float value) {
-  return value;
-}
-float to_float(uint16_t value) {
-  const uint32_t bits = uint32_t{value} << 16;
-  float wide;
-  std::memcpy(&wide, &bits, sizeof wide);
-  return wide;
-}
-
-// Features [first, last) of one copy: a source may win in many rows, so one thread adds up all of a feature.
-template <typename Index, typename Element>
-void max_grad_features(const SpmmMaxGrad& op, int64_t copy, int64_t first, int64_t last) {
-  const Csr& csr = op.csr;
-  const auto* indptr = static_cast<const Index*>(csr.indptr);
-  const auto* indices = static_cast<const Index*>(csr.indices);
-  const float* weight = op.weight.data ? op.weight.data + copy * op.weight.copy : nullptr;
-  float* sum = op.grad_x + copy * csr.columns * op.features;
-  for (int64_t row = 0; row < csr.columns; ++row) {
-    std::fill_n(sum + row * op.features + first, last - first, 0.0f);
-  }
-  for (int64_t row = 0; row < csr.rows; ++row) {
-    const int32_t* arg = op.arg + (copy * csr.rows + row) * op.features;
-    const auto* grad = static_cast<const Element*>(op.grad.data) + copy * op.grad.copy + row * op.grad.row;
-    for (int64_t f = first; f < last; ++f) {
-      if (arg[f] < 0) continue;
-      const int64_t p = indptr[row] + arg[f];
-      sum[indices[p] * op.features + f] += (weight ? weight[p] : 1.0f) * to_float(grad[f]);
-    }
-  }
-}
-
-// All rows of one copy: an edge belongs to one row.
-template <typename Index, typename Element>
-void max_grad_weight(const SpmmMaxGrad& op, int64_t copy) {
-  const Csr& csr = op.csr;
-  const auto* indptr = static_cast<const Index*>(csr.indptr);
-  const auto* indices = static_cast<const Index*>(csr.indices);
-  float* out = op.grad_weight + copy * csr.edges;
-  std::fill_n(out, csr.edges, 0.0f);
-  for (int64_t row = 0; row < csr.rows; ++row) {
-    const int32_t* arg = op.arg + (copy * csr.rows + row) * op.features;
-    const auto* grad = static_cast<const Element*>(op.grad.data) + copy * op.grad.copy + row * op.grad.row;
-    for (int64_t f = 0; f < op.features; ++f) {
-      if (arg[f] < 0) continue;
-      const int64_t p = indptr[row] + arg[f];
-      const auto* x = static_cast<const Element*>(op.x.data) + copy * op.x.copy + indices[p] * op.x.row;
-      out[p] += to_float(grad[f]) * to_float(x[f]);
-    }
-  }
-}
-
-template <typename Index, typename Element>
-void max_grad(const SpmmMaxGrad& op, int threads) {
-  constexpr int64_t kLine = 16;  // features of one cache line: threads do not write to each other's
-  const int64_t blocks = (op.features + kLine - 1) / kLine;
-  if (op.copies * op.csr.rows * op.features < kWorkPerThread / 8) threads = 1;
-  if (op.grad_x) {
-    parallel(op.copies * blocks, threads, [&](int64_t part) {
-      const int64_t first = part % blocks * kLine;
-      max_grad_features<Index, Element>(op, part / blocks, first, std::min(first + kLine, op.features));
-    });
-  }
-  if (op.grad_weight) {
-    parallel(op.copies, threads, [&](int64_t copy) { max_grad_weight<Index, Element>(op, copy); });
-  }
-}
-
 }  // namespace
 
 const char* cpu_isa() {
@@ -166,10 +97,19 @@ void run_cpu(const Spmm& op, int threads) {
 }
 
 void run_cpu(const SpmmMaxGrad& op, int threads) {
-  if (op.csr.index_bytes == 4) {
-    op.bf16 ? max_grad<int32_t, uint16_t>(op, threads) : max_grad<int32_t, float>(op, threads);
-  } else {
-    op.bf16 ? max_grad<int64_t, uint16_t>(op, threads) : max_grad<int64_t, float>(op, threads);
+  if (op.copies * op.csr.rows * op.features < kWorkPerThread / 8) threads = 1;
+  if (op.grad_x) {
+    // A source may win in many rows, so one thread adds up all of a feature. Whole cache lines: no two write to one.
+    constexpr int64_t kLine = 16;
+    const int64_t lines = (op.features + kLine - 1) / kLine, blocks = std::min<int64_t>(threads, lines);
+    parallel(op.copies * blocks, threads, [&](int64_t part) {
+      const int64_t block = part % blocks, first = lines * block / blocks * kLine;
+      const int64_t last = std::min(lines * (block + 1) / blocks * kLine, op.features);
+      kernels().spmm_max_grad_x(op, part / blocks, first, last);
+    });
+  }
+  if (op.grad_weight) {
+    parallel(op.copies, threads, [&](int64_t copy) { kernels().spmm_max_grad_weight(op, copy); });
   }
 }
 
@@ -196,6 +136,9 @@ void run_cpu(const AttentionGradTarget& op, int threads) {
   if (forward.copies * forward.csr.edges * features < kWorkPerThread / 2) threads = 1;
   if (forward.copies) {
     in_parts(kernels().attention_grad_target, op, forward.csr, forward.copies, false, kAttParts, threads);
+  }
+  for (int64_t part = 1; part < kAttParts; ++part) {
+    for (int64_t f = 0; f < features; ++f) op.grad_att[f] += op.grad_att[part * features + f];
   }
 }
 

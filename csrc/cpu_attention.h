@@ -34,7 +34,7 @@ void attention_rows(const Attention& op, const Part& part) {
   for (int64_t copy = part.first_copy; copy < part.last_copy; ++copy) {
     const uint8_t* keep = of_copy(op.keep, copy);
     float* alpha = op.alpha + copy * op.csr.edges * heads;
-    for_batches(part, [&](int64_t first, int64_t last) {
+    for_batches(graph, heads * width * sizeof(Element), part, [&](int64_t first, int64_t last) {
       const auto term_of = [&](int64_t row, auto vectors, auto cut, int64_t f, int lanes) {
         const Element* target = row_of<Element>(op.target, copy, row) + f;
         return ScoreTerm<decltype(vectors)::value, decltype(cut)::value>(target, op.att + f, op.slope, lanes);
@@ -53,9 +53,9 @@ void attention_rows(const Attention& op, const Part& part) {
   }
 }
 
-// The derivative of leaky_relu at z.
-inline Vec slope_at(Vec z, float slope) {
-  return z > 0 ? broadcast(1.0f) : broadcast(slope);
+// The sum of the terms times leaky_relu's derivative: 1 for those above zero, `slope` for the rest of `total`.
+inline Vec sloped(Vec above, float total, float slope) {
+  return above * (1 - slope) + total * slope;
 }
 
 template <typename Index, typename Element>
@@ -69,7 +69,7 @@ void attention_grad_target_rows(const AttentionGradTarget& op, const Part& part)
     const float* alpha = forward.alpha + copy * forward.csr.edges * heads;
     float* grad_score = op.grad_score + copy * forward.csr.edges * heads;
     const auto left = [&](int64_t row, int64_t p) { return kept(keep, row) && kept(keep, graph.indices[p]); };
-    for_batches(part, [&](int64_t first, int64_t last) {
+    for_batches(graph, heads * width * sizeof(Element), part, [&](int64_t first, int64_t last) {
       const auto term_of = [&](int64_t row, auto vectors, auto cut, int64_t f, int lanes) {
         const Element* grad = row_of<Element>(op.grad, copy, row) + f;
         return DotTerm<decltype(vectors)::value, decltype(cut)::value>(grad, lanes);
@@ -88,25 +88,28 @@ void attention_grad_target_rows(const AttentionGradTarget& op, const Part& part)
         constexpr int kVectors = decltype(vectors)::value;
         constexpr bool kCut = decltype(cut)::value;
         const int64_t f = h * width + offset;
-        Vec to_att[kVectors] = {}, att[kVectors];
-        for (int v = 0; v < kVectors; ++v) att[v] = load_some<kCut>(forward.att + f + v * kLanes, lanes);
+        Vec to_att[kVectors] = {};
         for (int64_t row = first; row < last; ++row) {
           const Element* target = row_of<Element>(forward.target, copy, row) + f;
-          Vec to_target[kVectors] = {}, mine[kVectors];
+          Vec above[kVectors] = {}, mine[kVectors];
+          float total = 0;
           for (int v = 0; v < kVectors; ++v) mine[v] = load_some<kCut>(target + v * kLanes, lanes);
           for (int64_t p = graph.indptr[row]; p < graph.indptr[row + 1]; ++p) {
             if (!left(row, p)) continue;
             const float ds = grad_score[p * heads + h];
             const Element* x = row_of<Element>(forward.source, copy, graph.indices[p]) + f;
+            total += ds;
             for (int v = 0; v < kVectors; ++v) {
               const Vec z = load_some<kCut>(x + v * kLanes, lanes) + mine[v];
-              const Vec slope = ds * slope_at(z, forward.slope);
-              to_target[v] += slope;
-              to_att[v] += slope * z;
+              above[v] = add_where_above(z, Vec{}, above[v], broadcast(ds));
+              to_att[v] += ds * leaky_relu(z, forward.slope);
             }
           }
           Element* to = static_cast<Element*>(op.grad_target) + (copy * forward.csr.rows + row) * features + f;
-          for (int v = 0; v < kVectors; ++v) store_some<kCut>(to + v * kLanes, to_target[v] * att[v], lanes);
+          for (int v = 0; v < kVectors; ++v) {
+            const Vec att = load_some<kCut>(forward.att + f + v * kLanes, lanes);
+            store_some<kCut>(to + v * kLanes, att * sloped(above[v], total, forward.slope), lanes);
+          }
         }
         for (int v = 0; v < kVectors; ++v) {
           float* to = grad_att + f + v * kLanes;
@@ -133,26 +136,29 @@ void attention_grad_source_rows(const AttentionGradSource& op, const Part& part)
       const int64_t f = h * width + offset;
       const Element* targets = row_of<Element>(forward.target, copy, 0) + f;
       const Element* grads = row_of<Element>(op.grad, copy, 0) + f;
-      Vec att[kVectors];
-      for (int v = 0; v < kVectors; ++v) att[v] = load_some<kCut>(forward.att + f + v * kLanes, lanes);
       for (int64_t row = part.first_row; row < part.last_row; ++row) {
         const Element* source = row_of<Element>(forward.source, copy, row) + f;
-        Vec by_value[kVectors] = {}, by_score[kVectors] = {}, mine[kVectors];
-        for (int v = 0; v < kVectors; ++v) mine[v] = load_some<kCut>(source + v * kLanes, lanes);
+        Vec by_value[kVectors] = {}, above[kVectors] = {}, bound[kVectors];
+        float total = 0;
+        for (int v = 0; v < kVectors; ++v) bound[v] = -load_some<kCut>(source + v * kLanes, lanes);
         for (int64_t p = graph.indptr[row]; p < graph.indptr[row + 1]; ++p) {
           const int64_t receiver = graph.indices[p], e = graph.number(p) * heads + h;
           if (graph.far) prefetch<kVectors>(targets + graph.ahead(p) * forward.target.row);
           if (graph.far) prefetch<kVectors>(grads + graph.ahead(p) * op.grad.row);
           if (!(kept(keep, row) && kept(keep, receiver))) continue;
           const float weight = alpha[e], ds = grad_score[e];
+          total += ds;
           for (int v = 0; v < kVectors; ++v) {
-            const Vec z = mine[v] + load_some<kCut>(targets + receiver * forward.target.row + v * kLanes, lanes);
             by_value[v] += weight * load_some<kCut>(grads + receiver * op.grad.row + v * kLanes, lanes);
-            by_score[v] += ds * slope_at(z, forward.slope);
+            const Vec target = load_some<kCut>(targets + receiver * forward.target.row + v * kLanes, lanes);
+            above[v] = add_where_above(target, bound[v], above[v], broadcast(ds));  // source + target > 0
           }
         }
         Element* to = static_cast<Element*>(op.grad_source) + (copy * forward.csr.rows + row) * features + f;
-        for (int v = 0; v < kVectors; ++v) store_some<kCut>(to + v * kLanes, by_value[v] + by_score[v] * att[v], lanes);
+        for (int v = 0; v < kVectors; ++v) {
+          const Vec att = load_some<kCut>(forward.att + f + v * kLanes, lanes);
+          store_some<kCut>(to + v * kLanes, by_value[v] + att * sloped(above[v], total, forward.slope), lanes);
+        }
       }
     });
   }

@@ -7,12 +7,19 @@ namespace onp {
 namespace {
 
 constexpr int64_t kRowsAtOnce = 16;
+constexpr int64_t kBytesAtOnce = 24 << 10;  // most of a first-level cache
 
-// Calls visit(first, last) for the rows of a part, a few at a time.
-template <typename Visit>
-inline void for_batches(const Part& part, const Visit& visit) {
-  for (int64_t first = part.first_row; first < part.last_row; first += kRowsAtOnce) {
-    visit(first, first + kRowsAtOnce < part.last_row ? first + kRowsAtOnce : part.last_row);
+// Calls visit(first, last) for the rows of a part, a few at a time: as many as have their sources, of `bytes` each, in
+// the first-level cache when they are visited for the second time, but one at least.
+template <typename Index, typename Visit>
+inline void for_batches(const Edges<Index>& graph, int64_t bytes, const Part& part, const Visit& visit) {
+  int64_t first = part.first_row;
+  while (first < part.last_row) {
+    const int64_t most = first + kRowsAtOnce < part.last_row ? first + kRowsAtOnce : part.last_row;
+    int64_t last = first + 1;
+    while (last < most && (graph.indptr[last + 1] - graph.indptr[first]) * bytes <= kBytesAtOnce) ++last;
+    visit(first, last);
+    first = last;
   }
 }
 
@@ -81,7 +88,7 @@ void edge_dot_rows(const EdgeDot& op, const Part& part) {
       const Element* grad = row_of<Element>(op.grad, copy, row) + f;
       return DotTerm<decltype(vectors)::value, decltype(cut)::value>(grad, lanes);
     };
-    for_batches(part, [&](int64_t first, int64_t last) {
+    for_batches(graph, op.heads * op.channels * sizeof(Element), part, [&](int64_t first, int64_t last) {
       sums_of_edges<kRegisters / 2, Element>(graph, first, last, op.x, copy, op.heads, op.channels, out, term_of);
       for (int64_t row = first; row < last && (scale || keep); ++row) {
         for (int64_t p = graph.indptr[row]; p < graph.indptr[row + 1]; ++p) {

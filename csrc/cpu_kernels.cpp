@@ -2,6 +2,7 @@
 #include "cpu_kernels.h"
 
 #include "cpu_attention.h"
+#include "cpu_max_grad.h"
 
 #define ONP_JOIN_(a, b) a##b
 #define ONP_JOIN(a, b) ONP_JOIN_(a, b)
@@ -24,6 +25,16 @@ inline void with_types(const Csr& csr, bool bf16, const Run& run) {
 void spmm(const Spmm& op, const Part& part) {
   with_types(op.csr, op.bf16,
              [&](auto index, auto element) { spmm_rows<decltype(index), decltype(element)>(op, part); });
+}
+
+void spmm_max_grad_x(const SpmmMaxGrad& op, int64_t copy, int64_t first, int64_t last) {
+  with_types(op.csr, op.bf16,
+             [&](auto index, auto element) { max_grad_x<decltype(index), decltype(element)>(op, copy, first, last); });
+}
+
+void spmm_max_grad_weight(const SpmmMaxGrad& op, int64_t copy) {
+  with_types(op.csr, op.bf16,
+             [&](auto index, auto element) { max_grad_weight<decltype(index), decltype(element)>(op, copy); });
 }
 
 void edge_dot(const EdgeDot& op, const Part& part) {
@@ -78,8 +89,8 @@ bool falls(const Csr& csr) {
 
 const Kernels& ONP_JOIN(kernels_, ONP_ISA)() {
   static const Kernels table = {
-      ONP_TEXT(ONP_ISA),     spmm,    edge_dot, edge_softmax, edge_softmax_grad, attention, attention_grad_target,
-      attention_grad_source, outside, falls};
+      ONP_TEXT(ONP_ISA), spmm,      spmm_max_grad_x,       spmm_max_grad_weight,  edge_dot, edge_softmax,
+      edge_softmax_grad, attention, attention_grad_target, attention_grad_source, outside,  falls};
   return table;
 }
 

@@ -15,6 +15,9 @@ struct Part {
 struct Kernels {
   const char* isa;
   void (*spmm)(const Spmm&, const Part&);
+  // grad_x of the features [first, last) of a copy, grad_weight of a copy.
+  void (*spmm_max_grad_x)(const SpmmMaxGrad&, int64_t copy, int64_t first, int64_t last);
+  void (*spmm_max_grad_weight)(const SpmmMaxGrad&, int64_t copy);
   void (*edge_dot)(const EdgeDot&, const Part&);
   void (*edge_softmax)(const EdgeSoftmax&, const Part&);
   void (*edge_softmax_grad)(const EdgeSoftmaxGrad&, const Part&);

@@ -92,6 +92,17 @@ void edge_softmax_rows(const EdgeSoftmax& op, const Part& part) {
 
 // out may be grad.
 inline void softmax_grad(const float* alpha, const float* grad, float* out, int64_t count, int64_t heads) {
+  if (heads == 1) {
+    double sum = 0;
+    for_vectors(count, [&](int64_t at, auto cut, int lanes) {
+      sum += sum_of(load_some<cut.value>(alpha + at, lanes) * load_some<cut.value>(grad + at, lanes));
+    });
+    const float mean = static_cast<float>(sum);
+    return for_vectors(count, [&](int64_t at, auto cut, int lanes) {
+      const Vec centred = load_some<cut.value>(grad + at, lanes) - mean;
+      store_some<cut.value>(out + at, load_some<cut.value>(alpha + at, lanes) * centred, lanes);
+    });
+  }
   for (int64_t h = 0; h < heads; ++h) {
     double sum = 0;
     for (int64_t at = h; at < count * heads; at += heads) sum += static_cast<double>(alpha[at]) * grad[at];

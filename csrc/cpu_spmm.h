@@ -32,16 +32,16 @@ struct Walk {
     return op.weight.data ? of_copy(op.weight, copy + c) + head : &one;
   }
 
-  // sum += weight * x over `count` edges; no source behind `last` is looked at.
-  void add(Sums& sum, const Index* source, const float* const (&weight)[Copies], int64_t step, int64_t count,
-           const Index* last) const {
+  // sum += weight * x over `count` edges, weight_of(c, p) of which is copy c's; no source behind `last` is looked at.
+  template <typename WeightOf>
+  void add(Sums& sum, const Index* source, int64_t count, const Index* last, const WeightOf& weight_of) const {
     for (int64_t p = 0; p < count; ++p) {
       const Element* from = x + source[p] * stride;
       if (graph.far) prefetch<Vectors>(x + *(last - source - p > kAhead ? source + p + kAhead : last) * stride);
       Vec value[Vectors];
       for (int v = 0; v < Vectors; ++v) value[v] = load_some<Cut>(from + v * kLanes, lanes);
       for (int c = 0; c < Copies; ++c) {
-        const Vec w = broadcast(weight[c][p * step]);
+        const Vec w = broadcast(weight_of(c, p));
         for (int v = 0; v < Vectors; ++v) sum[c][v] += w * value[v];
       }
     }
@@ -59,7 +59,7 @@ struct Walk {
   }
 };
 
-// Neither a mask nor a factor per source nor renumbered edges: sources and weights are read where they are.
+// Without a mask, sources and weights are read where they are: here neither renumbered nor with a factor per source.
 template <typename Walk>
 inline void sum_plain_row(const Walk& walk, int64_t row) {
   const auto& graph = walk.graph;
@@ -67,7 +67,22 @@ inline void sum_plain_row(const Walk& walk, int64_t row) {
   const float* weight[Walk::Copies];
   for (int c = 0; c < Walk::Copies; ++c) weight[c] = walk.weight(c) + begin * walk.step;
   typename Walk::Sums sum = {};
-  walk.add(sum, graph.indices + begin, weight, walk.step, count, graph.indices + graph.last);
+  walk.add(sum, graph.indices + begin, count, graph.indices + graph.last,
+           [&](int c, int64_t p) { return weight[c][p * walk.step]; });
+  walk.finish(sum, row, count);
+}
+
+template <typename Walk>
+inline void sum_numbered_row(const Walk& walk, int64_t row) {
+  const auto& graph = walk.graph;
+  const int64_t begin = graph.indptr[row], count = graph.indptr[row + 1] - begin;
+  const float* scale = of_copy(walk.op.scale, walk.copy);
+  const float* weight = walk.weight(0);
+  const auto* source = graph.indices + begin;
+  typename Walk::Sums sum = {};
+  walk.add(sum, source, count, graph.indices + graph.last, [&](int, int64_t p) {
+    return weight[graph.number(begin + p) * walk.step] * (scale ? scale[source[p]] : 1.0f);
+  });
   walk.finish(sum, row, count);
 }
 
@@ -91,14 +106,13 @@ template <typename Walk>
 inline void sum_left_row(const Walk& walk, int64_t row) {
   typename Walk::Index source[kPiece];
   float weight[kPiece];
-  const float* const weights[1] = {weight};
   const int64_t begin = walk.graph.indptr[row];
   const int64_t end = kept(of_copy(walk.op.keep, walk.copy), row) ? walk.graph.indptr[row + 1] : begin;
   typename Walk::Sums sum = {};
   int64_t total = 0;
   for (int64_t p = begin; p < end; p += kPiece) {
     const int64_t count = gather_left(walk, p, p + kPiece < end ? p + kPiece : end, source, weight);
-    walk.add(sum, source, weights, 1, count, source + (count ? count - 1 : 0));
+    walk.add(sum, source, count, source + (count ? count - 1 : 0), [&](int, int64_t p) { return weight[p]; });
     total += count;
   }
   walk.finish(sum, row, total);
@@ -175,8 +189,9 @@ void spmm_rows(const Spmm& op, const Part& part) {
       });
     } else {
       for_walks<kRegisters, 1, Index, Element>(op, graph, copy, [&](const auto& walk) {
-        plain ? rows([&](int64_t row) { sum_plain_row(walk, row); })
-              : rows([&](int64_t row) { sum_left_row(walk, row); });
+        if (plain) return rows([&](int64_t row) { sum_plain_row(walk, row); });
+        op.keep.data ? rows([&](int64_t row) { sum_left_row(walk, row); })
+                     : rows([&](int64_t row) { sum_numbered_row(walk, row); });
       });
     }
   }

@@ -134,7 +134,7 @@ struct AttentionGradTarget {
   Rows grad;          // [K, V, H, C]
   float* grad_score;  // [K, E, H]
   void* grad_target;  // [K, V, H, C]
-  float* grad_att;    // to be added up: CPU [kAttParts, H, C], CUDA [K * V, H, C]
+  float* grad_att;    // CPU [kAttParts, H, C], the first receives the sum; CUDA [K * V, H, C], to be added up
 };
 
 // Second half: what the senders gather. forward.csr is the transposed graph, `partial` fits it.

@@ -176,7 +176,22 @@ inline Vec first_lanes(int n, Vec value, Vec rest) {
 }
 
 inline Vec leaky_relu(Vec z, float slope) {
+#if defined(__AVX512F__)
+  const __mmask16 scaled = _mm512_cmp_ps_mask((__m512)z, _mm512_setzero_ps(), _CMP_NGT_UQ);
+  return (Vec)_mm512_mask_mul_ps((__m512)z, scaled, (__m512)z, _mm512_set1_ps(slope));
+#else
   return z > 0 ? z : z * slope;
+#endif
+}
+
+// sum + term in the lanes where value > bound, sum in the others.
+inline Vec add_where_above(Vec value, Vec bound, Vec sum, Vec term) {
+#if defined(__AVX512F__)
+  const __mmask16 above = _mm512_cmp_ps_mask((__m512)value, (__m512)bound, _CMP_GT_OQ);
+  return (Vec)_mm512_mask_add_ps((__m512)sum, above, (__m512)sum, (__m512)term);
+#else
+  return sum + (value > bound ? term : Vec{});
+#endif
 }
 
 // e^x for x <= 0, within 2 units in the last place; 0 below -87.3 (and for -inf), NaN for NaN.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,12 +14,16 @@ from onp.csr import Handle
 
 def call(name: str, handle: Handle, *arguments: Any, device: torch.device) -> None:
     """The function `name` of the compiled module, on the caller's number of threads or stream."""
-    function = getattr(backends.native(), name)
+    launch(getattr(backends.native(), name), device, handle.graph, *arguments)
+
+
+def launch(function: Callable[..., None], device: torch.device, *arguments: Any) -> None:
+    """Calls a function of the compiled module, which takes a number of threads and a stream behind its arguments."""
     if device.type == "cpu":
-        function(handle.graph, *arguments, torch.get_num_threads(), 0)
+        function(*arguments, torch.get_num_threads(), 0)
         return
     with torch.cuda.device(device):
-        function(handle.graph, *arguments, 1, torch.cuda.current_stream().cuda_stream)
+        function(*arguments, 1, torch.cuda.current_stream().cuda_stream)
 
 
 def shape_of(copies: int | None, *rest: int) -> tuple[int, ...]:

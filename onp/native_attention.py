@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,8 +10,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from onp import backend as backends
-from onp.csr import Csr
-from onp.native_arrays import call, copy_stride, floats, partial, pointer, shape_of, shared, valued
+from onp.csr import Csr, Plans
+from onp.native_arrays import call, copy_stride, floats, launch, partial, pointer, shape_of, shared, valued
 
 
 def edge_softmax(graph: Csr, score: Tensor, keep: Tensor | None, copies: int | None) -> Tensor:
@@ -18,37 +19,49 @@ def edge_softmax(graph: Csr, score: Tensor, keep: Tensor | None, copies: int | N
     return _EdgeSoftmax.apply(graph, score, None if keep is None else keep.contiguous(), copies)
 
 
-def attention(
-    graph: Csr, source: Tensor, target: Tensor, att: Tensor, slope: float, keep: Tensor | None, copies: int | None
-) -> Tensor:
-    """`onp.ops.attention`."""
-    keep = None if keep is None else keep.contiguous()
-    if torch.is_grad_enabled() and (source.requires_grad or target.requires_grad or att.requires_grad):
-        return _Attention.apply(graph, source, target, att, slope, keep, copies)
-    return _attention(graph, _side_by_side(source), _side_by_side(target), floats(att), slope, keep, copies)[0]
+class Plan:
+    """attention on one graph with arguments of one layout, whose checks they have passed; see `onp.native_spmm.Plan`."""
+
+    def __init__(
+        self, graph: Csr, source: Tensor, target: Tensor, att: Tensor, slope: float, keep: Tensor | None, copies: int | None
+    ) -> None:
+        heads, channels = att.shape
+        self.copies, self.device = copies, source.device
+        self.scores, self.shape = shape_of(copies, graph.edges, heads), shape_of(copies, graph.rows, heads, channels)
+        source, target, att, keep = _tidy(source, target, att, keep)
+        sizes = (slope, copies or 1, heads, channels, source.dtype == torch.bfloat16)
+        self.layout = (*_strides(source), *_strides(target), copy_stride(keep, 1), *sizes)
+        self.function = backends.native().attention(graph.native.graph, *self.layout)
+        self.gradients = Plans()  # the call that makes the gradients, by the strides of the result's
+
+    def __call__(self, graph: Csr, source: Tensor, target: Tensor, att: Tensor, keep: Tensor | None) -> Tensor:
+        if torch.is_grad_enabled() and (source.requires_grad or target.requires_grad or att.requires_grad):
+            return _Attention.apply(self, graph, source, target, att, keep)
+        return self.forward(graph, *_tidy(source, target, att, keep))[0]
+
+    def forward(self, graph: Csr, source: Tensor, target: Tensor, att: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The result, and the weight of every edge."""
+        alpha, out = att.new_empty(self.scores), source.new_empty(self.shape)
+        cut = partial(graph.native, self.copies, att.numel(), self.device)
+        pointers = (source.data_ptr(), target.data_ptr(), att.data_ptr(), pointer(keep), alpha.data_ptr(), out.data_ptr())
+        launch(self.function, self.device, *pointers, pointer(cut))
+        return out, alpha
+
+    def gradients_for(self, graph: Csr, grad: Tensor) -> Callable[..., None]:
+        """The compiled module's function for gradients of the result in the layout of `grad`."""
+        function = self.gradients.get(grad.stride())
+        if function is None:
+            handles = (graph.native.graph, graph.native_transposed.graph)
+            function = backends.native().attention_grad(*handles, *self.layout, *_strides(grad))
+            self.gradients[grad.stride()] = function
+        return function
 
 
-def _attention(
-    graph: Csr, left: Tensor, right: Tensor, att: Tensor, slope: float, keep: Tensor | None, copies: int | None
-) -> tuple[Tensor, Tensor]:
-    """The result, and the weight of every edge; features side by side, att in float32."""
-    heads, channels = att.shape
-    alpha = att.new_empty(shape_of(copies, graph.edges, heads))
-    out = left.new_empty(shape_of(copies, graph.rows, heads, channels))
-    cut = partial(graph.native, copies, heads * channels, left.device)
-    arrays = (
-        *valued(keep),
-        *_array(left),
-        *_array(right),
-        att.data_ptr(),
-        slope,
-        alpha.data_ptr(),
-        out.data_ptr(),
-        pointer(cut),
-    )
-    sizes = (copies or 1, heads, channels, left.dtype == torch.bfloat16)
-    call("attention", graph.native, *arrays, *sizes, device=left.device)
-    return out, alpha
+def _tidy(
+    source: Tensor, target: Tensor, att: Tensor, keep: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """The arguments as the compiled module takes them."""
+    return _side_by_side(source), _side_by_side(target), floats(att), None if keep is None else keep.contiguous()
 
 
 def _side_by_side(x: Tensor) -> Tensor:
@@ -57,10 +70,10 @@ def _side_by_side(x: Tensor) -> Tensor:
     return x if stride[-1] == 1 and stride[-2] == x.shape[-1] else x.contiguous()
 
 
-def _array(x: Tensor) -> tuple[int, int, int]:
-    """Pointer, row stride and copy stride of x [K] [N, H, C]."""
+def _strides(x: Tensor) -> tuple[int, int]:
+    """Row stride and copy stride of x [K] [N, H, C]."""
     stride = x.stride()
-    return x.data_ptr(), stride[-3], stride[0] if len(stride) == 4 else 0
+    return stride[-3], stride[0] if len(stride) == 4 else 0
 
 
 class _EdgeSoftmax(torch.autograd.Function):
@@ -87,29 +100,28 @@ class _EdgeSoftmax(torch.autograd.Function):
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, graph: Csr, source, target, att, slope, keep, copies):
-        left, right, att32 = _side_by_side(source), _side_by_side(target), floats(att)
-        out, alpha = _attention(graph, left, right, att32, slope, keep, copies)
+    def forward(ctx: Any, plan: Plan, graph: Csr, source, target, att, keep):
+        left, right, att32, keep = _tidy(source, target, att, keep)
+        out, alpha = plan.forward(graph, left, right, att32, keep)
         ctx.save_for_backward(left, right, att32, alpha, keep)
-        ctx.graph, ctx.slope, ctx.copies, ctx.att = graph, slope, copies or 1, att.dtype
+        ctx.plan, ctx.graph, ctx.att = plan, graph, att.dtype
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad):
         left, right, att, alpha, keep = ctx.saved_tensors
-        graph, copies, (heads, channels) = ctx.graph, ctx.copies, att.shape
-        grad, batch = _side_by_side(grad), alpha.shape[:-2]
-        grad_score = torch.empty_like(alpha)
-        grad_source = grad.new_empty((*batch, graph.columns, heads, channels))
-        grad_target = grad.new_empty((*batch, graph.rows, heads, channels))
-        parts = copies * graph.rows if att.is_cuda else backends.native().att_parts
-        grad_att = att.new_empty((parts, heads, channels))
-        partials = [partial(h, copies, heads * channels, att.device, 2) for h in (graph.native, graph.native_transposed)]
-        arrays = (*valued(keep), *_array(left), *_array(right), att.data_ptr(), ctx.slope, alpha.data_ptr())
-        outputs = [t.data_ptr() for t in (grad_score, grad_source, grad_target, grad_att)]
-        sizes = (copies, heads, channels, grad.dtype == torch.bfloat16)
-        both = (graph.native_transposed.graph, *arrays, *map(pointer, partials), *sizes, *_array(grad), *outputs)
-        call("attention_grad", graph.native, *both, device=grad.device)
-        found = (shared(grad_source, left.dim()), shared(grad_target, right.dim()))
-        return None, *found, grad_att.sum(0).to(ctx.att), None, None, None
+        plan, graph = ctx.plan, ctx.graph
+        grad = _side_by_side(grad)
+        grad_score, grad_target = torch.empty_like(alpha), torch.empty_like(grad, memory_format=torch.contiguous_format)
+        grad_source = grad.new_empty((*alpha.shape[:-2], graph.columns, *att.shape))
+        parts = (plan.copies or 1) * graph.rows if att.is_cuda else backends.native().att_parts
+        grad_att = att.new_empty((parts, *att.shape))
+        outputs = (grad_score, grad_source, grad_target, grad_att)
+        handles = (graph.native, graph.native_transposed)
+        partials = [partial(handle, plan.copies, att.numel(), plan.device, 2) for handle in handles]
+        pointers = map(pointer, (left, right, att, keep, alpha, grad, *outputs, *partials))
+        launch(plan.gradients_for(graph, grad), plan.device, *pointers)
+        grad_att = grad_att.sum(0) if att.is_cuda else grad_att[0]
+        found = (shared(grad_source, left.dim()), shared(grad_target, right.dim()), grad_att.to(ctx.att))
+        return None, None, *found, None

@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from onp import backend as backends
-from onp.csr import Csr, Handle
-from onp.native_arrays import array, call, copy_stride, floats, partial, pointer, rowwise, shape_of, shared, strides, valued
+from onp.csr import Csr, Handle, Plans
+from onp.native_arrays import array, call, copy_stride, floats, launch, partial, pointer, rowwise, shape_of, shared, strides, valued
 
 _REDUCE = {"sum": 0, "mean": 1, "max": 2}
 
@@ -28,12 +28,13 @@ class Plan:
     def __init__(
         self, graph: Csr, weight: Tensor | None, x: Tensor, reduce: str, keep: Tensor | None, copies: int | None
     ) -> None:
-        self.copies = copies
+        self.copies, self.reduce = copies, reduce
         self.forward = _Call(graph.native, weight, x, reduce, keep, None, copies)
+        self.gradients = Plans()  # the call that makes the gradient of x, by the strides of the result's
 
     def __call__(self, graph: Csr, weight: Tensor | None, x: Tensor, keep: Tensor | None) -> Tensor:
         if (x.requires_grad or (weight is not None and weight.requires_grad)) and torch.is_grad_enabled():
-            return _Spmm.apply(graph, self, weight, x, keep)
+            return _Spmm.apply(self, graph, weight, x, keep)
         return self.forward(weight, x, keep)
 
 
@@ -58,43 +59,30 @@ class _Call:
         layout = (*strides(x), copy_stride(weight, 1), copy_stride(keep, 1), copy_stride(scale, 1))
         sizes = (copies or 1, x.shape[-1], _REDUCE[reduce], x.dtype == torch.bfloat16)
         self.function = backends.native().spmm(handle.graph, *layout, *sizes)
-        # On CUDA mean and cut rows take more arrays than the result.
-        self.is_short = not x.is_cuda
 
-    def __call__(self, weight: Tensor | None, x: Tensor, keep: Tensor | None) -> Tensor:
-        if not (self.is_short and self.is_tidy):
-            return self.with_extras(weight, x, keep, None, False)[0]
-        out = x.new_empty(self.shape)
-        self.function(
-            x.data_ptr(),
-            0 if weight is None else weight.data_ptr(),
-            0 if keep is None else keep.data_ptr(),
-            *(0, out.data_ptr(), 0, 0, 0),
-            torch.get_num_threads(),
-            0,
-        )
+    def __call__(
+        self,
+        weight: Tensor | None,
+        x: Tensor,
+        keep: Tensor | None,
+        scale: Tensor | None = None,
+        mean: Tensor | None = None,
+        arg: Tensor | None = None,
+    ) -> Tensor:
+        """The result. Arrays that receive, where given: `mean` the factor of each row, `arg` the winner of each feature."""
+        if not self.is_tidy:
+            weight, x, keep = _tidy(weight, x, keep)
+        out, cut = x.new_empty(self.shape), None
+        if x.is_cuda and self.reduce != "max":  # sums there take more arrays than the result
+            cut = partial(self.handle, self.copies, self.shape[-1], self.device)
+            mean = self.factors(x) if mean is None and self.reduce == "mean" else mean
+        pointers = (x.data_ptr(), pointer(weight), pointer(keep), pointer(scale), out.data_ptr(), pointer(mean), pointer(arg))
+        launch(self.function, self.device, *pointers, pointer(cut))
         return out
 
-    def with_extras(
-        self, weight: Tensor | None, x: Tensor, keep: Tensor | None, scale: Tensor | None, training: bool
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The result, and for the gradient of mean the factor of each row, of max the winner of each feature."""
-        weight, x, keep = _tidy(weight, x, keep)
-        out = x.new_empty(self.shape)
-        mean = arg = cut = None
-        if self.reduce == "mean" and (training or x.is_cuda):
-            mean = torch.empty(self.shape[:-1], device=self.device)
-        if training and self.reduce == "max":
-            arg = torch.empty(self.shape, dtype=torch.int32, device=self.device)
-        if self.reduce != "max":
-            cut = partial(self.handle, self.copies, self.shape[-1], self.device)
-        pointers = [pointer(t) for t in (x, weight, keep, scale, out, mean, arg, cut)]
-        if self.is_short:
-            self.function(*pointers, torch.get_num_threads(), 0)
-        else:
-            with torch.cuda.device(self.device):
-                self.function(*pointers, 1, torch.cuda.current_stream().cuda_stream)
-        return out, mean, arg
+    def factors(self, x: Tensor) -> Tensor:
+        """Room for 1 / number of edges of each row."""
+        return x.new_empty(self.shape[:-1], dtype=torch.float32)
 
 
 def _tidy(weight: Tensor | None, x: Tensor, keep: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor | None]:
@@ -104,30 +92,35 @@ def _tidy(weight: Tensor | None, x: Tensor, keep: Tensor | None) -> tuple[Tensor
 
 class _Spmm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, graph: Csr, plan: Plan, weight, x, keep):
-        out, mean, arg = plan.forward.with_extras(weight, x, keep, None, True)
+    def forward(ctx: Any, plan: Plan, graph: Csr, weight, x, keep):
+        mean = plan.forward.factors(x) if plan.reduce == "mean" else None
+        arg = x.new_empty(plan.forward.shape, dtype=torch.int32) if plan.reduce == "max" else None
+        out = plan.forward(weight, x, keep, None, mean, arg)
         needs_x = weight is not None and weight.requires_grad
         ctx.save_for_backward(weight, x if needs_x else None, keep, mean, arg)
-        ctx.graph, ctx.copies, ctx.x = graph, plan.copies, (x.shape, x.dtype)
+        ctx.plan, ctx.graph, ctx.x = plan, graph, (x.dim(), x.dtype)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad):
         weight, x, keep, mean, arg = ctx.saved_tensors
-        graph, copies, (shape, dtype) = ctx.graph, ctx.copies, ctx.x
+        plan, graph, (dims, dtype) = ctx.plan, ctx.graph, ctx.x
         grad_weight = grad_x = None
         _, _, for_weight, for_x, _ = ctx.needs_input_grad
         if arg is not None:
-            grad_x, grad_weight = _max_gradients(graph, weight, x, arg, grad, copies, for_weight, for_x)
+            grad_x, grad_weight = _max_gradients(plan, graph, weight, x, arg, grad, for_weight, for_x)
         else:
             if for_x:
-                back = _Call(graph.native_transposed, weight, grad, "sum", keep, mean, copies)
-                grad_x = back.with_extras(weight, grad, keep, mean, False)[0]
+                back = plan.gradients.get(grad.stride())
+                if back is None:
+                    back = _Call(graph.native_transposed, weight, grad, "sum", keep, mean, plan.copies)
+                    plan.gradients[grad.stride()] = back
+                grad_x = back(weight, grad, keep, mean)
             if for_weight:
-                grad_weight = _edge_dot(graph.native, grad, x, keep, copies, mean)
+                grad_weight = _edge_dot(graph.native, grad, x, keep, plan.copies, mean)
         if grad_x is not None:
-            grad_x = shared(grad_x, len(shape)).to(dtype)
+            grad_x = shared(grad_x, dims).to(dtype)
         if grad_weight is not None:
             grad_weight = shared(grad_weight, weight.dim()).to(weight.dtype)
         return None, None, grad_weight, grad_x, None
@@ -142,22 +135,26 @@ def _edge_dot(handle: Handle, grad: Tensor, x: Tensor, keep: Tensor | None, copi
 
 
 def _max_gradients(
+    plan: Plan,
     graph: Csr,
     weight: Tensor | None,
     x: Tensor | None,
     arg: Tensor,
     grad: Tensor,
-    copies: int | None,
     for_weight: bool,
     for_x: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     grad, x = rowwise(grad), None if x is None else rowwise(x)
     weight = None if weight is None else floats(weight)
-    device, features = grad.device, grad.shape[-1]
+    device, features, copies = grad.device, grad.shape[-1], plan.copies
+    layout = (grad.stride(), for_weight)
+    function = plan.gradients.get(layout)
+    if function is None:
+        handles = (graph.native.graph, graph.native_transposed.graph)
+        arrays = (*strides(grad), *((0, 0) if x is None else strides(x)), copy_stride(weight, 1))
+        sizes = (copies or 1, features, grad.dtype == torch.bfloat16)
+        function = plan.gradients[layout] = backends.native().spmm_max_grad(*handles, *arrays, *sizes)
     grad_x = torch.empty(shape_of(copies, graph.columns, features), device=device) if for_x else None
     grad_weight = torch.empty(shape_of(copies, graph.edges), device=device) if for_weight else None
-    arrays = (arg.data_ptr(), *array(grad), *((0, 0, 0) if x is None else array(x)), *valued(weight))
-    sizes = (copies or 1, features, grad.dtype == torch.bfloat16)
-    back = graph.native_transposed.graph
-    call("spmm_max_grad", graph.native, back, *arrays, pointer(grad_x), pointer(grad_weight), *sizes, device=device)
+    launch(function, device, arg.data_ptr(), grad.data_ptr(), *map(pointer, (x, weight, grad_x, grad_weight)))
     return grad_x, grad_weight

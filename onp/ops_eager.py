@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -19,9 +21,9 @@ _NATIVE = (torch.float32, torch.bfloat16)
 def spmm(graph: Csr, weight: Tensor | None, x: Tensor, reduce: str, keep: Tensor | None, backend: str | None) -> Tensor:
     """`onp.ops.spmm`. Looks once at arguments of one layout: on a small graph the checks would take longer than the sum."""
     layout = (
-        *(reduce, backend, x.shape, x.stride(), x.dtype, x.device),
-        None if weight is None else (weight.shape, weight.stride(), weight.dtype, weight.device),
-        None if keep is None else (keep.shape, keep.stride(), keep.dtype, keep.device),
+        *(reduce, backend, *_layout(x)),
+        None if weight is None else _layout(weight),
+        None if keep is None else _layout(keep),
     )
     plan = graph.plans.get(layout)
     if plan is not None:
@@ -55,21 +57,26 @@ def attention(
     graph: Csr, source: Tensor, target: Tensor, att: Tensor, slope: float, keep: Tensor | None, backend: str | None
 ) -> Tensor:
     """`onp.ops.attention`. Looks once at arguments of one layout, as spmm does."""
-    seen = (
-        *(backend, source.shape, target.shape, att.shape, source.dtype, target.dtype, att.dtype),
-        *(source.device, target.device, att.device),
-        None if keep is None else (keep.shape, keep.dtype, keep.device),
+    layout = (
+        *(slope, backend, *_layout(source), *_layout(target), *_layout(att)),
+        None if keep is None else _layout(keep),
     )
-    copies = graph.plans.get(seen, False)
-    if copies is False:
-        copies = graph.plans[seen] = _check_attention(graph, source, target, att, keep)
+    plan = graph.plans.get(layout)
+    if plan is not None:
+        return plan(graph, source, target, att, keep)
+    copies = _check_attention(graph, source, target, att, keep)
     chosen = _backend_for(source, backend)
     if chosen == "native":
-        return native_attention.attention(graph, source, target, att, slope, keep, copies)
+        plan = graph.plans[layout] = native_attention.Plan(graph, source, target, att, slope, keep, copies)
+        return plan(graph, source, target, att, keep)
     graph.check()
     if chosen == "torch" or not graph.edges:
         return reference.attention(graph.indptr, graph.indices, source, target, att, slope, keep)
     return scatter.attention(graph, source, target, att, slope, keep, copies)
+
+
+def _layout(x: Tensor) -> tuple[Any, ...]:
+    return x.shape, x.stride(), x.dtype, x.device
 
 
 def _check_spmm(graph: Csr, weight: Tensor | None, x: Tensor, reduce: str, keep: Tensor | None) -> int | None:
