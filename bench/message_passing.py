@@ -105,12 +105,17 @@ def measured(
     rounds: int,
     clock: Callable[[], float],
 ) -> dict[str, dict[str, Any]]:
-    """Times each op, or with training the gradient of its sum, after comparing what it gives with float64."""
+    """Times each op, or with training its gradient for a random one of the result, after comparing with float64."""
     ops, exact_op = workload(row["job"], graph, weight, x)
     training = row["pass"] == "forward+backward"
     part = checked_part(row["job"], graph.edges, x)
     given = x.bfloat16() if "bfloat16" in row["job"] else x
-    exact = gradient(exact_op, given[part].double()) if training else exact_op(given[part].double()).detach()
+    upstream = torch.randn_like(given)  # what an op gives has the shape of what it takes
+    exact = (
+        gradient(exact_op, given[part].double(), upstream[part].double())
+        if training
+        else exact_op(given[part].double()).detach()
+    )
     scale = float(exact.abs().max().clamp_min(1))
     cells: dict[str, dict[str, Any]] = {}
     calls: dict[str, Callable[[], Tensor]] = {}
@@ -120,9 +125,9 @@ def measured(
             cells[name] = {"skipped": f"about {wait:.0f} s a call, going by smaller graphs"}
             continue
 
-        def call(op: Op = op, own: Tensor = own) -> Tensor:
+        def call(op: Op = op, own: Tensor = own, wanted: Tensor = upstream.to(own.dtype)) -> Tensor:
             if training:
-                return gradient(op, own)
+                return gradient(op, own, wanted)
             with torch.no_grad():
                 return op(own)
 

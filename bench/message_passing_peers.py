@@ -52,10 +52,10 @@ def looped(op: Op) -> Op:
     return lambda x: torch.stack([op(part) for part in x])
 
 
-def gradient(op: Op, x: Tensor) -> Tensor:
-    """Of the sum of what `op` gives."""
+def gradient(op: Op, x: Tensor, upstream: Tensor) -> Tensor:
+    """Of x, given the gradient of what `op` makes of it."""
     leaf = x.detach().requires_grad_()
-    return torch.autograd.grad(op(leaf).sum(), leaf)[0]
+    return torch.autograd.grad(op(leaf), leaf, upstream)[0]
 
 
 def gatv2(graph: Csr, features: int, device: str) -> tuple[dict[str, Op], Op]:

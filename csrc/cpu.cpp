@@ -24,7 +24,7 @@ const Kernels& kernels() {
 }
 
 // Multiply-adds below which a second thread costs more to wake than it saves.
-constexpr int64_t kWorkPerThread = 1 << 19;
+constexpr int64_t kWorkPerThread = 1 << 20;
 // Parts per thread: a thread that is held up leaves the rest to the others.
 constexpr int64_t kPartsPerThread = 4;
 
