@@ -125,9 +125,11 @@ def measured(
             cells[name] = {"skipped": f"about {wait:.0f} s a call, going by smaller graphs"}
             continue
 
-        def call(op: Op = op, own: Tensor = own, wanted: Tensor = upstream.to(own.dtype)) -> Tensor:
+        cast = upstream.to(own.dtype)
+
+        def call(op: Op = op, own: Tensor = own, cast: Tensor = cast) -> Tensor:
             if training:
-                return gradient(op, own, wanted)
+                return gradient(op, own, cast)
             with torch.no_grad():
                 return op(own)
 

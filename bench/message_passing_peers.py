@@ -87,7 +87,8 @@ def fused_attention(graph: Csr, features: int, device: str) -> tuple[dict[str, O
         return reference.attention(graph.indptr, graph.indices, x.unsqueeze(-2), x.unsqueeze(-2), att.double()).squeeze(-2)
 
     def ours(x: Tensor) -> Tensor:
-        return attention(graph, x.unsqueeze(-2), x.unsqueeze(-2), att, backend="native").squeeze(-2)
+        one_head = x.unsqueeze(-2)
+        return attention(graph, one_head, one_head, att, backend="native").squeeze(-2)
 
     try:
         from torch_geometric.nn import GATv2Conv as Theirs

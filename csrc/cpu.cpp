@@ -77,6 +77,11 @@ void by_rows(void (*kernel)(const Op&, const Part&), const Op& op, const Csr& cs
   in_parts(kernel, op, csr, copies, together, threads * kPartsPerThread, threads);
 }
 
+// What an edge of attention costs, in multiply-adds: three for each channel, and an exponential.
+int64_t attention_work(const Attention& op) {
+  return op.heads * (3 * op.channels + 64);
+}
+
 }  // namespace
 
 const char* cpu_isa() {
@@ -126,14 +131,14 @@ void run_cpu(const EdgeSoftmaxGrad& op, int threads) {
 }
 
 void run_cpu(const Attention& op, int threads) {
-  by_rows(kernels().attention, op, op.csr, op.copies, 3 * op.heads * op.channels, false, threads);
+  by_rows(kernels().attention, op, op.csr, op.copies, attention_work(op), false, threads);
 }
 
 void run_cpu(const AttentionGradTarget& op, int threads) {
   const Attention& forward = op.forward;
   const int64_t features = forward.heads * forward.channels;
   std::fill_n(op.grad_att, kAttParts * features, 0.0f);
-  if (forward.copies * forward.csr.edges * features < kWorkPerThread / 2) threads = 1;
+  if (forward.copies * forward.csr.edges * attention_work(forward) < 2 * kWorkPerThread) threads = 1;
   if (forward.copies) {
     in_parts(kernels().attention_grad_target, op, forward.csr, forward.copies, false, kAttParts, threads);
   }
@@ -144,8 +149,7 @@ void run_cpu(const AttentionGradTarget& op, int threads) {
 
 void run_cpu(const AttentionGradSource& op, int threads) {
   const Attention& forward = op.forward;
-  by_rows(kernels().attention_grad_source, op, forward.csr, forward.copies, 3 * forward.heads * forward.channels, false,
-          threads);
+  by_rows(kernels().attention_grad_source, op, forward.csr, forward.copies, attention_work(forward), false, threads);
 }
 
 }  // namespace onp

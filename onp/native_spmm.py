@@ -14,7 +14,20 @@ from torch.autograd.function import once_differentiable
 
 from onp import backend as backends
 from onp.csr import Csr, Handle, Plans
-from onp.native_arrays import array, call, copy_stride, floats, launch, partial, pointer, rowwise, shape_of, shared, strides, valued
+from onp.native_arrays import (
+    array,
+    call,
+    copy_stride,
+    floats,
+    launch,
+    partial,
+    pointer,
+    rowwise,
+    shape_of,
+    shared,
+    strides,
+    valued,
+)
 
 _REDUCE = {"sum": 0, "mean": 1, "max": 2}
 
