@@ -136,8 +136,8 @@ def measured(
         rough = 1e-2 if "bfloat16" in row["job"] else 1e-4
         wrong = ~torch.isclose(call()[part].double(), exact, rtol=rough, atol=rough / 10 * scale)
         # Of two terms that float32 cannot tell apart the other one may be the largest; a score's leaky_relu may take its
-        # other slope at zero, which touches all features of two nodes.
-        allowed = 1e-3 * wrong.numel() if training and row["job"] in ("max", *LAYERS) else 0
+        # other slope at zero, which touches all features of two nodes, and does so in PyG's layer too.
+        allowed = max(1e-3 * wrong.numel(), 4 * row["features"]) if training and row["job"] in ("max", *LAYERS) else 0
         if int(wrong.sum()) > allowed:
             raise SystemExit(f"{name} errs in {int(wrong.sum())} of {wrong.numel()} numbers: {row}")
         calls[name] = call

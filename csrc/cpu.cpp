@@ -137,12 +137,12 @@ void run_cpu(const Attention& op, int threads) {
 void run_cpu(const AttentionGradTarget& op, int threads) {
   const Attention& forward = op.forward;
   const int64_t features = forward.heads * forward.channels;
-  std::fill_n(op.grad_att, kAttParts * features, 0.0f);
+  if (op.grad_att) std::fill_n(op.grad_att, kAttParts * features, 0.0f);
   if (forward.copies * forward.csr.edges * attention_work(forward) < 2 * kWorkPerThread) threads = 1;
   if (forward.copies) {
     in_parts(kernels().attention_grad_target, op, forward.csr, forward.copies, false, kAttParts, threads);
   }
-  for (int64_t part = 1; part < kAttParts; ++part) {
+  for (int64_t part = 1; op.grad_att && part < kAttParts; ++part) {
     for (int64_t f = 0; f < features; ++f) op.grad_att[f] += op.grad_att[part * features + f];
   }
 }

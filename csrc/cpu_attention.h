@@ -63,7 +63,7 @@ void attention_grad_target_rows(const AttentionGradTarget& op, const Part& part)
   const Attention& forward = op.forward;
   const Edges<Index> graph(forward.csr, forward.source.row * sizeof(Element));
   const int64_t width = forward.channels, heads = forward.heads, features = heads * width;
-  float* grad_att = op.grad_att + part.number * features;
+  float* grad_att = op.grad_att ? op.grad_att + part.number * features : nullptr;
   for (int64_t copy = part.first_copy; copy < part.last_copy; ++copy) {
     const uint8_t* keep = of_copy(forward.keep, copy);
     const float* alpha = forward.alpha + copy * forward.csr.edges * heads;
@@ -84,7 +84,7 @@ void attention_grad_target_rows(const AttentionGradTarget& op, const Part& part)
         float* own = grad_score + begin * heads;
         softmax_grad(alpha + begin * heads, own, own, end - begin, heads);
       }
-      for_heads<kRegisters / 4>(heads, width, [&](auto vectors, auto cut, int64_t h, int64_t offset, int lanes) {
+      const auto gather = [&](auto for_att, auto vectors, auto cut, int64_t h, int64_t offset, int lanes) {
         constexpr int kVectors = decltype(vectors)::value;
         constexpr bool kCut = decltype(cut)::value;
         const int64_t f = h * width + offset;
@@ -102,7 +102,7 @@ void attention_grad_target_rows(const AttentionGradTarget& op, const Part& part)
             for (int v = 0; v < kVectors; ++v) {
               const Vec z = load_some<kCut>(x + v * kLanes, lanes) + mine[v];
               above[v] = add_where_above(z, Vec{}, above[v], broadcast(ds));
-              to_att[v] += ds * leaky_relu(z, forward.slope);
+              if (for_att.value) to_att[v] += ds * leaky_relu(z, forward.slope);
             }
           }
           Element* to = static_cast<Element*>(op.grad_target) + (copy * forward.csr.rows + row) * features + f;
@@ -111,10 +111,13 @@ void attention_grad_target_rows(const AttentionGradTarget& op, const Part& part)
             store_some<kCut>(to + v * kLanes, att * sloped(above[v], total, forward.slope), lanes);
           }
         }
-        for (int v = 0; v < kVectors; ++v) {
+        for (int v = 0; for_att.value && v < kVectors; ++v) {
           float* to = grad_att + f + v * kLanes;
           store_some<kCut>(to, load_some<kCut>(to, lanes) + to_att[v], lanes);
         }
+      };
+      for_heads<kRegisters / 4>(heads, width, [&](auto... block) {
+        op.grad_att ? gather(Constant<true>{}, block...) : gather(Constant<false>{}, block...);
       });
     });
   }

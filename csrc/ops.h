@@ -134,7 +134,8 @@ struct AttentionGradTarget {
   Rows grad;          // [K, V, H, C]
   float* grad_score;  // [K, E, H]
   void* grad_target;  // [K, V, H, C]
-  float* grad_att;    // CPU [kAttParts, H, C], the first receives the sum; CUDA [K * V, H, C], to be added up
+  float* grad_att;    // null on the CPU only; CPU [kAttParts, H, C], the first receives the sum; CUDA [K * V, H, C], to
+                      // be added up
 };
 
 // Second half: what the senders gather. forward.csr is the transposed graph, `partial` fits it.

@@ -115,13 +115,16 @@ class _Attention(torch.autograd.Function):
         grad = _side_by_side(grad)
         grad_score, grad_target = torch.empty_like(alpha), torch.empty_like(grad, memory_format=torch.contiguous_format)
         grad_source = grad.new_empty((*alpha.shape[:-2], graph.columns, *att.shape))
-        parts = (plan.copies or 1) * graph.rows if att.is_cuda else backends.native().att_parts
-        grad_att = att.new_empty((parts, *att.shape))
+        grad_att = None
+        if att.is_cuda:
+            grad_att = att.new_empty(((plan.copies or 1) * graph.rows, *att.shape))
+        elif ctx.needs_input_grad[4]:
+            grad_att = att.new_empty((backends.native().att_parts, *att.shape))
         outputs = (grad_score, grad_source, grad_target, grad_att)
         handles = (graph.native, graph.native_transposed)
         partials = [partial(handle, plan.copies, att.numel(), plan.device, 2) for handle in handles]
         pointers = map(pointer, (left, right, att, keep, alpha, grad, *outputs, *partials))
         launch(plan.gradients_for(graph, grad), plan.device, *pointers)
-        grad_att = grad_att.sum(0) if att.is_cuda else grad_att[0]
-        found = (shared(grad_source, left.dim()), shared(grad_target, right.dim()), grad_att.to(ctx.att))
-        return None, None, *found, None
+        if grad_att is not None:
+            grad_att = (grad_att.sum(0) if att.is_cuda else grad_att[0]).to(ctx.att)
+        return None, None, shared(grad_source, left.dim()), shared(grad_target, right.dim()), grad_att, None
