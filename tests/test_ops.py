@@ -196,6 +196,23 @@ def test_layouts_one_after_the_other(rng: torch.Generator):
     assert len(graph.plans) <= 64
 
 
+def test_gradients_from_any_layout_for_some_of_the_arguments(rng: torch.Generator):
+    """What was prepared for a gradient of one layout serves no other; att and the target are constants here."""
+    graph = random_edges(20, 20, 90, rng)
+    x, target, att = torch.randn(20, 6, generator=rng).requires_grad_(), torch.randn(20, 1, 6), torch.randn(1, 6)
+    wide = torch.randn(20, 20, generator=rng)
+    for upstream in (wide[:, :6].contiguous(), wide[:6].T, wide[:, 3:9], wide[:1, :1].expand(20, 6), wide[:, :6].contiguous()):
+        for reduce in ("sum", "mean", "max"):
+            exact = reference.spmm(graph.indptr, graph.indices, None, x, reduce)
+            expected = torch.autograd.grad(exact, x, upstream)[0]
+            found = torch.autograd.grad(spmm(graph, None, x, reduce, backend="native"), x, upstream)[0]
+            torch.testing.assert_close(found, expected)
+        exact = reference.attention(graph.indptr, graph.indices, x[:, None], target, att, 0.2)
+        found = attention(graph, x[:, None], target, att, backend="native")
+        expected = torch.autograd.grad(exact, x, upstream[:, None])[0]
+        torch.testing.assert_close(torch.autograd.grad(found, x, upstream[:, None])[0], expected)
+
+
 def test_gradcheck_in_double(rng: torch.Generator):
     graph, keep = random_edges(7, 7, 16, rng), torch.arange(7) != 3
     double = {"dtype": torch.float64, "generator": rng, "requires_grad": True}
