@@ -199,7 +199,8 @@ def test_layouts_one_after_the_other(rng: torch.Generator):
 def test_gradients_from_any_layout_for_some_of_the_arguments(rng: torch.Generator):
     """What was prepared for a gradient of one layout serves no other; att and the target are constants here."""
     graph = random_edges(20, 20, 90, rng)
-    x, target, att = torch.randn(20, 6, generator=rng).requires_grad_(), torch.randn(20, 1, 6), torch.randn(1, 6)
+    x = torch.randn(20, 6, generator=rng).requires_grad_()
+    target, att = torch.randn(20, 1, 6, generator=rng), torch.randn(1, 6, generator=rng)
     wide = torch.randn(20, 20, generator=rng)
     for upstream in (wide[:, :6].contiguous(), wide[:6].T, wide[:, 3:9], wide[:1, :1].expand(20, 6), wide[:, :6].contiguous()):
         for reduce in ("sum", "mean", "max"):
