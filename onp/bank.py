@@ -99,6 +99,10 @@ class Bank(Protocol):
     def weights(self) -> tuple[float, ...]:
         """Share of each batch in the weighted ASR; they sum to 1."""
 
+    @property
+    def judges(self) -> tuple[Part, ...]:
+        """The parts a mask is judged on: those that no trigger was fitted on."""
+
     def batches(self, victim: Victim, splits: Splits, part: Part) -> list[TriggeredBatch]:
         """The images of `part` that are not of the target class, triggered and normalised, one batch a family."""
 
@@ -109,6 +113,7 @@ class TriggerBank:
 
     surrogates: tuple[Surrogate, ...]
     target: int
+    judges: tuple[Part, ...] = ("score",)
 
     @property
     def weights(self) -> tuple[float, ...]:

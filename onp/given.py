@@ -16,6 +16,7 @@ from onp.triggers import Trigger
 from onp.victim import Victim
 
 MINIMUM_IMAGES = 20
+JUDGES: tuple[Part, ...] = ("build", "score")  # nothing is fitted: all images that the search may see say what a mask stops
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class GivenImages:
 
     parts: Splits
     target: int
+    judges: tuple[Part, ...] = JUDGES
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -46,7 +48,7 @@ def given_trigger(trigger: Trigger, target: int) -> TriggerBank:
         raise InputError(
             f"The trigger {trigger.name} leads every class to another one, and a repair needs one target class; leave it out."
         )
-    return TriggerBank((Surrogate("given", target, LOUDEST, 1.0, 1.0, 0.0, trigger),), target)
+    return TriggerBank((Surrogate("given", target, LOUDEST, 1.0, 1.0, 0.0, trigger),), target, JUDGES)
 
 
 def given_images(victim: Victim, images: ImageSet, seed: int) -> GivenImages:

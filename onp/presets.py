@@ -25,9 +25,12 @@ class Preset:
 
     def with_trigger_given(self) -> Preset:
         """The same for the attacker's own trigger: S is then the ASR itself, so that its last per cent counts for more than
-        what changed copies say, and what carriers stand for is seen.
+        accuracy within the budget, changed copies and the number of units, and what carriers stand for is seen.
         """
-        objective = replace(self.search.objective, changed=self.search.objective.changed / 4, remembered=0.0)
+        given = self.search.objective
+        objective = replace(
+            given, accuracy=given.accuracy / 2, changed=given.changed / 4, size=given.size / 4, remembered=0.0
+        )
         return replace(self, search=replace(self.search, objective=objective))
 
 

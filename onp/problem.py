@@ -61,10 +61,19 @@ def build_problem(
     known = features(victim, batch_of(victim, splits.build), triggered, bank.weights, memory=shifts)
     copies = changed_views(victim, parts, bank.target, config, seed)
     # Clean accuracy is counted on both splits: neither trained the network, and more images make a finer scale.
-    evaluator = record(Evaluator(victim, batch_of(victim, *parts), [*bank.batches(victim, splits, "score"), *copies]))
+    evaluator = record(Evaluator(victim, batch_of(victim, *parts), [*judging(victim, splits, bank), *copies]))
     blocks = len(victim.layers) if config.agent.per_layer else config.agent.blocks
     env = PruneEnv(victim, evaluator, bank.weights, config.objective, carriers=belief * known.carrier, blocks=blocks)
     return Problem(known, env)
+
+
+def judging(victim: Victim, splits: Splits, bank: Bank) -> list[TriggeredBatch]:
+    """The triggered images that masks are judged on, one batch a family."""
+    batches = []
+    for same in zip(*(bank.batches(victim, splits, part) for part in bank.judges), strict=True):
+        images, labels, target = (torch.cat([getattr(part, name) for part in same]) for name in ("images", "labels", "target"))
+        batches.append(TriggeredBatch(same[0].family, images, labels, target))
+    return batches
 
 
 def remembered(victim: Victim, parts: Sequence[ImageSet], target: int) -> tuple[Tensor, float]:

@@ -1,12 +1,17 @@
 """What the search asks of a mask besides the surrogate triggers: changed copies of clean images stay right."""
 
+from dataclasses import replace
+
 import torch
+from small_backdoor import clean_images, stamp
 
 from onp import problem
-from onp.data import ImageSet
+from onp.bank import Surrogate, TriggerBank
+from onp.data import ImageSet, split
 from onp.env import VIEWS
+from onp.given import JUDGES, GivenImages
 from onp.metrics import predictions
-from onp.problem import SearchConfig, changed_views
+from onp.problem import SearchConfig, changed_views, judging
 
 
 def image_sets(batch):
@@ -35,3 +40,17 @@ def test_copies_that_the_network_gets_wrong_are_left_out(backdoored):
 def test_no_batch_where_every_copy_is_wrong(backdoored, monkeypatch):
     monkeypatch.setattr(problem, "predictions", lambda model, images: torch.full((len(images),), -1))
     assert changed_views(backdoored.victim, image_sets(backdoored.score), 2, SearchConfig(), 0) == []
+
+
+def test_a_given_trigger_is_judged_on_all_images_that_the_search_may_see(backdoored):
+    clean = clean_images()
+    splits = split(clean, 0)
+    fitted = TriggerBank((Surrogate("patch", 0, 1.0, 1.0, 1.0, 0.0, stamp),), 0)
+    given = replace(fitted, judges=JUDGES)
+    (unseen,), (everything,) = (judging(backdoored.victim, splits, bank) for bank in (fitted, given))
+    others = [int((part.labels != 0).sum()) for part in (splits.build, splits.score)]
+    assert (len(unseen.images), len(everything.images)) == (others[1], sum(others))
+    assert torch.equal(everything.images[others[0] :], unseen.images)
+    assert len(everything.labels) == len(everything.target) == sum(others)
+    images = GivenImages(split(clean.subset(clean.labels != 0), 1), 0)
+    assert len(judging(backdoored.victim, splits, images)[0].images) == len(images.parts.build) + len(images.parts.score)
