@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from onp.graph import RELATIONS, NeuronGraph
 from onp.policy import Action, Policy
 from onp.ranking import prefix_masks
 
+RUIN, RUIN_ALONE = 1.0, 0.2  # Phi lost by masks of many changes, and of one, beyond which more makes no difference
+
 
 @dataclass(frozen=True)
 class AgentConfig:
@@ -30,29 +33,30 @@ class AgentConfig:
     draws: int = 16  #: masks scored per state
     screening: int = 4  #: masks drawn for each one scored; half are picked by first-order prediction, 1 turns it off
     prefixes: int = 16  #: of two orders of the units, first-order worth and carriers, scored before the first pass
-    polish: float = 0.4  #: share of the evaluations kept for single flips of the best mask, both ways
+    flips: float = 1.0  #: share of the evaluations for single flips, after passes over the blocks with the others
     per_layer: bool = False  #: one agent a layer instead of one for all blocks
     blocks: int = 3  #: blocks of layers a pass visits, unless `per_layer`
     relations: tuple[str, ...] = RELATIONS  #: edges of the graph; () for a policy that sees no neighbours
     features: tuple[str, ...] | None = None  #: node features; None for all
     first_order: bool = True  #: whether the first-order score enters the policy's logit directly
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     epochs: int = 4
     clip: float = 0.2
     entropy: tuple[float, float] = (0.01, 0.001)  #: weight of the bonus at the start and the end of the budget
     max_grad_norm: float = 0.5
-    patience: int = 3  #: passes without gain before the search stops
+    patience: int = 3  #: passes, then groups of flips, without gain before the search stops
 
 
 #: ONP as far as it is known (arXiv 2405.17746): an agent and a graph per layer, PPO, features of the activations only.
 PAPER = AgentConfig(
     screening=1,
     prefixes=0,
-    polish=0.0,
+    flips=0.0,
     per_layer=True,
     relations=("similar",),
     features=ACTIVATION_MOMENTS,
     first_order=False,
+    learning_rate=1e-3,
 )
 
 
@@ -60,7 +64,7 @@ PAPER = AgentConfig(
 class Update:
     """One step of the search: what was tried from a state and what came of it."""
 
-    stage: str  #: "prefixes", "pass 1", ..., "polish"
+    stage: str  #: "prefixes", "pass 1", ..., "flips"
     block: int  #: -1 for the whole network
     evaluations: int  #: so far
     phi: float  #: of the committed mask, afterwards
@@ -101,16 +105,18 @@ def train(
     """Train `policies` (in place) in `env` within the budget; the env ends in the best mask found.
 
     progress: called with every update.
-    Raises InputError for a budget without an evaluation or a group without a comparison.
+    Raises InputError for a budget without an evaluation, a group without a comparison, or single flips by several agents.
     """
     config = config or AgentConfig()
     if config.max_evaluations < 1 or config.draws < 2:
         raise InputError("The agent needs at least 1 evaluation and 2 draws per state.")
+    if config.per_layer and config.flips:
+        raise InputError("Single flips are made by one agent for all layers; give flips=0 with per_layer.")
     generator = torch.Generator().manual_seed(config.seed + 1)
     optimizer = torch.optim.Adam(nn.ModuleList(policies).parameters(), config.learning_rate, eps=1e-5)
     env.reset()
-    search = _Search(env, config.max_evaluations, progress)
-    reserve = int(config.polish * config.max_evaluations)
+    search = _Search(env, config, progress)
+    reserve = int(config.flips * config.max_evaluations)
 
     if config.prefixes:
         orders = (features.density, features.taylor)
@@ -130,7 +136,7 @@ def train(
             # Draw: unseen masks only, since a known one costs nothing and teaches nothing new.
             policy, keep, summary = policies[index % len(policies)], env.keep, env.summary(index / len(env.blocks))
             drawn = policy.draw(keep, summary, block, config.draws * config.screening, generator)
-            masks = torch.where(block, ~drawn.prune, keep)
+            masks = keep ^ drawn.flip
             picked = _screen(masks, env.fresh(masks), features, config.draws, generator)
             picked = picked[: max(0, search.left - reserve)]
             if not len(picked):
@@ -138,21 +144,17 @@ def train(
 
             # Score: the current mask competes too, as the action of changing nothing, at the mean offset.
             masks = torch.cat((masks[picked], keep[None]))
-            prune = torch.cat((drawn.prune[picked], (~keep & block)[None]))
-            action = Action(prune, torch.cat((drawn.offset[picked], drawn.offset[-1:])))
-            # A ruined network is no worse than a useless mask; unclipped, its Phi would drown all other differences.
-            gain = (env.evaluate(masks).phi - env.outcome.phi).clamp_min(-1.0)
-            advantage = (gain - gain.mean()) / (gain.std() + 1e-6)
+            flip = torch.cat((drawn.flip[picked], torch.zeros_like(keep)[None]))
+            action = Action(flip, torch.cat((drawn.offset[picked], drawn.offset[-1:])))
+            advantage = _advantage(env.evaluate(masks).phi - env.outcome.phi, RUIN)
 
             # Improve the policy, then commit the best of the group if it beats the current mask.
-            share = search.evaluations / config.max_evaluations
-            bonus = config.entropy[0] + share * (config.entropy[1] - config.entropy[0])
-            diagnostics = _improve(policy, optimizer, (keep, summary, block, action), advantage, bonus, config)
+            diagnostics = _improve(policy, optimizer, partial(policy.log_prob, keep, summary, block, action), advantage, search)
             search.choose(masks, f"pass {number}", index, diagnostics)
         flat = 0 if float(env.outcome.phi) > before + 1e-4 else flat + 1
 
-    if config.polish:
-        _polish(search, features, config)
+    if config.flips:
+        _flip(search, policies[0], optimizer, features, generator)
     return TrainResult(env.keep, env.outcome, tuple(search.history), search.evaluations)
 
 
@@ -174,19 +176,26 @@ def _screen(masks: Tensor, fresh: Tensor, features: NodeFeatures, count: int, ge
     return torch.tensor(list(dict.fromkeys(order))[:count])
 
 
+def _advantage(gain: Tensor, ruin: float) -> Tensor:
+    """Of masks against each other, [K]; what loses more than `ruin` would drown all other differences."""
+    gain = gain.clamp_min(-ruin)
+    return (gain - gain.mean()) / (gain.std() + 1e-6)
+
+
 def _improve(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
-    group: tuple[Tensor, Tensor, Tensor, Action],
+    log_prob: Callable[[], tuple[Tensor, Tensor]],
     advantage: Tensor,
-    bonus: float,
-    config: AgentConfig,
+    search: _Search,
 ) -> tuple[float, float, float]:
     """A few epochs of clipped policy gradient on one group; returns entropy, approximate KL and clipped fraction."""
+    config, share = search.config, search.evaluations / search.config.max_evaluations
+    bonus = config.entropy[0] + share * (config.entropy[1] - config.entropy[0])
     with torch.no_grad():
-        old, _ = policy.log_prob(*group)
+        old, _ = log_prob()
     for _ in range(config.epochs):
-        new, entropy = policy.log_prob(*group)
+        new, entropy = log_prob()
         logratio = new - old
         # Bounded before the exponential: the log-probability sums over hundreds of units.
         ratio = logratio.clamp(-20, 20).exp()
@@ -201,38 +210,47 @@ def _improve(
         return float(entropy), approx_kl, float(((ratio - 1).abs() > config.clip).float().mean())
 
 
-def _polish(search: _Search, features: NodeFeatures, config: AgentConfig) -> None:
-    """Local search with what is left: single units brought back or pruned, then the most useful of these flips together."""
-    env = search.env
-    while search.left >= 2:
-        if config.first_order:
-            features = features.at(env.keep)
-        pruned = (~env.keep).nonzero()[:, 0]
-        promising = features.taylor.masked_fill(~env.keep, -torch.inf).argsort(descending=True)
-        # Alternately the least suspicious of the pruned and the most suspicious of the rest, as far as the budget reaches.
+def _flip(
+    search: _Search, policy: Policy, optimizer: torch.optim.Optimizer, features: NodeFeatures, generator: torch.Generator
+) -> None:
+    """Single units pruned or brought back, each scored alone, so that the policy learns of each; then the best ones together.
+
+    Where nothing is gained, others are tried; `patience` such groups in a row end it.
+    """
+    env, config = search.env, search.config
+    flat, tried = 0, torch.zeros_like(env.keep)
+    while search.left >= 2 and flat < config.patience:
+        if config.first_order and flat == 0:
+            policy.hinted(features.at(env.keep).taylor)
+        # A third of what is left stays for the flips together.
         count = max(2, min(config.draws, search.left * 2 // 3))
-        back = pruned[features.attack[pruned].argsort()][: count // 2]
-        units = torch.cat((back, promising[: count - len(back)]))
-        flips = torch.nn.functional.one_hot(units, len(env.keep)).bool()
-        masks = search.affordable(env.keep ^ flips)
-        if not len(masks):
+        keep, summary, allowed = env.keep, env.summary(search.evaluations / config.max_evaluations), ~tried
+        units = policy.draw_flips(keep, summary, allowed, count, generator)
+        flips = torch.nn.functional.one_hot(units, len(keep)).bool()
+        masks = search.affordable(keep ^ flips)
+        units = units[: len(masks)]
+        if len(units) < 2:
             return
-        before = float(env.outcome.phi)
-        outcomes = env.evaluate(masks)
-        order = outcomes.phi.argsort(descending=True)
-        useful = flips[: len(masks)][order]
-        sizes = [2**power for power in range(len(order).bit_length()) if 2**power <= len(order)]
-        search.choose(torch.stack([env.keep ^ useful[:size].any(0) for size in sizes]), "polish")
-        if float(env.outcome.phi) <= before:
-            return
+        before = env.outcome.phi
+        gain = env.evaluate(masks).phi - before
+        log_prob = partial(policy.flip_log_prob, keep, summary, allowed, units)
+        diagnostics = _improve(policy, optimizer, log_prob, _advantage(gain, RUIN_ALONE), search)
+
+        # Flips that do nothing alone count too: of units that do one job together, none does.
+        useful = flips[: len(masks)][gain.argsort(descending=True)]
+        sizes = [2**power for power in range(len(useful).bit_length())]
+        search.choose(torch.stack([keep ^ useful[:size].any(0) for size in sizes]), "flips", -1, diagnostics)
+        gained = bool(env.outcome.phi > before)
+        flat = 0 if gained else flat + 1
+        tried = torch.zeros_like(tried) if gained else tried.index_fill(0, units, True)
 
 
 class _Search:
     """The budget, the history, and the rule for what is committed."""
 
-    def __init__(self, env: PruneEnv, budget: int, progress: Callable[[Update], None] | None) -> None:
-        self.env, self.history = env, list[Update]()
-        self._first, self._budget, self._progress = env.evaluations - 1, budget, progress
+    def __init__(self, env: PruneEnv, config: AgentConfig, progress: Callable[[Update], None] | None) -> None:
+        self.env, self.config, self.history = env, config, list[Update]()
+        self._first, self._progress = env.evaluations - 1, progress
 
     @property
     def evaluations(self) -> int:
@@ -240,7 +258,7 @@ class _Search:
 
     @property
     def left(self) -> int:
-        return self._budget - self.evaluations
+        return self.config.max_evaluations - self.evaluations
 
     def affordable(self, masks: Tensor) -> Tensor:
         """The masks that are known already, and as many others as the budget pays for."""

@@ -1,4 +1,4 @@
-"""The policy: a small graph network that says, for the state the network is in, which units to prune next."""
+"""The policy: a small graph network that says, for the state the network is in, which units to prune or bring back next."""
 
 from __future__ import annotations
 
@@ -15,25 +15,30 @@ from onp.graph import NeuronGraph
 
 GLOBALS = 4  # accuracy, surrogate ASR, share pruned, progress of the pass
 OFFSET_STD = 0.5  # of the drawn logit offset of a layer: how many units to prune, beside which
-STAY = 4.0  # logit by which a pruned unit starts out more likely to remain pruned
+BACK = -1.5  # logit at which a pruned unit starts out to be brought back
 
 
 @dataclass(frozen=True, eq=False)
 class Action:
     """K draws for one block of units. Everything on the CPU.
 
-    prune: bool [K, V], False outside the block; offset: float32 [K, L], drawn logit offset per layer
+    flip: bool [K, V], the units that change sides, False outside the block
+    offset: float32 [K, L], drawn logit offset per layer
     """
 
-    prune: Tensor
+    flip: Tensor
     offset: Tensor
 
 
 class Policy(nn.Module):
-    """Message passing over the neuron graph, then a pruning logit per unit and a logit offset per layer.
+    """Message passing over the neuron graph, then the logit per unit that it changes sides, and a logit offset per layer.
 
     Before any training a unit is pruned with a small probability (about 8 units in all, at most 1 %), or near 1/2 and
-    above where its first-order score is among the highest: an untrained policy proposes good masks, mostly small ones.
+    above where its first-order score is among the highest, and a pruned one is brought back with 1/5: an untrained policy
+    proposes good masks, mostly small changes.
+
+    Two kinds of action follow from the same logits: `draw` decides every unit of a block at once, `draw_flips` picks units to
+    be flipped one at a time.
 
     score: float32 [V], the first-order score that enters the logit directly, or None to start from the prior alone.
     """
@@ -65,7 +70,7 @@ class Policy(nn.Module):
         self.layer_head = nn.Linear(hidden + 1 + GLOBALS, 1)
         self.bias = nn.Parameter(torch.tensor(prior))
         self.hint_scale = nn.Parameter(torch.tensor(-prior))
-        self.stay = nn.Parameter(torch.tensor(STAY))
+        self.back = nn.Parameter(torch.tensor(BACK))
         self._initialise(generator)
 
     def _initialise(self, generator: torch.Generator) -> None:
@@ -82,7 +87,7 @@ class Policy(nn.Module):
             nn.init.normal_(head.weight, std=0.01, generator=generator)  # type: ignore[arg-type]
 
     def forward(self, keep: Tensor, summary: Tensor) -> tuple[Tensor, Tensor]:
-        """keep bool [V], the committed mask; summary float32 [4]. Returns pruning logits [V] and layer offsets [L]."""
+        """keep bool [V], the committed mask; summary float32 [4]. Returns flipping logits [V] and layer offsets [L]."""
         h = self.embed(self.static)
         for conv in self.convs:
             h = h + F.silu(conv(self.graph.csr, h, self.graph.weight))
@@ -90,7 +95,7 @@ class Policy(nn.Module):
         gate = keep.float()[:, None]
         everywhere = summary.expand(len(h), -1)
         logits = self.unit_head(torch.cat((h, gate, self.graph.gather(gate), everywhere), 1))[:, 0]
-        logits = logits + self.bias + self.hint_scale * self.hint + self.stay * (1 - gate[:, 0])
+        logits = logits + torch.where(keep, self.bias + self.hint_scale * self.hint, self.back - self.hint)
         pooled = torch.zeros(self.layers, h.shape[1] + 1).index_add(0, self.graph.layer, torch.cat((h, gate), 1))
         pooled = pooled / self.units
         offset = self.layer_head(torch.cat((pooled, summary.expand(self.layers, -1)), 1))[:, 0]
@@ -116,13 +121,35 @@ class Policy(nn.Module):
         """Log-probability [K] of the draws and the mean entropy [] of the units' decisions, differentiable."""
         logits, centre = self(keep, summary)
         logits = (logits + action.offset[:, self.graph.layer])[:, block]
-        chosen = -F.binary_cross_entropy_with_logits(logits, action.prune[:, block].float(), reduction="none").sum(1)
+        chosen = -F.binary_cross_entropy_with_logits(logits, action.flip[:, block].float(), reduction="none").sum(1)
         touched = torch.zeros(self.layers, dtype=torch.bool).index_fill(0, self.graph.layer[block].unique(), True)
         deviation = ((action.offset - centre) / OFFSET_STD)[:, touched]
         chance = torch.sigmoid(logits)
         entropy = (F.softplus(logits) - chance * logits).mean()
         # The Normal's constant is left out: it is the same for every draw and cancels in every ratio.
         return chosen - deviation.square().sum(1) / 2, entropy
+
+    def draw_flips(self, keep: Tensor, summary: Tensor, allowed: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """At most `count` different units of `allowed`, bool [V], to be flipped one at a time, int64 [B]: half of them the
+        likeliest, the rest drawn one after the other, each in proportion to its probability.
+        """
+        with torch.no_grad():
+            logits = self(keep, summary)[0].masked_fill(~allowed, -torch.inf)
+            count = min(count, int(allowed.sum()))
+            likeliest = logits.topk(count // 2).indices
+            # The largest of logits plus Gumbel noise are draws without replacement.
+            noise = -torch.log(-torch.log(torch.rand(len(logits), generator=generator)))
+            drawn = (logits + noise).index_fill(0, likeliest, -torch.inf).topk(count - len(likeliest)).indices
+            return torch.cat((likeliest, drawn))
+
+    def flip_log_prob(self, keep: Tensor, summary: Tensor, allowed: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probability [B] of picking each of `units` first, and the entropy [] of that pick, differentiable; the entropy as
+        a share of the largest there is.
+        """
+        logits = self(keep, summary)[0].masked_fill(~allowed, -torch.inf)
+        chosen = logits.log_softmax(0)
+        some = chosen[allowed]
+        return chosen[units], -(some.exp() * some).sum() / math.log(max(2, len(some)))
 
 
 def _normalised(score: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ def test_without_first_order_help_the_agent_still_learns(backdoored, known):
     assert any(update.clip_fraction > 0 for update in result.history)
 
 
-@pytest.mark.parametrize("config", [AgentConfig(), PAPER, AgentConfig(relations=(), polish=0.0)])
+@pytest.mark.parametrize("config", [AgentConfig(), PAPER, AgentConfig(relations=(), flips=0.0), AgentConfig(flips=0.5)])
 def test_the_budget_is_never_exceeded_and_the_seed_decides_the_mask(backdoored, known, config):
     for budget in (1, 7, 60):
         limited = replace(config, max_evaluations=budget, seed=3)
@@ -72,14 +72,37 @@ def test_nothing_is_pruned_where_nothing_can_be_gained(backdoored, known):
     assert int((~result.keep).sum()) <= 2 and float(result.outcome.drop) <= 0.01
 
 
-def test_polish_only_improves(backdoored, known):
-    config = AgentConfig(max_evaluations=200, seed=2)
-    without, _ = run(backdoored, known, replace(config, max_evaluations=170, polish=0.0))
+def test_flips_come_last_and_only_improve(backdoored, known):
+    config = AgentConfig(max_evaluations=200, seed=2, flips=0.4)
+    without, _ = run(backdoored, known, replace(config, max_evaluations=170, flips=0.0))
     result, _ = run(backdoored, known, config)
-    last = [update for update in result.history if update.stage == "polish"]
-    before = [update for update in result.history if update.stage != "polish"][-1]
-    assert last and last[-1].phi >= before.phi
-    assert not any(update.stage == "polish" for update in without.history)
+    stages = [update.stage for update in result.history]
+    first = stages.index("flips")
+    assert set(stages[first:]) == {"flips"} and "pass 1" in stages[:first]
+    assert result.history[-1].phi >= result.history[first - 1].phi
+    assert not any(update.stage == "flips" for update in without.history)
+
+
+def test_flips_learn_from_their_gains(backdoored, known):
+    """A policy that starts without a hint comes to prefer the kind of unit whose pruning pays."""
+    env = env_of(backdoored)
+    config = AgentConfig(max_evaluations=400, prefixes=0, first_order=False, patience=30, seed=1)
+    (policy,) = build_policies(build_graph(backdoored.victim), known, env, config)
+    keep = torch.ones_like(env.keep)
+    summary = env.summary(0.0)
+    before = policy(keep, summary)[0].detach()
+    result = train(env, (policy,), known, config)
+    after = policy(keep, summary)[0].detach()
+    gone = ~result.keep
+    assert float(result.outcome.phi) > result.history[0].phi
+    assert (after - before)[gone].mean() > (after - before)[~gone].mean()
+
+
+def test_several_agents_cannot_share_single_flips(backdoored, known):
+    env = env_of(backdoored, blocks=len(backdoored.victim.layers))
+    config = replace(PAPER, flips=0.5)
+    with pytest.raises(InputError, match="one agent for all layers"):
+        train(env, build_policies(build_graph(backdoored.victim), known, env, config), known, config)
 
 
 def test_one_agent_per_layer_in_the_paper_preset(backdoored, known):
