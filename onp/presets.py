@@ -40,7 +40,7 @@ _THOROUGH = BankConfig(scan=FitConfig(steps=120, images=24), refine=FitConfig(st
 PRESETS = {
     "fast": Preset(_FAST, SearchConfig(AgentConfig(max_evaluations=100))),
     "default": Preset(BankConfig(), SearchConfig(AgentConfig(max_evaluations=200))),
-    "thorough": Preset(_THOROUGH, SearchConfig(AgentConfig(max_evaluations=3000, draws=24), rounds=2)),
+    "thorough": Preset(_THOROUGH, SearchConfig(AgentConfig(max_evaluations=3000, draws=24, flips=0.5), rounds=2)),
     # The paper reads the activations on clean images and no statistics of the norms.
     "paper": Preset(BankConfig(), SearchConfig(replace(PAPER, max_evaluations=1000), Objective(remembered=0.0))),
 }
