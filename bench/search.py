@@ -34,23 +34,27 @@ from onp.triggers import load_trigger
 from onp.victim import Victim, load_victim
 
 PRESET = PRESETS["default"].with_max_acc_drop(0.01)
-SEARCHES = ("agent", "agent without edges", "agent without memory", "greedy carriers", "greedy first-order", "random")
+AGENTS = ("agent", "agent without edges", "agent without learning", "agent without memory")
+SEARCHES = (*AGENTS, "greedy carriers", "greedy first-order", "random")
 
 
-def run(name: str, victim: Victim, splits: Splits, bank: Bank, evaluations: int, seed: int) -> Tensor:
-    """The mask, bool [U], that a search finds with so many evaluations."""
+def run(name: str, victim: Victim, splits: Splits, bank: Bank, evaluations: int, seed: int) -> tuple[Tensor, float]:
+    """The mask, bool [U], that a search finds with so many evaluations, and its Phi."""
     problem = build_problem(victim, splits, bank, seed, PRESET.search, memory=name != "agent without memory")
     env, known = problem.env, problem.known
     if name == "greedy carriers":
-        return taylor.search(env, known.carrier, evaluations, seed)
-    if name == "greedy first-order":
-        return taylor.search(env, known.taylor, evaluations, seed)
-    if name == "random":
-        return random_search.search(env, None, evaluations, seed)
-    agent = replace(PRESET.search.agent, seed=seed, max_evaluations=evaluations)
-    agent = replace(agent, relations=()) if name == "agent without edges" else agent
-    graph = build_graph(victim, agent.relations)
-    return train(env, build_policies(graph, known, env, agent), known, agent).keep
+        taylor.search(env, known.carrier, evaluations, seed)
+    elif name == "greedy first-order":
+        taylor.search(env, known.taylor, evaluations, seed)
+    elif name == "random":
+        random_search.search(env, None, evaluations, seed)
+    else:
+        agent = replace(PRESET.search.agent, seed=seed, max_evaluations=evaluations)
+        agent = replace(agent, relations=()) if name == "agent without edges" else agent
+        agent = replace(agent, learning_rate=0.0) if name == "agent without learning" else agent
+        train(env, build_policies(build_graph(victim, agent.relations), known, env, agent), known, agent)
+    # Every search leaves its environment in the best mask it found; Phi without memory is another one.
+    return env.keep, float(env.outcome.phi)
 
 
 def random_masks(victim: Victim, known: NodeFeatures, count: int, seed: int) -> Tensor:
@@ -91,10 +95,10 @@ def main() -> None:
             bank = build_bank(victim, models, found, found.suspect, splits.build, splits.score, seed, PRESET.bank)
             for search in SEARCHES:
                 start = time.monotonic()
-                keep = run(search, victim, splits, bank, options.evaluations, seed)
+                keep, phi = run(search, victim, splits, bank, options.evaluations, seed)
                 scores = truth.score(keep[None])
                 row = {"demo": name, "seed": seed, "search": search, "asr": float(scores.asr[0, 0])}
-                row |= {"acc_drop": float(untouched.acc[0] - scores.acc[0]), "pruned": int((~keep).sum())}
+                row |= {"phi": phi, "acc_drop": float(untouched.acc[0] - scores.acc[0]), "pruned": int((~keep).sum())}
                 rows.append(row | {"seconds": round(time.monotonic() - start, 1)})
                 print(json.dumps(rows[-1]), flush=True)
             if seed == options.seeds[0]:
