@@ -24,7 +24,7 @@ const Kernels& kernels() {
 }
 
 // Multiply-adds below which a second thread costs more to wake than it saves.
-constexpr int64_t kWorkPerThread = 1 << 20;
+constexpr int64_t kWorkPerThread = 1 << 18;
 // Parts per thread: a thread that is held up leaves the rest to the others.
 constexpr int64_t kPartsPerThread = 4;
 
@@ -102,7 +102,7 @@ void run_cpu(const Spmm& op, int threads) {
 }
 
 void run_cpu(const SpmmMaxGrad& op, int threads) {
-  if (op.copies * op.csr.rows * op.features < kWorkPerThread / 8) threads = 1;
+  if (op.copies * op.csr.rows * op.features < kWorkPerThread / 2) threads = 1;
   if (op.grad_x) {
     // A source may win in many rows, so one thread adds up all of a feature. Whole cache lines: no two write to one.
     constexpr int64_t kLine = 16;

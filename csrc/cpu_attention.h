@@ -40,12 +40,7 @@ void attention_rows(const Attention& op, const Part& part) {
         return ScoreTerm<decltype(vectors)::value, decltype(cut)::value>(target, op.att + f, op.slope, lanes);
       };
       sums_of_edges<kRegisters / 4, Element>(graph, first, last, op.source, copy, heads, width, alpha, term_of);
-      for (int64_t row = first; row < last; ++row) {
-        const int64_t begin = graph.indptr[row], count = graph.indptr[row + 1] - begin;
-        const auto left = [&](int64_t e) { return kept(keep, row) && kept(keep, graph.indices[begin + e]); };
-        float* score = alpha + begin * heads;
-        keep ? softmax_of_left(score, score, count, heads, left) : softmax(score, score, count, heads);
-      }
+      softmax_of_rows(graph, first, last, alpha, alpha, heads, keep);
       for_walks<kRegisters, 1, Index, Element>(sum, graph, copy, [&](const auto& walk) {
         for (int64_t row = first; row < last; ++row) keep ? sum_left_row(walk, row) : sum_plain_row(walk, row);
       });
@@ -76,14 +71,12 @@ void attention_grad_target_rows(const AttentionGradTarget& op, const Part& part)
       };
       sums_of_edges<kRegisters / 2, Element>(graph, first, last, forward.source, copy, heads, width, grad_score,
                                              term_of);
-      for (int64_t row = first; row < last; ++row) {
-        const int64_t begin = graph.indptr[row], end = graph.indptr[row + 1];
-        for (int64_t p = begin; keep && p < end; ++p) {
+      for (int64_t row = first; keep && row < last; ++row) {
+        for (int64_t p = graph.indptr[row]; p < graph.indptr[row + 1]; ++p) {
           for (int64_t h = 0; h < heads && !left(row, p); ++h) grad_score[p * heads + h] = 0;
         }
-        float* own = grad_score + begin * heads;
-        softmax_grad(alpha + begin * heads, own, own, end - begin, heads);
       }
+      softmax_grad_of_rows(graph, first, last, alpha, grad_score, grad_score, heads);
       const auto gather = [&](auto for_att, auto vectors, auto cut, int64_t h, int64_t offset, int lanes) {
         constexpr int kVectors = decltype(vectors)::value;
         constexpr bool kCut = decltype(cut)::value;

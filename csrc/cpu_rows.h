@@ -81,6 +81,24 @@ inline void store_some(Element* to, Value value, int lanes) {
   Cut ? store(to, value, lanes) : store(to, value);
 }
 
+// The same for `Vectors` registers, where their order among themselves does not matter: see load_pair.
+template <int Vectors, bool Cut, typename Element>
+inline void load_all(const Element* from, int lanes, Vec (&to)[Vectors]) {
+  if constexpr (Vectors == 1) {
+    to[0] = load_some<Cut>(from, lanes);
+  } else {
+    for (int v = 0; v < Vectors; v += 2) load_pair(from + v * kLanes, to[v], to[v + 1]);
+  }
+}
+template <int Vectors, bool Cut, typename Element>
+inline void store_all(Element* to, const Vec (&value)[Vectors], int lanes) {
+  if constexpr (Vectors == 1) {
+    store_some<Cut>(to, value[0], lanes);
+  } else {
+    for (int v = 0; v < Vectors; v += 2) store_pair(to + v * kLanes, value[v], value[v + 1]);
+  }
+}
+
 template <int Vectors, typename Element>
 inline void prefetch(const Element* from) {
   constexpr int kLine = 64 / sizeof(Element);

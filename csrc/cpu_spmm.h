@@ -39,7 +39,7 @@ struct Walk {
       const Element* from = x + source[p] * stride;
       if (graph.far) prefetch<Vectors>(x + *(last - source - p > kAhead ? source + p + kAhead : last) * stride);
       Vec value[Vectors];
-      for (int v = 0; v < Vectors; ++v) value[v] = load_some<Cut>(from + v * kLanes, lanes);
+      load_all<Vectors, Cut>(from, lanes, value);
       for (int c = 0; c < Copies; ++c) {
         const Vec w = broadcast(weight_of(c, p));
         for (int v = 0; v < Vectors; ++v) sum[c][v] += w * value[v];
@@ -54,7 +54,9 @@ struct Walk {
       const int64_t at = (copy + c) * op.csr.rows + row;
       if (op.mean) op.mean[at] = factor;
       Element* to = static_cast<Element*>(op.out) + at * op.heads * op.channels + f;
-      for (int v = 0; v < Vectors; ++v) store_some<Cut>(to + v * kLanes, sum[c][v] * factor, lanes);
+      Vec value[Vectors];
+      for (int v = 0; v < Vectors; ++v) value[v] = sum[c][v] * factor;
+      store_all<Vectors, Cut>(to, value, lanes);
     }
   }
 };

@@ -45,12 +45,14 @@ inline Vec widen(HalfVec half) {
 #endif
 }
 
-// Round to nearest even; a NaN stays one.
-inline HalfVec narrow(Vec value) {
+// The bits whose upper half is the nearest bfloat16, the even one of two; a NaN stays one.
+inline BitVec rounded(Vec value) {
   const BitVec bits = (BitVec)value;
-  const BitVec rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  const BitVec quiet = (bits >> 16) | 0x40u;
-  return __builtin_convertvector(value == value ? rounded : quiet, HalfVec);
+  return value == value ? bits + 0x7fffu + ((bits >> 16) & 1u) : bits | 0x400000u;
+}
+
+inline HalfVec narrow(Vec value) {
+  return __builtin_convertvector(rounded(value) >> 16, HalfVec);
 }
 
 inline Vec load(const float* from) {
@@ -74,7 +76,25 @@ inline void store(int32_t* to, IntVec value) {
   memcpy(to, &value, sizeof value);
 }
 
-// The first n lanes, 0 < n < kLanes; the others are zero, and memory behind them is not touched.
+// Two registers of neighbouring features. Those of bfloat16 come as even and odd ones, which takes half the
+// instructions of widening them in order; what becomes of each lane does not depend on its place.
+inline void load_pair(const float* from, Vec& first, Vec& second) {
+  first = load(from), second = load(from + kLanes);
+}
+inline void load_pair(const Bf16* from, Vec& even, Vec& odd) {
+  BitVec both;
+  memcpy(&both, from, sizeof both);
+  even = (Vec)(both << 16), odd = (Vec)(both & 0xffff0000u);
+}
+inline void store_pair(float* to, Vec first, Vec second) {
+  store(to, first), store(to + kLanes, second);
+}
+inline void store_pair(Bf16* to, Vec even, Vec odd) {
+  const BitVec both = rounded(even) >> 16 | (rounded(odd) & 0xffff0000u);
+  memcpy(to, &both, sizeof both);
+}
+
+// The first n lanes, 0 <= n <= kLanes; the others are zero, and memory behind them is not touched.
 inline Vec load(const float* from, int n) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), from);
@@ -162,6 +182,21 @@ inline float largest_of(Vec value) {
   float most = value[0];
   for (int i = 1; i < kLanes; ++i) most = value[i] > most ? value[i] : most;
   return most;
+#endif
+}
+
+// The largest of each of four vectors, likewise.
+inline void largest_of(const Vec (&value)[4], float* out) {
+#if defined(__AVX512F__)
+  const auto pairs = [](Vec a, Vec b) {
+    return (__m512d)_mm512_max_ps(_mm512_unpacklo_ps((__m512)a, (__m512)b), _mm512_unpackhi_ps((__m512)a, (__m512)b));
+  };
+  const __m512d ab = pairs(value[0], value[1]), cd = pairs(value[2], value[3]);
+  const __m512 all = _mm512_max_ps((__m512)_mm512_unpacklo_pd(ab, cd), (__m512)_mm512_unpackhi_pd(ab, cd));
+  const __m256 half = _mm256_max_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+  _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+#else
+  for (int i = 0; i < 4; ++i) out[i] = largest_of(value[i]);
 #endif
 }
 

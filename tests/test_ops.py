@@ -81,7 +81,7 @@ def test_edge_softmax(name: str, batched: bool, device: str, rng: torch.Generato
         graph = Csr(graph.indptr, graph.indices % max(graph.rows, 1), graph.rows)
     moved, copies = on(device, graph), (3,) if batched else ()
     keep = mask(graph, copies, rng)
-    for heads, left in ((1, None), (3, keep)):
+    for heads, left in ((1, None), (1, keep), (3, keep)):
         score = 4 * torch.randn(*copies, graph.edges, heads, generator=rng)
         found = edge_softmax(moved, score.to(device), None if left is None else left.to(device), backend="native").cpu()
         total = torch.zeros(*copies, graph.rows, heads).index_add(-2, graph.targets(), found)
@@ -115,7 +115,7 @@ def test_edge_softmax_in_bfloat16(device: str, rng: torch.Generator):
 def test_attention(name: str, index: torch.dtype, device: str, rng: torch.Generator):
     graph = GRAPHS[name](rng)
     moved = on(device, graph, index)
-    for heads, channels, copies in ((1, 1, ()), (3, 7, ()), (2, 33, (3,)), (1, 150, ())):
+    for heads, channels, copies in ((1, 1, ()), (3, 7, ()), (2, 33, (3,)), (1, 9, (2,)), (1, 150, ())):
         keep = mask(graph, copies, rng) if copies and graph.rows == graph.columns else None
         source = torch.randn(graph.columns, heads, channels, generator=rng)
         target = torch.randn(*copies, graph.rows, heads, channels, generator=rng)
@@ -223,6 +223,16 @@ def test_gradcheck_in_double(rng: torch.Generator):
     assert torch.autograd.gradcheck(lambda s: edge_softmax(graph, s, keep), (score,))
     parts = (torch.randn(7, 2, 3, **double), torch.randn(7, 2, 3, **double), torch.randn(2, 3, **double))
     assert torch.autograd.gradcheck(lambda *t: attention(graph, *t, 0.2, keep), parts)
+
+
+def test_a_second_derivative_is_refused(rng: torch.Generator):
+    graph, x = random_edges(10, 10, 40, rng), torch.randn(10, 1, 3, generator=rng, requires_grad=True)
+    score, att = torch.randn(40, 2, generator=rng, requires_grad=True), torch.randn(1, 3, generator=rng)
+    outs = (spmm(graph, None, x[:, 0]), edge_softmax(graph, score), attention(graph, x, x, att))
+    for leaf, out in zip((x, score, x), outs, strict=True):
+        (grad,) = torch.autograd.grad(out.square().sum(), leaf, create_graph=True)
+        with pytest.raises(RuntimeError, match="differentiate twice"):
+            grad.square().sum().backward()
 
 
 @pytest.mark.parametrize("device", DEVICES)
