@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from onp import backend as backends
 from onp.csr import Handle
@@ -24,6 +25,12 @@ def launch(function: Callable[..., None], device: torch.device, *arguments: Any)
         return
     with torch.cuda.device(device):
         function(*arguments, 1, torch.cuda.current_stream().cuda_stream)
+
+
+def once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """torch's once_differentiable, whose precautions (some 10 us) are taken only where there may be a second time."""
+    cautious = once_differentiable(backward)
+    return lambda ctx, grad: (cautious if torch.is_grad_enabled() else backward)(ctx, grad)
 
 
 def shape_of(copies: int | None, *rest: int) -> tuple[int, ...]:

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from onp import backend as backends
 from onp.csr import Csr, Plans
-from onp.native_arrays import call, copy_stride, floats, launch, partial, pointer, shape_of, shared, valued
+from onp.native_arrays import call, copy_stride, floats, launch, once, partial, pointer, shape_of, shared, valued
 
 
 def edge_softmax(graph: Csr, score: Tensor, keep: Tensor | None, copies: int | None) -> Tensor:
@@ -28,7 +27,10 @@ class Plan:
         heads, channels = att.shape
         self.copies, self.device = copies, source.device
         self.scores, self.shape = shape_of(copies, graph.edges, heads), shape_of(copies, graph.rows, heads, channels)
-        source, target, att, keep = _tidy(source, target, att, keep)
+        self.sources = shape_of(copies, graph.columns, heads, channels)
+        given = (source, target, att, keep)
+        source, target, att, keep = tidy = _tidy(*given)
+        self.is_tidy = all(a is b for a, b in zip(tidy, given, strict=True))
         sizes = (slope, copies or 1, heads, channels, source.dtype == torch.bfloat16)
         self.layout = (*_strides(source), *_strides(target), copy_stride(keep, 1), *sizes)
         self.function = backends.native().attention(graph.native.graph, *self.layout)
@@ -37,7 +39,13 @@ class Plan:
     def __call__(self, graph: Csr, source: Tensor, target: Tensor, att: Tensor, keep: Tensor | None) -> Tensor:
         if torch.is_grad_enabled() and (source.requires_grad or target.requires_grad or att.requires_grad):
             return _Attention.apply(self, graph, source, target, att, keep)
-        return self.forward(graph, *_tidy(source, target, att, keep))[0]
+        return self.forward(graph, *self.tidy(source, target, att, keep))[0]
+
+    def tidy(
+        self, source: Tensor, target: Tensor, att: Tensor, keep: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Arguments of this layout as the compiled module takes them."""
+        return (source, target, att, keep) if self.is_tidy else _tidy(source, target, att, keep)
 
     def forward(self, graph: Csr, source: Tensor, target: Tensor, att: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
         """The result, and the weight of every edge."""
@@ -88,7 +96,7 @@ class _EdgeSoftmax(torch.autograd.Function):
         return alpha.to(score.dtype)
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad):
         (alpha,) = ctx.saved_tensors
         dims, dtype = ctx.score
@@ -101,20 +109,20 @@ class _EdgeSoftmax(torch.autograd.Function):
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: Plan, graph: Csr, source, target, att, keep):
-        left, right, att32, keep = _tidy(source, target, att, keep)
+        left, right, att32, keep = plan.tidy(source, target, att, keep)
         out, alpha = plan.forward(graph, left, right, att32, keep)
         ctx.save_for_backward(left, right, att32, alpha, keep)
         ctx.plan, ctx.graph, ctx.att = plan, graph, att.dtype
         return out
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad):
         left, right, att, alpha, keep = ctx.saved_tensors
         plan, graph = ctx.plan, ctx.graph
         grad = _side_by_side(grad)
         grad_score, grad_target = torch.empty_like(alpha), torch.empty_like(grad, memory_format=torch.contiguous_format)
-        grad_source = grad.new_empty((*alpha.shape[:-2], graph.columns, *att.shape))
+        grad_source = grad.new_empty(plan.sources)
         grad_att = None
         if att.is_cuda:
             grad_att = att.new_empty(((plan.copies or 1) * graph.rows, *att.shape))

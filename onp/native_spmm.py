@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from onp import backend as backends
 from onp.csr import Csr, Handle, Plans
@@ -20,6 +19,7 @@ from onp.native_arrays import (
     copy_stride,
     floats,
     launch,
+    once,
     partial,
     pointer,
     rowwise,
@@ -115,7 +115,7 @@ class _Spmm(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
+    @once
     def backward(ctx: Any, grad):
         weight, x, keep, mean, arg = ctx.saved_tensors
         plan, graph, (dims, dtype) = ctx.plan, ctx.graph, ctx.x
