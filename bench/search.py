@@ -2,7 +2,8 @@
 
 Same victims, same bank, same objective, but for the agent without memory, which is not told what the norms remember; the true
 trigger only measures. Also, on at least 200 random masks per victim, the rank correlation between the surrogate ASR that the
-search sees and the true ASR. Writes bench/results/search.json.
+search sees and the true ASR. Rows go into bench/results/search.json as they are finished, in place of the same row of an
+earlier run with as many evaluations: parts of the table can be taken one after the other.
 """
 
 from __future__ import annotations
@@ -69,14 +70,25 @@ def random_masks(victim: Victim, known: NodeFeatures, count: int, seed: int) -> 
     return masks
 
 
+def written(path: Path, evaluations: int, kind: str, row: dict[str, object], key: tuple[str, ...]) -> None:
+    """Put a row into the results, in place of the one with the same key; results of other budgets are dropped."""
+    document = json.loads(path.read_text()) if path.exists() else {}
+    if document.get("evaluations") != evaluations:
+        document = {"evaluations": evaluations, "rows": [], "correlation": []}
+    document[kind] = [old for old in document[kind] if any(old[name] != row[name] for name in key)] + [row]
+    document |= {"hardware": hardware(), "versions": versions()}
+    write_atomically(path, json.dumps(document, indent=2) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--demos", nargs="+", default=["badnets", "blended", "wanet"])
     parser.add_argument("--evaluations", type=int, default=200)
-    parser.add_argument("--masks", type=int, default=200)
+    parser.add_argument("--masks", type=int, default=200, help="of the rank correlation, at the first seed; 0 for none")
+    parser.add_argument("--searches", nargs="+", default=SEARCHES, choices=SEARCHES)
     options = parser.parse_args()
-    rows, correlations = [], []
+    results = Path(__file__).parent / "results" / "search.json"
     for name in options.demos:
         files = demo(name)
         assert files.trigger is not None
@@ -93,15 +105,16 @@ def main() -> None:
             found = scan(victim, splits.build, splits.score, seed, PRESET.bank)
             models = (victim.logits,)
             bank = build_bank(victim, models, found, found.suspect, splits.build, splits.score, seed, PRESET.bank)
-            for search in SEARCHES:
+            for search in options.searches:
                 start = time.monotonic()
                 keep, phi = run(search, victim, splits, bank, options.evaluations, seed)
                 scores = truth.score(keep[None])
                 row = {"demo": name, "seed": seed, "search": search, "asr": float(scores.asr[0, 0])}
                 row |= {"phi": phi, "acc_drop": float(untouched.acc[0] - scores.acc[0]), "pruned": int((~keep).sum())}
-                rows.append(row | {"seconds": round(time.monotonic() - start, 1)})
-                print(json.dumps(rows[-1]), flush=True)
-            if seed == options.seeds[0]:
+                row |= {"seconds": round(time.monotonic() - start, 1)}
+                print(json.dumps(row), flush=True)
+                written(results, options.evaluations, "rows", row, ("demo", "seed", "search"))
+            if options.masks and seed == options.seeds[0]:
                 seen = Evaluator(victim, batch_of(victim, splits.score), bank.batches(victim, splits, "score"))
                 known = features(victim, batch_of(victim, splits.build), bank.batches(victim, splits, "build"), bank.weights)
                 masks = random_masks(victim, known, options.masks, seed)
@@ -111,11 +124,8 @@ def main() -> None:
                 result = {"demo": name, "masks": len(masks), "spearman": float(spearmanr(weighted, real.asr[:, 0]).statistic)}
                 result |= {"usable": int(usable.sum())}
                 result |= {"spearman_usable": float(spearmanr(weighted[usable], real.asr[:, 0].numpy()[usable]).statistic)}
-                correlations.append(result)
                 print(json.dumps(result), flush=True)
-    document = {"evaluations": options.evaluations, "rows": rows, "correlation": correlations}
-    document |= {"hardware": hardware(), "versions": versions()}
-    write_atomically(Path(__file__).parent / "results" / "search.json", json.dumps(document, indent=2) + "\n")
+                written(results, options.evaluations, "correlation", result, ("demo",))
 
 
 if __name__ == "__main__":
