@@ -10,7 +10,7 @@ from onp.errors import InputError
 from onp.victim import Victim
 from onp_kernels.reference import MOST_DIVERGENCE
 
-LEAST = -100.0  # of a log-probability, so that impossible classes stay numbers
+LEAST = -1e30  # of a log-probability: that of an impossible class stays a number, and any other what it is
 
 
 @dataclass(frozen=True)
