@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from onp.data import ImageSet
-from onp.metrics import Share, accuracy, attack_success, defence_effectiveness, predictions, robust_accuracy
+from onp.metrics import Share, accuracy, at_once, attack_success, defence_effectiveness, predictions, robust_accuracy
 from onp.tally import TriggeredBatch
 from onp.triggers import Trigger
 from onp.victim import Victim
@@ -46,7 +46,7 @@ class TrueImages:
         return self.target
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Figures:
     """What one network does."""
 
@@ -55,6 +55,7 @@ class Figures:
     asr: Share | None  #: of the true trigger on the evaluation images, where it was given
     ra: Share | None  #: share of the same images that are given their own class
     asr_clean: Share | None  #: ASR without any trigger: clean images of other classes given the target class all the same
+    probabilities: Tensor  #: float32 [N, classes], of the images of the ACC
 
 
 def figures(
@@ -67,8 +68,8 @@ def figures(
 ) -> Figures:
     """Measure `victim`; `fresh` are triggered holdout images, normalised, `target` the class they lead to, if any."""
     measured = holdout if evaluation is None else evaluation
-    labels, inputs = _inputs(victim, measured)
-    clean = predictions(victim.model, inputs)
+    labels, probabilities = measured.labels, _probabilities(victim, measured)
+    clean = probabilities.argmax(1)
     surrogate = {batch.family: _led(victim, batch) for batch in fresh}
     asr = ra = None
     goal: int | Tensor | None = target
@@ -80,7 +81,7 @@ def figures(
         asr, ra = attack_success(own, guess, led), robust_accuracy(own, guess, led)
         goal = attack.goals(labels, victim.classes)
     asr_clean = None if goal is None else attack_success(labels, clean, goal)
-    return Figures(accuracy(labels, clean), surrogate, asr, ra, asr_clean)
+    return Figures(accuracy(labels, clean), surrogate, asr, ra, asr_clean, probabilities)
 
 
 def find_target(victim: Victim, labels: Tensor, triggered: Tensor) -> int:
@@ -97,8 +98,9 @@ def der(before: Figures, after: Figures) -> float | None:
     return defence_effectiveness(before.acc.value, after.acc.value, before.asr.value, after.asr.value)
 
 
-def _inputs(victim: Victim, images: ImageSet) -> tuple[Tensor, Tensor]:
-    return images.labels.to(victim.device), victim.normalisation(images.pixels().to(victim.device))
+@torch.no_grad()
+def _probabilities(victim: Victim, images: ImageSet) -> Tensor:
+    return torch.cat([victim.logits(part).softmax(1).cpu() for part in images.pixels().split(at_once(images.images, 250))])
 
 
 def _led(victim: Victim, batch: TriggeredBatch) -> Share:

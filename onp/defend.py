@@ -161,8 +161,10 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
     target = repairs.rounds[0].target if repairs else None
     with monitor.stage("measuring the result"):
         before = figures(victim, splits.holdout, fresh, target, case.evaluation, case.attack)
-        after = figures(repaired, splits.holdout, fresh, target, case.evaluation, case.attack)
-        shown = details(victim, repaired, mask, splits.holdout, audits, case.evaluation, case.attack)
+        after = before
+        if repaired is not victim:
+            after = figures(repaired, splits.holdout, fresh, target, case.evaluation, case.attack)
+        shown = details(victim, repaired, mask, splits.holdout, audits, case.evaluation, case.attack, (before, after))
     tuned = None
     if config.tune is not None and decision == "repaired":
         with monitor.stage("training the repaired network"):

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onp.audit import TrueAttack, TrueImages
+from onp.audit import Figures, TrueAttack, TrueImages
 from onp.bank import Bank, TriggerBank
 from onp.data import ImageSet
 from onp.evaluator import Evaluator
 from onp.graph import build_graph
 from onp.mask import Mask
-from onp.metrics import Share, at_once
+from onp.metrics import Share
 from onp.problem import batch_of
 from onp.tally import TriggeredBatch
 from onp.victim import Victim
@@ -101,11 +101,12 @@ def details(
     audits: Sequence[Audit],
     evaluation: ImageSet | None,
     attack: TrueAttack | TrueImages | None,
+    figures: tuple[Figures, Figures],
 ) -> Details:
-    """Measure both networks on the images of the report's ACC."""
+    """Compare both networks on the images of the report's ACC; `figures` are those before and after."""
     measured = holdout if evaluation is None else evaluation
     labels = measured.labels
-    old, new = _probabilities(victim, measured), _probabilities(repaired, measured)
+    old, new = (each.probabilities for each in figures)
     before, after = old.argmax(1), new.argmax(1)
     differs = (before != after).nonzero()[:, 0]
     wrong = differs[(before == labels)[differs]]
@@ -135,11 +136,6 @@ def details(
         nodes=nodes,
         edges=edges,
     )
-
-
-@torch.no_grad()
-def _probabilities(victim: Victim, images: ImageSet) -> Tensor:
-    return torch.cat([victim.logits(part).softmax(1).cpu() for part in images.pixels().split(at_once(images.images, 250))])
 
 
 def _histogram(probabilities: Tensor) -> tuple[int, ...]:
