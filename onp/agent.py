@@ -45,7 +45,7 @@ class AgentConfig:
     clip: float = 0.2
     entropy: tuple[float, float] = (0.01, 0.001)  #: weight of the bonus at the start and the end of the budget
     max_grad_norm: float = 0.5
-    patience: int = 3  #: passes, then groups of flips, without gain before the search stops
+    patience: int = 6  #: passes, then groups of flips, without gain before the search stops
 
 
 #: ONP as far as it is known (arXiv 2405.17746): an agent and a graph per layer, PPO, features of the activations only.
