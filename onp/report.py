@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import platform
 import textwrap
 from dataclasses import dataclass
@@ -55,7 +56,7 @@ class Report:
     shrunk: Shrunk | None = None  #: with --shrink
 
     def to_json(self) -> str:
-        """The report as JSON; shares carry their exact 95 % interval and the counts behind them."""
+        """The report as JSON, as `templates/report.schema.json` describes it; shares carry their exact 95 % interval."""
         after = _figures(self.after)
         if self.der is not None:
             after["der"] = self.der
@@ -85,7 +86,7 @@ class Report:
             document["tuned"] = _figures(self.tuned.figures) | {"method": self.tuned.method, "der": self.tuned.der}
         if self.shrunk is not None:
             document["shrunk"] = {name: getattr(self.shrunk, name) for name in ("removed", "kept", "parameters")}
-        return json.dumps(document, indent=2, default=_plain) + "\n"
+        return json.dumps(_finite(document), indent=2, default=_plain) + "\n"
 
     @property
     def pruned_count(self) -> int:
@@ -169,6 +170,15 @@ def percent(share: Share) -> str:
     """A share in per cent with its 95 % interval."""
     low, high = share.interval
     return f"{100 * share.value:5.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _finite(value: Any) -> Any:
+    """null in place of NaN and infinity, which JSON has not: the share of no images, say."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _plain(value: Any) -> Any:

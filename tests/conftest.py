@@ -4,14 +4,17 @@ import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import json
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import evaluator_cases
 import pytest
 import small_backdoor
 import torch
 
+import onp
 from onp.config import DefendConfig
 from onp.data import ImageSet
 from onp.defend import run
@@ -76,6 +79,15 @@ def backdoored(small):
 def outcome(small, backdoored):
     """A repair of the tiny victim."""
     return run(small.case(backdoored.victim), DefendConfig(quiet=True), small.PRESET, Monitor(quiet=True))
+
+
+@pytest.fixture(scope="session")
+def report_schema():
+    """Validates what report.json holds; raises `jsonschema.ValidationError`."""
+    jsonschema = pytest.importorskip("jsonschema")
+    text = (Path(onp.__file__).parent / "templates" / "report.schema.json").read_text()
+    jsonschema.Draft202012Validator.check_schema(json.loads(text))
+    return jsonschema.Draft202012Validator(json.loads(text))
 
 
 @pytest.fixture(scope="session")

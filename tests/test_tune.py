@@ -11,7 +11,7 @@ from onp.config import DefendConfig
 from onp.defend import defend
 
 
-def test_tuning_is_reported_apart_and_keeps_pruned_units_at_zero(tmp_path, monkeypatch):
+def test_tuning_is_reported_apart_and_keeps_pruned_units_at_zero(tmp_path, monkeypatch, report_schema):
     monkeypatch.setattr(module, "TUNING_PASSES", 1500)
     victim = demo("badnets")
     known = DefendConfig(
@@ -19,6 +19,7 @@ def test_tuning_is_reported_apart_and_keeps_pruned_units_at_zero(tmp_path, monke
     )
     outcome = defend(known)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
+    report_schema.validate(report)
     assert report["decision"] == "repaired" and report["tuned"]["method"] == "ft" and 0 < report["tuned"]["der"] <= 1
     assert report["after"]["asr"] <= 0.05, "the pruning alone"
     text = (tmp_path / "out" / "report.txt").read_text()
