@@ -19,10 +19,9 @@ from onp.errors import InputError
 from onp.features import ACTIVATION_MOMENTS, NodeFeatures
 from onp.graph import RELATIONS, NeuronGraph
 from onp.policy import Action, Policy
-from onp.ranking import prefix_masks, pruned_first
+from onp.ranking import prefix_masks
 
 RUIN, RUIN_ALONE = 1.0, 0.2  # Phi lost by masks of many changes, and of one, beyond which more makes no difference
-FINER = 7  # numbers of units tried around the best one, a third as far apart each time
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ class AgentConfig:
 
     seed: int = 0
     max_evaluations: int = 400  #: masks scored in all, the unpruned network's included; never exceeded
-    draws: int = 8  #: masks scored per state
+    draws: int = 16  #: masks scored per state
     screening: int = 4  #: masks drawn for each one scored; half are picked by first-order prediction, 1 turns it off
     prefixes: int = 16  #: of two orders of the units, first-order worth and carriers, scored before the first pass
     flips: float = 1.0  #: share of the evaluations for single flips, after passes over the blocks with the others
@@ -45,12 +44,11 @@ class AgentConfig:
     clip: float = 0.2
     entropy: tuple[float, float] = (0.01, 0.001)  #: weight of the bonus at the start and the end of the budget
     max_grad_norm: float = 0.5
-    patience: int = 6  #: passes, then groups of flips, without gain before the search stops
+    patience: int = 3  #: passes, then groups of flips, without gain before the search stops
 
 
 #: ONP as far as it is known (arXiv 2405.17746): an agent and a graph per layer, PPO, features of the activations only.
 PAPER = AgentConfig(
-    draws=16,
     screening=1,
     prefixes=0,
     flips=0.0,
@@ -121,24 +119,25 @@ def train(
     reserve = int(config.flips * config.max_evaluations)
 
     if config.prefixes:
-        _prefixes(search, torch.stack((features.density, features.taylor)))
+        orders = (features.density, features.taylor)
+        search.choose(torch.cat([prefix_masks(order, config.prefixes) for order in orders])[: search.left], "prefixes")
 
-    flat, number, worth, measured = 0, 0, features.taylor, torch.ones_like(env.keep)
+    flat, number, measured = 0, 0, torch.ones_like(env.keep)
     while flat < config.patience and search.left > reserve:
         number += 1
         before = float(env.outcome.phi)
         for index, block in enumerate(env.blocks):
             # Look: first-order effects hold near the mask they were measured at.
             if config.first_order and not torch.equal(measured, env.keep):
-                worth, measured = env.slope(), env.keep
+                features, measured = features.at(env.keep), env.keep
                 for one in policies:
-                    one.hinted(worth)
+                    one.hinted(features.taylor)
 
             # Draw: unseen masks only, since a known one costs nothing and teaches nothing new.
             policy, keep, summary = policies[index % len(policies)], env.keep, env.summary(index / len(env.blocks))
             drawn = policy.draw(keep, summary, block, config.draws * config.screening, generator)
             masks = keep ^ drawn.flip
-            picked = _screen(drawn.flip, env.fresh(masks), worth, config.draws, generator)
+            picked = _screen(masks, env.fresh(masks), features, config.draws, generator)
             picked = picked[: max(0, search.left - reserve)]
             if not len(picked):
                 continue
@@ -155,39 +154,23 @@ def train(
         flat = 0 if float(env.outcome.phi) > before + 1e-4 else flat + 1
 
     if config.flips:
-        _flip(search, policies[0], optimizer, generator)
+        _flip(search, policies[0], optimizer, features, generator)
     return TrainResult(env.keep, env.outcome, tuple(search.history), search.evaluations)
 
 
-def _prefixes(search: _Search, scores: Tensor) -> None:
-    """The highest-ranking units of each row of `scores`, [., V], pruned together: first as many as spread over all sizes, then
-    numbers ever closer to the best one."""
-    env, count = search.env, search.config.prefixes
-    masks = [prefix_masks(score, count) for score in scores]
-    search.choose(torch.cat(masks), "prefixes")
-    for score, tried in zip(scores, masks, strict=True):
-        if not (tried == env.keep).all(1).any():
-            continue
-        order, most = score.argsort(descending=True), int((~tried).sum(1).max())
-        reach = int((~env.keep).sum()) * (most ** (1 / max(1, count - 1)) - 1)  # to the next of the sizes
-        while reach >= 1:
-            size = int((~env.keep).sum())
-            near = torch.linspace(size - reach, size + reach, FINER).round().long().clamp(1, most).unique()
-            search.choose(pruned_first(order, near), "prefixes")
-            reach = reach * 2 / (FINER - 1)
-        return
-
-
-def _screen(flips: Tensor, fresh: Tensor, worth: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """At most `count` of the flips that give fresh masks: the policy's mode, half by first-order prediction, the rest as drawn.
+def _screen(masks: Tensor, fresh: Tensor, features: NodeFeatures, count: int, generator: torch.Generator) -> Tensor:
+    """At most `count` of the fresh masks: the policy's mode, half by first-order prediction, the rest as drawn.
 
     The prediction never replaces the policy's own draws: they keep the search going where first-order scores are wrong.
     """
     rows = fresh.nonzero()[:, 0]
     if len(rows) <= count:
         return rows
-    best = rows[(flips[rows].float() @ worth).topk(count // 2).indices]
-    mode = rows[rows == len(flips) - 1]
+    pruned = (~masks[rows]).float()
+    # More attack than there is cannot be removed, whatever the scores add up to.
+    predicted = (pruned @ features.attack).clamp_max(1.0) - pruned @ features.cost
+    best = rows[predicted.topk(count // 2).indices]
+    mode = rows[rows == len(masks) - 1]
     rest = rows[torch.randperm(len(rows), generator=generator)]
     order = torch.cat((mode, best, rest)).tolist()
     return torch.tensor(list(dict.fromkeys(order))[:count])
@@ -227,7 +210,9 @@ def _improve(
         return float(entropy), approx_kl, float(((ratio - 1).abs() > config.clip).float().mean())
 
 
-def _flip(search: _Search, policy: Policy, optimizer: torch.optim.Optimizer, generator: torch.Generator) -> None:
+def _flip(
+    search: _Search, policy: Policy, optimizer: torch.optim.Optimizer, features: NodeFeatures, generator: torch.Generator
+) -> None:
     """Single units pruned or brought back, each scored alone, so that the policy learns of each; then the best ones together.
 
     Where nothing is gained, others are tried; `patience` such groups in a row end it.
@@ -236,7 +221,7 @@ def _flip(search: _Search, policy: Policy, optimizer: torch.optim.Optimizer, gen
     flat, tried = 0, torch.zeros_like(env.keep)
     while search.left >= 2 and flat < config.patience:
         if config.first_order and flat == 0:
-            policy.hinted(env.slope())
+            policy.hinted(features.at(env.keep).taylor)
         # A third of what is left stays for the flips together.
         count = max(2, min(config.draws, search.left * 2 // 3))
         keep, summary, allowed = env.keep, env.summary(search.evaluations / config.max_evaluations), ~tried

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from onp.errors import InputError
 from onp.evaluator import Evaluator, Scores
-from onp.slope import slope
 from onp.victim import Victim
 
 # The evaluator's families of changed clean images that the unpruned network gets right, aimed at their own class.
@@ -166,19 +165,6 @@ class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.outcome = self.evaluate(keep[None])
         self.keep = keep.clone()
         self.evaluator.commit(keep)
-
-    def slope(self) -> Tensor:
-        """float32 [V]: to first order, what Phi would gain if each unit alone changed sides; see `onp.slope`.
-
-        No mask is scored for it. What it leaves out: the penalty, which counts labels.
-        """
-        o, batches = self.objective, self.evaluator.triggered
-        worth = o.accuracy + (o.beyond if float(self.outcome.drop) > o.budget else 0.0)
-        triggered = [(batch, w) for batch, w in zip(batches, self.weights.tolist(), strict=True) if w > 0]
-        copies = [(batch, o.changed * w) for batch, w in zip(batches, self._views.tolist(), strict=True) if w > 0]
-        gain = slope(self.victim, self.keep, self.evaluator.clean, worth * LOST_PER_NAT, triggered, copies)
-        pruning = o.remembered * self._carriers.float() - o.size / len(self.keep)
-        return gain + torch.where(self.keep, pruning, -pruning)
 
     def summary(self, progress: float) -> Tensor:
         """The state in four numbers of [0, 1], float32: accuracy, surrogate ASR, share pruned, `progress`."""

@@ -70,8 +70,8 @@ class Evaluator:
     Everything runs on the device of the victim. Raises InputError for batches that do not fit the victim, for a family
     without an image that counts, and for a backend that cannot run here.
 
-    After construction: `clean` and `triggered` the batches, `families` their names in column order, `backend` and `precision`
-    what was chosen, `evaluations` masks computed so far (remembered ones do not count), `seconds` spent in `score`.
+    After construction: `families` the names in column order, `backend` and `precision` what was chosen,
+    `evaluations` masks computed so far (remembered ones do not count), `seconds` spent in `score`.
     """
 
     def __init__(
@@ -88,7 +88,6 @@ class Evaluator:
         if chunk is not None and chunk < 1:
             raise InputError(f"chunk is {chunk}; give the number of images to run together, at least 1")
         device = victim.device
-        self.clean, self.triggered = clean, tuple(triggered)
         self.families = tuple(batch.family for batch in triggered)
         self.units = victim.units
         self.evaluations = 0

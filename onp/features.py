@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from onp.errors import InputError
 from onp.evaluator import Batch, TriggeredBatch
-from onp.slope import share_taken, thin
+from onp.program import gated_forward
 from onp.unit_statistics import (
     bn_divergence,
+    chunks,
     effect,
     entropy,
     l1,
     lipschitz,
+    margin_of,
     moments,
     position,
     run_pass,
@@ -42,6 +45,7 @@ class NodeFeatures:
     cost: float32 [V], the soft accuracy expected to be lost with the unit
     carrier: float32 [V], at least 0, summing to 1 or all 0: the unit's share in the attack that the norms remember, that is
         `attack` times the remembered shift where both are above 0; each alone also marks units that clean images need
+    measure: attack and cost of every unit given that only `keep`, bool [V], is left; a forward and a backward pass
     """
 
     values: Tensor
@@ -49,6 +53,7 @@ class NodeFeatures:
     attack: Tensor
     cost: Tensor
     carrier: Tensor
+    measure: Callable[[Tensor], tuple[Tensor, Tensor]]
 
     @property
     def taylor(self) -> Tensor:
@@ -59,6 +64,14 @@ class NodeFeatures:
     def density(self) -> Tensor:
         """float32 [V], at least 0: remembered attack that goes with the unit for each bit of accuracy that does."""
         return self.carrier / (self.cost.clamp_min(0) + LEAST_COST)
+
+    def at(self, keep: Tensor) -> NodeFeatures:
+        """The same features with `attack` and `cost` measured anew in the network pruned to `keep`, bool [V].
+
+        First-order effects of units that do one job together are far from additive: once one is gone, others matter.
+        """
+        attack, cost = self.measure(keep)
+        return replace(self, attack=attack, cost=cost)
 
     def column(self, name: str) -> Tensor:
         return self.values[:, self.names.index(name)]
@@ -90,17 +103,21 @@ def features(
     if len(weights) != len(triggered) or min(weights, default=0.0) < 0 or (triggered and sum(weights) <= 0):
         raise InputError(f"{len(triggered)} triggered sets need as many weights >= 0, not all 0, not {list(weights)}.")
     used = [(batch, weight / sum(weights)) for batch, weight in zip(triggered, weights, strict=True) if weight > 0]
-    images, labels = thin(clean.images, clean.labels, max_images)
+    images, labels = _thin(clean.images, clean.labels, max_images)
     hits = []
     for batch, weight in used:
         aimed = batch.labels != batch.target
-        hits.append((weight, *thin(batch.images[aimed], batch.target[aimed], max_images // len(used))))
+        hits.append((weight, *_thin(batch.images[aimed], batch.target[aimed], max_images // len(used))))
+
+    def measure(keep: Tensor) -> tuple[Tensor, Tensor]:
+        attacks = [(weight, *_gradients(victim, x, y, keep)) for weight, x, y in hits]
+        return _attack(attacks, victim.units), _cost(*_gradients(victim, images, labels, keep))
 
     base = run_pass(victim, images, labels)
     attack, change_mean, change_peak = torch.zeros(victim.units), torch.zeros(victim.units), torch.zeros(victim.units)
     for weight, x, y in hits:
         hit = run_pass(victim, x, y)
-        attack += weight * share_taken(hit.margin, hit.gradient)
+        attack += _attack([(weight, hit.margin, hit.gradient)], victim.units)
         change_mean += weight * effect(hit.mean, base.mean)
         change_peak += weight * effect(hit.peak, base.peak)
     cost = _cost(base.margin, base.gradient)
@@ -131,16 +148,49 @@ def features(
         },
         **position(victim),
     }
-    return NodeFeatures(torch.stack(list(columns.values()), 1), tuple(columns), attack, cost, carrier)
+    return NodeFeatures(torch.stack(list(columns.values()), 1), tuple(columns), attack, cost, carrier, measure)
 
 
 def _worth(attack: Tensor, cost: Tensor) -> Tensor:
     return attack - COST_WEIGHT * cost
 
 
+def _attack(hits: Sequence[tuple[float, Tensor, Tensor]], units: int) -> Tensor:
+    """From (weight, margin [N], gradient [N, V]) per family: the share of sum log(1 + exp margin) a unit takes.
+
+    That sum falls with the margin where a trigger works, however well, and ignores images where it fails already.
+    """
+    total = torch.zeros(units)
+    for weight, margin, gradient in hits:
+        strength = F.softplus(margin)
+        lost = strength[:, None] - F.softplus(margin[:, None] - gradient)
+        total += weight * lost.mean(0) / strength.mean().clamp_min(1e-6)
+    return total
+
+
 def _cost(margin: Tensor, gradient: Tensor) -> Tensor:
     """Soft accuracy lost; each image is followed on its own, since a mean gradient would hide the few that flip."""
     return (torch.sigmoid(margin)[:, None] - torch.sigmoid(margin[:, None] - gradient)).mean(0)
+
+
+def _gradients(victim: Victim, images: Tensor, labels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """The label's margin [N] in the network pruned to `keep`, and its gradient [N, V] by the gates, on the CPU."""
+    parts = []
+    for x, y in chunks(images, labels):
+        gates = keep.to(x).expand(len(x), -1).clone().requires_grad_()
+        margin = margin_of(gated_forward(victim, x, gates), y)
+        (gradient,) = torch.autograd.grad(margin.sum(), gates)
+        parts.append((margin.detach().cpu(), gradient.cpu()))
+    margins, gradients = zip(*parts, strict=True)
+    return torch.cat(margins), torch.cat(gradients)
+
+
+def _thin(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """At most `count` images, evenly spread so that sorted sets keep all their classes."""
+    if len(images) <= count:
+        return images, labels
+    picked = torch.linspace(0, len(images) - 1, max(count, 1)).round().long().to(images.device)
+    return images[picked], labels[picked]
 
 
 def _scaled(raw: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ class Policy(nn.Module):
         gate = keep.float()[:, None]
         everywhere = summary.expand(len(h), -1)
         logits = self.unit_head(torch.cat((h, gate, self.graph.gather(gate), everywhere), 1))[:, 0]
-        logits = logits + torch.where(keep, self.bias, self.back) + self.hint_scale * self.hint
+        logits = logits + torch.where(keep, self.bias + self.hint_scale * self.hint, self.back - self.hint)
         pooled = torch.zeros(self.layers, h.shape[1] + 1).index_add(0, self.graph.layer, torch.cat((h, gate), 1))
         pooled = pooled / self.units
         offset = self.layer_head(torch.cat((pooled, summary.expand(self.layers, -1)), 1))[:, 0]

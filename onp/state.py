@@ -129,7 +129,6 @@ class _Recorded:
     def __init__(self, evaluator: Evaluator, state: State, name: str) -> None:
         self._evaluator, self._state, self._name = evaluator, state, name
         self.families, self.units = evaluator.families, evaluator.units
-        self.clean, self.triggered = evaluator.clean, evaluator.triggered
         self._base: Tensor | None = None
         self._known: dict[str, dict[str, Any]] = {}
         for line in state.lines(name):

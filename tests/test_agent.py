@@ -9,7 +9,7 @@ from onp.errors import InputError
 from onp.evaluator import Evaluator
 from onp.graph import build_graph
 from onp.peers import random_search, taylor
-from onp.ranking import prefix_masks, pruned_first
+from onp.ranking import prefix_masks
 
 BUDGET = 120
 
@@ -119,16 +119,6 @@ def test_progress_reports_every_update(backdoored, known):
     policies = build_policies(build_graph(backdoored.victim), known, env, config)
     result = train(env, policies, known, config, seen.append)
     assert tuple(seen) == result.history and seen[-1].evaluations == result.evaluations
-
-
-def test_prefixes_end_at_the_best_number_of_units_nearby(backdoored, known):
-    result, env = run(backdoored, known, AgentConfig(max_evaluations=BUDGET, flips=0.0, patience=0))
-    assert {update.stage for update in result.history} == {"prefixes"} and len(result.history) > 1
-    size = int((~result.keep).sum())
-    near = pruned_first(known.taylor.argsort(descending=True), torch.tensor([size - 1, size, size + 1]))
-    assert torch.equal(near[1], result.keep)
-    outcomes = env.evaluate(near)
-    assert float(outcomes.phi.masked_fill(~outcomes.acceptable, -torch.inf).max()) == float(result.outcome.phi)
 
 
 def test_first_order_prefixes_prune_the_highest_scores():

@@ -38,6 +38,18 @@ def test_the_score_points_at_units_whose_pruning_removes_the_attack(backdoored, 
     assert float(pruned.acc) > 0.9
 
 
+def test_measuring_at_a_mask_changes_the_first_order_scores_alone(backdoored, known):
+    everything = torch.ones(backdoored.victim.units, dtype=torch.bool)
+    same = known.at(everything)
+    torch.testing.assert_close(same.attack, known.attack)
+    torch.testing.assert_close(same.cost, known.cost)
+    keep = everything.clone()
+    keep[known.taylor.topk(3).indices] = False
+    other = known.at(keep)
+    assert torch.equal(other.values, known.values)
+    assert not torch.allclose(other.attack, known.attack, rtol=0.1)
+
+
 def rank_correlation(a: torch.Tensor, b: torch.Tensor) -> float:
     ranks = torch.stack((a.argsort().argsort(), b.argsort().argsort())).float()
     return float(torch.corrcoef(ranks)[0, 1])
