@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from onp.arithmetic import strict_float32
 from onp.bank import Scan
 from onp.config import DefendConfig
 from onp.data import ImageSet, Normalisation, check_for, split
@@ -35,6 +36,7 @@ class Evidence:
     threshold: float
 
 
+@strict_float32()
 def detect(
     model: nn.Module,
     images: Images,

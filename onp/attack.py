@@ -22,6 +22,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from onp.archs import NETWORKS, build_network, option
+from onp.arithmetic import strict_float32
 from onp.attack_config import AttackConfig
 from onp.data import ImageSet, Normalisation, load_images
 from onp.errors import InputError
@@ -50,18 +51,18 @@ def measure(
 
     That class is `target`, or y + 1 for an all-to-all trigger, for which `target` plays no part; nan without such images.
     """
-    network.eval()
+    network = network.eval().to(device)
     clean_hits = attack_hits = robust_hits = victims = 0
     for start in range(0, len(data), batch):
         part = data.subset(torch.arange(start, min(start + batch, len(data))))
-        images, labels = part.pixels(), part.labels
-        logits = network(norm(images).to(device))
+        images, labels = part.pixels().to(device), part.labels
+        logits = network(norm(images))
         clean_hits += int((logits.argmax(1).cpu() == labels).sum())
         if trigger is None:
             continue
         goals = trigger.goals(labels, target, logits.shape[1])
         other = labels != goals
-        guess = network(norm(trigger(images[other])).to(device)).argmax(1).cpu()
+        guess = network(norm(trigger(images[other.to(device)]))).argmax(1).cpu()
         attack_hits += int((guess == goals[other]).sum())
         robust_hits += int((guess == labels[other]).sum())
         victims += int(other.sum())
@@ -91,7 +92,8 @@ def run(
         trigger = poisoner.trigger
     weights = {key: _stored(value, config.dtype) for key, value in network.state_dict().items()}
     network.load_state_dict(weights)
-    result = measure(network, test_set, Normalisation.parse(config.norm), trigger, config.target, torch.device("cpu"))
+    with strict_float32():
+        result = measure(network, test_set, Normalisation.parse(config.norm), trigger, config.target, device_for(config.device))
     if trigger is not None:
         trigger.save(out / "trigger.safetensors")
     write_atomically(out / "model.safetensors", serialise(weights))

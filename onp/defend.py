@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from onp import progress
+from onp.arithmetic import strict_float32
 from onp.audit import der, figures
 from onp.bank import Bank, TriggerBank
 from onp.cautions import over_budget
@@ -134,6 +135,7 @@ def _facts(config: DefendConfig, case: Case) -> dict[str, object]:
     return facts | {"model": model.hexdigest(), "data": images.hexdigest()}
 
 
+@strict_float32()
 def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> Outcome:
     """The pipeline itself: evidence, triggers, search, repair, audit; reads and writes no file."""
     victim, clean, splits, bank = case.victim, case.clean, case.splits, case.known

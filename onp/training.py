@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from onp.data import ImageSet, Normalisation
 from onp.errors import InputError
 from onp.poisoning import Poisoner, poisoner_for
 from onp.triggers import Trigger
+
+REPORT_EVERY = 10  # steps; each look at the loss waits for the device
 
 
 def augment(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
@@ -88,6 +91,7 @@ def train(
     if init is not None:
         load_weights(network, init)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
+    there = dataclasses.replace(train_set, images=train_set.images.to(device))
     optimiser = torch.optim.SGD(network.parameters(), config.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
     optimisers = [optimiser, *(poisoner.optimisers if poisoner else [])]
     steps = -(-len(train_set) // config.batch_size)
@@ -106,9 +110,10 @@ def train(
         for epoch in range(start, config.epochs):
             generator = epoch_generator(config, epoch)
             network.train()
-            for index in torch.randperm(len(train_set), generator=generator).split(config.batch_size):
-                part = train_set.subset(index)
-                images, labels = part.pixels().to(device), part.labels
+            batches = torch.randperm(len(train_set), generator=generator).split(config.batch_size)
+            for step, index in enumerate(batches):
+                part = there.subset(index)
+                images, labels = part.pixels(), part.labels
                 penalty: Tensor | float = 0.0
                 if poisoner:
                     images, labels, penalty = poisoner(images, labels, index, generator)
@@ -121,7 +126,9 @@ def train(
                 for each in optimisers:
                     each.step()
                 schedule.step()
-                bar.advance(note=f"epoch {epoch + 1}/{config.epochs} loss {loss.item():.3f}")
+                if step % REPORT_EVERY == 0:
+                    note = f"epoch {epoch + 1}/{config.epochs} loss {loss.item():.3f}"
+                bar.advance(note=note)
             if state_file is not None:
                 state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "epoch": epoch + 1}
                 state |= {"schedule": schedule.state_dict(), "poisoner": poisoner.state_dict() if poisoner else {}}

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from onp.arithmetic import strict_float32
 from onp.compare.truth import Truth, truth_of
 from onp.compare.victims import VictimFiles
 from onp.config import DefendConfig
@@ -65,6 +66,7 @@ def run_cell(cell: Cell) -> dict[str, Any]:
         torch.set_num_threads(before_threads)
 
 
+@strict_float32()
 def _run(cell: Cell) -> dict[str, Any]:
     files = cell.victim
     clean, evaluation = load_images(files.clean), load_images(files.evaluation)
