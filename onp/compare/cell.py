@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from onp.arithmetic import strict_float32
+from onp.arithmetic import repeatable, strict_float32
 from onp.compare.truth import Truth, truth_of
 from onp.compare.victims import VictimFiles
 from onp.config import DefendConfig
@@ -93,8 +93,9 @@ def _run(cell: Cell) -> dict[str, Any]:
     return row
 
 
+@repeatable()
 def treat(cell: Cell, victim: Victim, clean: ImageSet) -> Treated:
-    """Run the defence; it sees the victim and the clean images."""
+    """Run the defence; it sees the victim and the clean images. On a GPU the peers train in TF32, as their own code does."""
     name, _, tuning = cell.defence.partition("+")
     config = PeerConfig(cell.max_acc_drop, cell.seed, cell.passes, cell.preset)
     if name in TUNERS:
