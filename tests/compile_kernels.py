@@ -20,9 +20,10 @@ from onp_kernels.masked_conv import masked_conv_kernel
 from onp_kernels.tiles import TILES
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+FLOATS = ("low", "high", "z_low", "z_high")
 CAPABILITY = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 INT32 = {"inputs", "outputs", "index", "count", "row_index", "row_count", "column_index", "column_count", "expected", "column"}
-POINTERS = INT32 | {"x", "weight", "bias", "keep", "residual", "y", "packed", "packed_bias", "scale", "shift", "base", "sums"}
+POINTERS = INT32 | {"z", "x", "weight", "bias", "keep", "residual", "y", "packed", "packed_bias", "scale", "shift", "base", "sums"}
 
 
 def compiled(kernel, arch: str, dtype: str, constants: dict, warps: int = 4, stages: int = 3) -> dict:
@@ -32,7 +33,7 @@ def compiled(kernel, arch: str, dtype: str, constants: dict, warps: int = 4, sta
         name = parameter.name
         if name in constants:
             signature[name] = "constexpr"
-        elif name in ("low", "high"):
+        elif name in FLOATS:
             signature[name] = "fp32"
         elif name not in POINTERS:
             signature[name] = "i32"
@@ -40,7 +41,7 @@ def compiled(kernel, arch: str, dtype: str, constants: dict, warps: int = 4, sta
             floats = ("bias", "packed_bias", "scale", "shift", "base")
             other = dict.fromkeys(floats, "fp32") | {"keep": "u8", "sums": "i64"}
             signature[name] = "*" + ("i32" if name in INT32 else other.get(name, dtype))
-        if name not in constants and name not in ("low", "high") and not parameter.do_not_specialize:
+        if name not in constants and name not in FLOATS and not parameter.do_not_specialize:
             aligned[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, aligned)
     options = {"num_warps": warps, "num_stages": stages}
@@ -67,6 +68,7 @@ def compiled(kernel, arch: str, dtype: str, constants: dict, warps: int = 4, sta
 def conv(arch: str, size: int, tile) -> dict:
     """The conv with everything its epilogue can do; channels and filters are packed."""
     constants = {"ACTIVATION": "clamp", "PRECISION": "tf32x3", "BM": tile.bm, "BN": tile.bn, "BC": tile.bc}
+    constants |= {"Z_ACTIVATION": "clamp", "LOCAL": tile.local}
     return compiled(masked_conv_kernel, arch, "bf16" if size == 2 else "fp32", constants, tile.warps, tile.stages)
 
 

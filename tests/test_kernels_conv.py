@@ -170,5 +170,5 @@ def test_every_tile_keeps_the_promise_of_packed_channels():
     for (arch, size), tiles in TILES.items():
         assert all(tile.bn >= 64 >= tile.bc for tile in tiles), (arch, size)
     for filters in (1, 24, 64, 65, 500):
-        tile = choose_tile(torch.device("cpu"), torch.float16, 1000, filters, 3, 1)
+        tile = choose_tile(torch.device("cpu"), torch.float16, 1000, filters, 3, 9, 1)
         assert tile.bc == 16 and (tile.bn >= 64 or tile.bn >= filters)
