@@ -11,7 +11,7 @@ One program computes a tile of outputs x filters of one mask; the programs of on
 activations they share are read from the L2 cache. Outputs are numbered position first and image last: a tile is one position
 (or a few) of many images, and the taps of the filter that fall into the padding there are left out of the loop. On 4 x 4 maps
 these are 31 % of a 3 x 3 filter's products. On large maps little falls into the padding, and a tile may instead be a patch of a few
-images (`Tile.local`): taps are then the inner loop, and what one of them loads the next finds in the L1 cache.
+images (`Tile.local`) with the taps as inner loop: what it loads and stores lies together.
 
 A norm that reads the sum (pre-activation networks) is a second result of the epilogue, so that the sum is not read again.
 Compiled for sm_80, sm_90 and sm_100 and run by the interpreter in the tests;
@@ -153,10 +153,7 @@ def masked_conv_kernel(
             m_x = m_m & (o_h + h >= 0) & (o_h + h < H) & (o_w + w >= 0) & (o_w + w < W)
             # A last block of channels may pass n_in: those of x are zero, and so are those of packed weights.
             p_tap = p_x[:, None] + (h * x_h + w * x_w + c)[None, :]
-            if LOCAL:
-                b_x = tl.load(p_tap, mask=m_x[:, None] & (c < C)[None, :], other=0.0, cache_modifier=".ca")
-            else:
-                b_x = tl.load(p_tap, mask=m_x[:, None] & (c < C)[None, :], other=0.0)
+            b_x = tl.load(p_tap, mask=m_x[:, None] & (c < C)[None, :], other=0.0)
             b_w = tl.load(p_w[None, :] + ((r * S + s) * C + c)[:, None], mask=m_n[None, :] & (c < C)[:, None], other=0.0)
             acc = tl.dot(b_x, b_w, acc, input_precision=PRECISION)
             # Counting is cheaper than dividing.
@@ -268,5 +265,6 @@ def masked_conv_norm(
         LOCAL=tile.local,
         num_warps=tile.warps,
         num_stages=tile.stages,
+        maxnreg=tile.registers or None,
     )
     return y, z

@@ -26,7 +26,8 @@ class Tile(NamedTuple):
     """`bm` positions x `bn` filters a program, `bc` input channels a step, `warps` warps, `stages` steps in flight.
 
     `bn` is at least 64 and `bc` at most 64, so that the zeros behind packed channels reach as far as a conv reads. `local`: the
-    positions lie together in an image, instead of one position in many images.
+    positions lie together in an image, instead of one position in many images. `registers`: the most a thread may have, so that
+    more programs share a multiprocessor; 0 leaves it to the compiler.
     """
 
     bm: int
@@ -35,6 +36,7 @@ class Tile(NamedTuple):
     warps: int
     stages: int
     local: bool = False
+    registers: int = 0
 
 
 # By architecture and bytes of an element; the first is the one for large problems.
@@ -55,9 +57,10 @@ SHARED_BYTES = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}
 CANDIDATES: dict[tuple[str, int], tuple[Tile, ...]] = {
     ("sm_90", 2): (
         *(Tile(256, 128, 64, 8, 3), Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 4, 3)),
-        *(Tile(256, 64, 64, 8, 3), Tile(256, 64, 64, 4, 3), Tile(128, 64, 64, 4, 3), Tile(128, 64, 64, 4, 2)),
-        *(Tile(128, 128, 64, 8, 3, True), Tile(256, 128, 64, 8, 3, True), Tile(128, 64, 64, 4, 3, True)),
-        Tile(256, 64, 64, 8, 3, True),
+        *(Tile(128, 128, 64, 8, 3, registers=128), Tile(256, 128, 64, 8, 3, local=True)),
+        *(Tile(256, 64, 64, 8, 3), Tile(256, 64, 64, 8, 2, registers=128), Tile(128, 64, 64, 4, 3, registers=168)),
+        *(Tile(128, 64, 64, 4, 3, registers=128), Tile(128, 64, 64, 4, 3, local=True, registers=168)),
+        *(Tile(256, 64, 64, 8, 2, local=True, registers=128), Tile(128, 128, 64, 8, 3, local=True, registers=128)),
     )
 }
 

@@ -46,6 +46,22 @@ class Residual(nn.Module):
         return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
+class Preactivated(nn.Module):
+    """Norms behind sums that are read again, and behind one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norms = nn.Conv2d(3, 6, 3, padding=1), nn.ModuleList(nn.BatchNorm2d(6) for _ in range(3))
+        self.conv1, self.conv2 = nn.Conv2d(6, 6, 3, padding=1, bias=False), nn.Conv2d(6, 6, 1, bias=False)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.conv1(F.relu(self.norms[0](x))) + x
+        x = self.conv2(F.silu(self.norms[1](x))) + x
+        return self.head(F.relu(self.norms[2](x)).mean((2, 3)))
+
+
 class Fallbacks(nn.Module):
     """Depthwise and grouped convs, an operator no plan knows, squeeze-and-excitation, the batch size as a number."""
 
@@ -63,7 +79,7 @@ class Fallbacks(nn.Module):
         return self.head(F.hardtanh(self.hidden(x.view(x.shape[0], -1))))
 
 
-@pytest.fixture(scope="module", params=[Residual, Fallbacks])
+@pytest.fixture(scope="module", params=[Residual, Preactivated, Fallbacks])
 def victim(request) -> Victim:
     network = request.param().train()
     for module in network.modules():
