@@ -43,7 +43,10 @@ class Tile(NamedTuple):
 TILES: dict[tuple[str, int], tuple[Tile, ...]] = {
     ("sm_80", 2): (Tile(128, 128, 32, 8, 4), Tile(128, 64, 64, 8, 3), Tile(64, 64, 64, 4, 4)),
     ("sm_80", 4): (Tile(128, 64, 32, 8, 3), Tile(64, 64, 32, 8, 4)),
-    ("sm_90", 2): (Tile(256, 128, 64, 8, 4), Tile(128, 128, 64, 8, 4), Tile(128, 64, 64, 4, 4), Tile(64, 64, 64, 4, 5)),
+    ("sm_90", 2): (
+        *(Tile(256, 128, 64, 8, 4), Tile(128, 128, 64, 8, 4)),
+        *(Tile(128, 64, 64, 4, 3, registers=168), Tile(64, 64, 64, 4, 5)),
+    ),
     ("sm_90", 4): (Tile(128, 64, 32, 8, 4), Tile(64, 64, 32, 4, 4)),
     ("sm_100", 2): (Tile(128, 128, 64, 8, 4), Tile(128, 64, 64, 4, 4)),
     ("sm_100", 4): (Tile(128, 128, 32, 8, 3), Tile(128, 64, 32, 4, 4)),
@@ -59,7 +62,8 @@ CANDIDATES: dict[tuple[str, int], tuple[Tile, ...]] = {
         *(Tile(256, 128, 64, 8, 3), Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 4, 3)),
         *(Tile(128, 128, 64, 8, 3, registers=128), Tile(256, 128, 64, 8, 3, local=True)),
         *(Tile(256, 64, 64, 8, 3), Tile(256, 64, 64, 8, 2, registers=128), Tile(128, 64, 64, 4, 3, registers=168)),
-        *(Tile(128, 64, 64, 4, 3, registers=128), Tile(128, 64, 64, 4, 3, local=True, registers=168)),
+        *(Tile(128, 64, 64, 4, 3), Tile(128, 64, 64, 4, 3, registers=128)),
+        *(Tile(128, 64, 64, 4, 4), Tile(128, 64, 64, 4, 3, local=True, registers=168)),
         *(Tile(256, 64, 64, 8, 2, local=True, registers=128), Tile(128, 128, 64, 8, 3, local=True, registers=128)),
     )
 }
@@ -69,7 +73,7 @@ def choose_tile(
     device: torch.device, dtype: torch.dtype, positions: int, filters: int, channels: int, taps: int, masks: int
 ) -> Tile:
     """The tile for `masks` convs of `positions` outputs x `filters` over `channels` x `taps`: the one measured for the nearest
-    number of outputs, or else the first of the table that is no wider than the filters and leaves no multiprocessor idle."""
+    number of outputs, or else the first of the table that is no wider than the filters and leaves no multiprocessor idle (the last, if none does)."""
     arch, processors = _device(device)
     size = dtype.itemsize
     measured = _measured().get(arch, {}).get(_key(size, filters, channels, taps), {})
@@ -78,12 +82,11 @@ def choose_tile(
         nearest = min(measured, key=lambda known: abs(known - exponent))
         if abs(nearest - exponent) <= 2:
             return _narrowed(measured[nearest], filters, channels)
-    candidates = [_narrowed(tile, filters, channels) for tile in TILES[arch, size]]
-    for tile in candidates:
+    for tile in TILES[arch, size]:
         programs = -(-positions // tile.bm) * -(-filters // tile.bn) * masks
-        if tile.bn < 2 * filters and programs >= processors:
-            return tile
-    return candidates[-1]
+        if tile.bn <= max(64, _power_of_two(filters)) and programs >= processors:
+            break
+    return _narrowed(tile, filters, channels)
 
 
 def elementwise_rows(device: torch.device) -> int:

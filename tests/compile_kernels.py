@@ -26,7 +26,7 @@ INT32 = {"inputs", "outputs", "index", "count", "row_index", "row_count", "colum
 POINTERS = INT32 | {"z", "x", "weight", "bias", "keep", "residual", "y", "packed", "packed_bias", "scale", "shift", "base", "sums"}
 
 
-def compiled(kernel, arch: str, dtype: str, constants: dict, warps: int = 4, stages: int = 3) -> dict:
+def compiled(kernel, arch: str, dtype: str, constants: dict, warps: int = 4, stages: int = 3, registers=None) -> dict:
     """Registers, stack and shared memory (bytes) and matrix instructions of `kernel`; pointers and sizes divide by 16."""
     signature, aligned = {}, {}
     for place, parameter in enumerate(kernel.params):
@@ -44,13 +44,13 @@ def compiled(kernel, arch: str, dtype: str, constants: dict, warps: int = 4, sta
         if name not in constants and name not in FLOATS and not parameter.do_not_specialize:
             aligned[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, aligned)
-    options = {"num_warps": warps, "num_stages": stages}
+    options = {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
     found = triton.compile(source, target=GPUTarget("cuda", CAPABILITY[arch], 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(found.asm["cubin"])
         cubin.flush()
         usage = subprocess.run([CUOBJDUMP, "-res-usage", cubin.name], capture_output=True, text=True, check=True).stdout
-    (registers, stack, local) = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage).groups()
+    (used, stack, local) = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage).groups()
     ptx = found.asm["ptx"]
     return {
         "kernel": kernel.__name__,
@@ -58,7 +58,7 @@ def compiled(kernel, arch: str, dtype: str, constants: dict, warps: int = 4, sta
         "dtype": dtype,
         "tile": [constants.get("BM"), constants.get("BN"), constants.get("BC"), warps, stages],
         "shared": found.metadata.shared,
-        "registers": int(registers),
+        "registers": int(used),
         "stack": int(stack) + int(local),
         "matrix": [name for name in ("mma.sync", "wgmma.mma_async", "tcgen05.mma") if name in ptx],
         "asynchronous": "cp.async" in ptx,
@@ -69,7 +69,9 @@ def conv(arch: str, size: int, tile) -> dict:
     """The conv with everything its epilogue can do; channels and filters are packed."""
     constants = {"ACTIVATION": "clamp", "PRECISION": "tf32x3", "BM": tile.bm, "BN": tile.bn, "BC": tile.bc}
     constants |= {"Z_ACTIVATION": "clamp", "LOCAL": tile.local}
-    return compiled(masked_conv_kernel, arch, "bf16" if size == 2 else "fp32", constants, tile.warps, tile.stages)
+    dtype = "bf16" if size == 2 else "fp32"
+    row = compiled(masked_conv_kernel, arch, dtype, constants, tile.warps, tile.stages, tile.registers or None)
+    return row | {"tile": list(tile)}
 
 
 def main() -> None:
