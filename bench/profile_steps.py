@@ -1,13 +1,14 @@
 """Where an evaluation's time goes on a GPU: `python bench/profile_steps.py`.
 
-For the workloads `full` and `late` of PreActResNet18: microseconds and TFLOP/s of every step of the plan (what packs its filters
-included, a norm behind a sum with the conv before it), between CUDA events, medians of 5 runs without a graph; then the kernels
-by total time, from torch's profiler, and the whole as a graph.
+For the workloads `full` and `late` of PreActResNet18: milliseconds of a call, then microseconds and TFLOP/s of every step of the
+plan between CUDA events, medians of 5 runs without a graph (what packs a conv's filters and a norm behind its sum are part of
+it), then the kernels by total time, from torch's profiler.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import math
 import statistics
@@ -66,9 +67,9 @@ def kernels(engine: CudaEngine, keep: torch.Tensor, first: int) -> None:
         for _ in range(3):
             engine._run(keep, cut, first)
         torch.cuda.synchronize()
-    rows = sorted(seen.key_averages(), key=lambda row: -row.device_time_total)[:12]
+    rows = sorted(seen.key_averages(), key=lambda row: -row.self_device_time_total)[:12]
     for row in rows:
-        print(f"{row.device_time_total / 3:9.0f} us {row.count // 3:4} x {row.key[:70]}", flush=True)
+        print(f"{row.self_device_time_total / 3:9.0f} us {row.count // 3:4} x {row.key[:70]}", flush=True)
 
 
 def main() -> None:
@@ -95,7 +96,7 @@ def main() -> None:
             graph.replay()
             mark.record()
         torch.cuda.synchronize()
-        took = [before.elapsed_time(after) for before, after in zip(marks[:-1], marks[1:], strict=True)]
+        took = [before.elapsed_time(after) for before, after in itertools.pairwise(marks)]
         print(f"{name}: the graph alone {statistics.median(took):.2f} ms ({min(took):.2f} to {max(took):.2f}, n = 10)")
         with torch.no_grad():
             keep = draw(victim, count).cuda()

@@ -10,8 +10,8 @@ to a residual sum keeps its place, since the sum's channels are not zero; there 
 One program computes a tile of outputs x filters of one mask; the programs of one row of tiles follow each other, so that the
 activations they share are read from the L2 cache. Outputs are numbered position first and image last: a tile is one position
 (or a few) of many images, and the taps of the filter that fall into the padding there are left out of the loop. On 4 x 4 maps
-these are 31 % of a 3 x 3 filter's products. On large maps little falls into the padding, and a tile may instead be a patch of a few
-images (`Tile.local`) with the taps as inner loop: what it loads and stores lies together.
+these are 31 % of a 3 x 3 filter's products. On large maps little falls into the padding, and a tile may instead be a patch of a
+few images (`Tile.local`) with the taps as inner loop: what it loads and stores lies together.
 
 A norm that reads the sum (pre-activation networks) is a second result of the epilogue, so that the sum is not read again.
 Compiled for sm_80, sm_90 and sm_100 and run by the interpreter in the tests;
@@ -222,8 +222,8 @@ def masked_conv_norm(
     """`onp_kernels.reference.masked_conv` on the current stream, and what `norm` makes of it; nothing waits for the device.
 
     `norm` does not go together with `outputs`. `precision`: how float32 is multiplied: "tf32", "tf32x3" (three products, nearly
-    float32) or "ieee" (no matrix unit). `tile`: None asks the table in `onp_kernels.tiles`. Raises ValueError for shapes that do
-    not fit each other and for a mask whose values cannot be numbered in 32 bits.
+    float32) or "ieee" (no matrix unit). `tile`: None asks the table in `onp_kernels.tiles`. Raises ValueError for shapes that
+    do not fit each other and for a mask whose values cannot be numbered in 32 bits.
     """
     K, R, S, C = weight.shape[1:]
     N, H, W = x.shape[1:4]
@@ -233,6 +233,8 @@ def masked_conv_norm(
     B = max(len(tensor) for tensor in per_mask if tensor is not None)
     if x.shape[4] != C or any(tensor is not None and len(tensor) not in (1, B) for tensor in per_mask):
         raise ValueError(f"x {list(x.shape)} and weight {list(weight.shape)} do not fit each other under {B} masks")
+    if norm is not None and outputs is not None:
+        raise ValueError("a norm reads every channel in its place: give a norm or outputs, not both")
     if residual is not None and residual.shape[1:] != (N, OH, OW, K):
         raise ValueError(f"the residual is {list(residual.shape)}; the conv gives [{B}, {N}, {OH}, {OW}, {K}]")
     if max(N * x.stride(1), N * OH * OW * K, weight[0].numel()) >= 2**31:

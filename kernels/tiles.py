@@ -73,7 +73,8 @@ def choose_tile(
     device: torch.device, dtype: torch.dtype, positions: int, filters: int, channels: int, taps: int, masks: int
 ) -> Tile:
     """The tile for `masks` convs of `positions` outputs x `filters` over `channels` x `taps`: the one measured for the nearest
-    number of outputs, or else the first of the table that is no wider than the filters and leaves no multiprocessor idle (the last, if none does)."""
+    number of outputs, or else the first of the table that is no wider than the filters and leaves no multiprocessor idle (the
+    last, if none does)."""
     arch, processors = _device(device)
     size = dtype.itemsize
     measured = _measured().get(arch, {}).get(_key(size, filters, channels, taps), {})
@@ -172,7 +173,8 @@ def tune(out: Path, images: int, seconds: float) -> None:
     def calls(shape: Shape, count: int) -> tuple[Callable[[Tile], torch.Tensor], torch.Tensor, Callable[[], object]]:
         """The conv with a tile, what it should give for the first mask, and torch's of one mask."""
         x = draw(shape.masks, count, shape.side, shape.side, shape.channels)
-        weight = draw(shape.masks, shape.filters, shape.taps, shape.taps, shape.channels) / (shape.taps**2 * shape.channels) ** 0.5
+        weight = draw(shape.masks, shape.filters, shape.taps, shape.taps, shape.channels)
+        weight /= (shape.taps**2 * shape.channels) ** 0.5
         bias = torch.zeros(1, shape.filters, device=device)
         geometry = {"stride": (shape.stride,) * 2, "padding": (shape.taps // 2,) * 2}
         nchw, filters = x[0].permute(0, 3, 1, 2), weight[0].permute(0, 3, 1, 2)
@@ -221,7 +223,8 @@ def tune(out: Path, images: int, seconds: float) -> None:
             outputs = expected.numel() // shape.filters * shape.masks
             best.setdefault(key, {})[outputs.bit_length()] = max(rates, key=rates.__getitem__)
         ranked = sorted(rates.items(), key=lambda item: -item[1])
-        print(f"{tuple(shape)}: torch {peer:.0f}; " + ", ".join(f"{tuple(tile)} {rate:.0f}" for tile, rate in ranked), flush=True)
+        shown = ", ".join(f"{tuple(tile)} {rate:.0f}" for tile, rate in ranked)
+        print(f"{tuple(shape)}: torch {peer:.0f}; {shown}", flush=True)
         out.write_text(json.dumps(found | {arch: best}, indent=1) + "\n")
     print(f"written to {out} after {time.monotonic() - started:.0f} s")
 

@@ -107,14 +107,14 @@ class CudaSteps:
 
     def _norm_after(self, index: int) -> Norm | None:
         """The norm that is the next step and reads what the conv `index` makes, which is not packed."""
-        step, following = self.plan.steps[index], self.plan.steps[index + 1 : index + 2]
+        step, after = (*self.plan.steps[index : index + 2], None)[:2]
         if not isinstance(step, ConvStep) or not _is_product(step, self.plan) or step.name in (*self._packed, self.tail.pooled):
             return None
-        activation = _epilogue(following[0].activation) if following and isinstance(following[0], ScaleStep) else None
-        if activation is None or following[0].inputs != (step.name,):
+        activation = _epilogue(after.activation) if isinstance(after, ScaleStep) and after.inputs == (step.name,) else None
+        if not isinstance(after, ScaleStep) or activation is None:
             return None
         read = step.name in self.plan.live[index + 2] or step.name == self.tail.source
-        scale, shift = (part[None].float().contiguous() for part in (following[0].scale, following[0].shift))
+        scale, shift = (part[None].float().contiguous() for part in (after.scale, after.shift))
         return Norm(scale, shift, **activation, only=not read)
 
     def _bind_product(self, step: Any, dtype: torch.dtype) -> Callable[..., Any]:

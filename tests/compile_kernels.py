@@ -23,7 +23,8 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 FLOATS = ("low", "high", "z_low", "z_high")
 CAPABILITY = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 INT32 = {"inputs", "outputs", "index", "count", "row_index", "row_count", "column_index", "column_count", "expected", "column"}
-POINTERS = INT32 | {"z", "x", "weight", "bias", "keep", "residual", "y", "packed", "packed_bias", "scale", "shift", "base", "sums"}
+POINTERS = INT32 | {"x", "weight", "bias", "keep", "residual", "y", "z", "packed", "packed_bias", "scale", "shift", "base"}
+POINTERS |= {"sums"}
 
 
 def compiled(kernel, arch: str, dtype: str, constants: dict, warps: int = 4, stages: int = 3, registers=None) -> dict:

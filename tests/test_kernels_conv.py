@@ -66,7 +66,12 @@ GEOMETRIES = {
 
 
 @pytest.mark.parametrize(
-    ("name", "tile"), [*((name, None) for name in GEOMETRIES), ("3x3", SMALL), ("1x1", SMALL), ("one-pixel", SMALL), *((name, LOCAL) for name in ("3x3", "3x3-stride2", "7x7", "one-pixel"))]
+    ("name", "tile"),
+    [
+        *((name, None) for name in GEOMETRIES),
+        *((name, SMALL) for name in ("3x3", "1x1", "one-pixel")),
+        *((name, LOCAL) for name in ("3x3", "3x3-stride2", "7x7", "one-pixel")),
+    ],
 )
 def test_masked_conv(draw, rng, name, tile):
     """Every geometry with two masks; what is shared between masks and what follows the sum changes from draw to draw."""
@@ -91,7 +96,7 @@ def test_masked_conv(draw, rng, name, tile):
 @pytest.mark.parametrize("tile", [None, SMALL, LOCAL])
 @pytest.mark.parametrize("only", [False, True])
 def test_a_norm_behind_the_sum_is_what_a_kernel_of_its_own_gives(draw, rng, tile, only):
-    """Up to how a product and a sum are rounded, so that a result does not depend on which steps run together; pruned channels count as zero there."""
+    """Up to rounding, so that a result does not depend on which steps run together; pruned channels count as zero there."""
     x, weight = draw(2, 3, 5, 4, 20), draw(1, 70, 3, 3, 20) / 13
     options = {"keep": (torch.rand(2, 70, generator=rng) > 0.3).to(x.device), "residual": draw(1, 3, 5, 4, 70)}
     options |= {"padding": (1, 1), "precision": "ieee", "tile": tile}
