@@ -21,37 +21,37 @@ within() { # SECONDS COMMAND...: its output cut to what can be read
   local seconds=$1 started=$SECONDS status
   shift
   printf '\n== %s (limit %d s)\n' "$*" "$seconds"
-  timeout -k 5 "$seconds" "$@" 2>&1 | cut -c1-600 | head -n 150
+  timeout -k 5 "$seconds" "$@" 2>&1 | cut -c1-600 | awk "NR <= 150"
   status=${PIPESTATUS[0]}
   printf -- '-- status %d after %d s\n' "$status" $((SECONDS - started))
   ((status == 0)) || failed+=("$*")
 }
 run_tests() { # from NAME: pytest without conftest.py, which imports what the kernels do not need
   local workers=()
-  python -c 'import xdist' 2>/dev/null && workers=(-n 12)
-  OMP_NUM_THREADS=1 within "$1" python -m pytest -q -rf --tb=short -W ignore --noconftest -p random_numbers "${workers[@]}" \
+  python3 -c 'import xdist' 2>/dev/null && workers=(-n 12)
+  OMP_NUM_THREADS=1 within "$1" python3 -m pytest -q -rf --tb=short -W ignore --noconftest -p random_numbers "${workers[@]}" \
     --maxfail=6 "${@:2}"
 }
 
 (($#)) || set -- tests tune profile evaluator embedded resnet50 ops
-python -c 'import torch, triton; print(torch.cuda.get_device_name(), torch.__version__, triton.__version__)' || exit 1
+python3 -c 'import torch, triton; print(torch.cuda.get_device_name(), torch.__version__, triton.__version__)' || exit 1
 for part in "$@"; do
   case $part in
     tests) run_tests 75 tests/test_kernels_conv.py tests/test_kernels_head.py tests/test_cuda_engine.py -k 'not reference and not bucket and not refused and not missing' ;;
     tune)
-      within 70 python -m onp_kernels.tiles --tune --seconds 50
+      within 70 python3 -m onp_kernels.tiles --tune --seconds 50
       cp -f kernels/tiles.json bench/results/tiles.json
       ;;
-    profile) within 60 python bench/profile_steps.py ;;
-    evaluator) within 150 python bench/evaluator.py --device cuda --no-curves --cases preact_resnet18 --rounds 10 --peer-rounds 10 ;;
+    profile) within 60 python3 bench/profile_steps.py ;;
+    evaluator) within 150 python3 bench/evaluator.py --device cuda --no-curves --cases preact_resnet18 --rounds 10 --peer-rounds 10 ;;
     embedded)
       run_tests 45 tests/test_agreement.py -k cuda
-      within 60 python bench/evaluator.py --device cuda --no-curves --cases embedded --rounds 10 --peer-rounds 10
+      within 60 python3 bench/evaluator.py --device cuda --no-curves --cases embedded --rounds 10 --peer-rounds 10
       ;;
-    resnet50) within 120 python bench/evaluator.py --device cuda --no-curves --cases resnet50 --rounds 5 --peer-rounds 5 ;;
+    resnet50) within 120 python3 bench/evaluator.py --device cuda --no-curves --cases resnet50 --rounds 5 --peer-rounds 5 ;;
     ops)
-      within 60 env ONP_CUDA=ON pip install . --no-build-isolation --no-deps -q --target "$PWD/build/installed"
-      PYTHONPATH=$PWD/build/installed:$PYTHONPATH within 30 python bench/message_passing.py --device cuda --nodes 1 512 4800 100000 \
+      within 60 env ONP_CUDA=ON python3 -m pip install . --no-build-isolation --no-deps -q --target "$PWD/build/installed"
+      PYTHONPATH=$PWD/build/installed:$PYTHONPATH within 30 python3 bench/message_passing.py --device cuda --nodes 1 512 4800 100000 \
         --features 64 --rounds 5 --out bench/results/message_passing_cuda.json
       ;;
     *) echo "there is no part $part" >&2 ;;
