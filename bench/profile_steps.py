@@ -1,8 +1,8 @@
 """Where an evaluation's time goes on a GPU: `python bench/profile_steps.py`.
 
 For the workloads `full` and `late` of PreActResNet18: milliseconds of a call, then microseconds and TFLOP/s of every step of
-the plan between CUDA events, medians of 5 runs without a graph (what packs a conv's filters and a norm behind its sum are part of
-it), then the kernels by total time, from torch's profiler.
+the plan between CUDA events, medians of 5 runs without a graph; what packs a conv's filters and a norm behind its sum are part
+of it. Then the kernels by total time, from torch's profiler.
 """
 
 from __future__ import annotations
