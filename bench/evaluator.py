@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cases
 import torch
@@ -75,16 +76,12 @@ def episode(victim: Victim, ours: Ours, count: int) -> None:
         ours.commit(base)
 
 
-def measure(case: Case, options: argparse.Namespace, rates: Rates) -> dict[str, object]:
-    """Peers and workloads of one network."""
+def measure(case: Case, options: argparse.Namespace, rates: Rates, write: Callable[[dict[str, object]], None]) -> None:
+    """Workloads and then peers of one network, written as they come: compiling a peer may take longer than there is time."""
     victim, device = case.victim, case.victim.device.type
-    named, hooks, ours = peers(case), Hooks(case), Ours(case)
-    agree(case, hooks, [*named.values(), ours], full_masks(victim, 1))
+    hooks, ours = Hooks(case), Ours(case)
+    agree(case, hooks, [ours], full_masks(victim, 1))
     agree(case, hooks, [ours], late_masks(victim, 1))
-    of_peers = {}
-    for name, peer in {"(a) hooks, float32": hooks, **named}.items():
-        of_peers[name] = spread(seconds(lambda peer=peer: peer.score(full_masks(victim, 1)), options.peer_rounds, device))
-        print(f"{case.name} {name}: {of_peers[name]['median']:.4f} s a mask", flush=True)
     calls = {
         "full": (options.full_masks, lambda: ours.score(full_masks(victim, options.full_masks)), victim.layers[:1]),
         "late": (options.late_masks, lambda: ours.score(late_masks(victim, options.late_masks)), (last_stage(victim),)),
@@ -95,18 +92,34 @@ def measure(case: Case, options: argparse.Namespace, rates: Rates) -> dict[str, 
         ),
     }
     plan, value_bytes = build_plan(victim), 4 if ours.evaluator.precision == "float32" else 2
-    rows: dict[str, object] = {}
-    for workload in options.workloads:
-        count, call, firsts = calls[workload]
-        each = spread([value / count for value in seconds(call, options.rounds, device)])
-        floor = statistics.mean(rates.floor(plan, case.images, layer, value_bytes) for layer in firsts)
-        ratios = {name: peer["median"] / each["median"] for name, peer in of_peers.items()}
-        rows[workload] = {"masks": count, "seconds_a_mask": each, "floor": floor, "times_faster": ratios}
-        said = ", ".join(f"{ratio:.1f} x {name}" for name, ratio in ratios.items())
-        print(f"{case.name} {workload}: {each['median']:.4f} s a mask, floor {floor:.4f}; {said}", flush=True)
+    rows: dict[str, dict[str, Any]] = {}
+    of_peers: dict[str, dict[str, float]] = {}
     about = {"images": case.images, "units": victim.units, "peers": of_peers, "workloads": rows}
     about |= {"precision": ours.evaluator.precision, "backend": ours.evaluator.backend}
-    return about | {"matmul_tflops": rates.flops / 1e12, "copy_gb_per_s": rates.bytes / 1e9}
+    about |= {"matmul_tflops": rates.flops / 1e12, "copy_gb_per_s": rates.bytes / 1e9}
+    for workload in options.workloads:
+        count, call, firsts = calls[workload]
+        # On a GPU what runs for the first time is compiled, for the second time captured.
+        seconds(call, 3 if device == "cuda" else 0, device)
+        each = spread([value / count for value in seconds(call, options.rounds, device)])
+        floor = statistics.mean(rates.floor(plan, case.images, layer, value_bytes) for layer in firsts)
+        rows[workload] = {"masks": count, "seconds_a_mask": each, "floor": floor, "times_faster": {}}
+        said = f"{each['min']:.6f} to {each['max']:.6f}, n = {each['n']}; {1 / each['median']:.1f} masks a second"
+        share = 100 * floor / each["median"]
+        print(f"{case.name} {workload}: {each['median']:.6f} s a mask ({said}); floor {floor:.6f}: {share:.0f} %", flush=True)
+        write(about)
+    started = {"(a) hooks, float32": lambda: hooks, **peers(case)}
+    for name, build in started.items():
+        peer = build()
+        if peer is not hooks:
+            agree(case, hooks, [peer], full_masks(victim, 1))
+        seconds(lambda peer=peer: peer.score(full_masks(victim, 1)), 2 if device == "cuda" else 0, device)
+        of_peers[name] = spread(seconds(lambda peer=peer: peer.score(full_masks(victim, 1)), options.peer_rounds, device))
+        for workload, row in rows.items():
+            row["times_faster"][name] = of_peers[name]["median"] / row["seconds_a_mask"]["median"]
+            print(f"{case.name} {workload}: {row['times_faster'][name]:.2f} x {name}", flush=True)
+        print(f"{case.name} {name}: {of_peers[name]['median']:.6f} s a mask", flush=True)
+        write(about)
 
 
 def curves(case: Case, options: argparse.Namespace) -> dict[str, object]:
@@ -161,10 +174,13 @@ def main() -> None:
     for chosen in options.cases:
         setting = case(chosen, options.device, options.images)
         dtype = torch.float32 if Ours(setting).evaluator.precision == "float32" else torch.bfloat16
-        found = measure(setting, options, measured_rates(options.device, dtype))
         known = document["cases"].get(chosen, {}).get("workloads", {})
-        document["cases"][chosen] = found | {"workloads": known | found["workloads"]}
-        write_atomically(out, json.dumps(document, indent=1) + "\n")
+
+        def write(found: dict[str, Any], chosen: str = chosen, known: dict[str, Any] = known) -> None:
+            document["cases"][chosen] = found | {"workloads": known | found["workloads"]}
+            write_atomically(out, json.dumps(document, indent=1) + "\n")
+
+        measure(setting, options, measured_rates(options.device, dtype), write)
     if options.curves:
         document["curves"] = curves(case("preact_resnet18", options.device, options.images), options)
         write_atomically(out, json.dumps(document, indent=1) + "\n")

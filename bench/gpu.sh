@@ -1,38 +1,61 @@
 #!/usr/bin/env bash
-# Everything that needs an NVIDIA GPU and nvcc, in under eight minutes: builds, tests the CUDA and Triton halves, chooses the
-# conv tiles by measuring, then takes the figures and writes bench/results/*.json. What runs late is cut short, never the rest.
-set -euo pipefail
+# What needs an NVIDIA GPU, in parts that each keep a time limit: bench/gpu.sh PART...
+#   tests      the evaluator's kernels and its engine (60 s)
+#   tune       conv tiles by measuring, into kernels/tiles.json (70 s)
+#   profile    where an evaluation's time goes (60 s)
+#   evaluator  masks per second of PreActResNet18, torch.compile last (150 s)
+#   embedded   labels of trained victims in every precision, and their masks per second (90 s)
+#   resnet50   masks per second of ResNet-50 (120 s)
+#   ops        builds the extension with nvcc; message passing (120 s)
+# No argument: all of them. A part that fails or runs late is cut short, never the next. Results go to bench/results, and to $OUT
+# where that is set.
+set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-budget=${ONP_GPU_SECONDS:-460}
-step() { printf '\n== %s (after %d s)\n' "$1" "$SECONDS"; }
-within() { # SHARE COMMAND...: at most SHARE per cent of the seconds that are left
-  local left=$(((budget - SECONDS) * $1 / 100))
+paths=$PWD/build/gpu # the packages by their import names, so that nothing has to be installed
+mkdir -p "$paths"
+ln -sfn "$PWD/onp" "$paths/onp"
+ln -sfn "$PWD/kernels" "$paths/onp_kernels"
+export PYTHONPATH=$paths:$PWD/tests PYTHONUNBUFFERED=1 TRITON_INTERPRET=0 TOKENIZERS_PARALLELISM=false
+failed=()
+within() { # SECONDS COMMAND...: its output cut to what can be read
+  local seconds=$1 started=$SECONDS status
   shift
-  timeout "$((left > 1 ? left : 1))" "$@" || echo "stopped with status $? after $SECONDS s: $*"
+  printf '\n== %s (limit %d s)\n' "$*" "$seconds"
+  timeout -k 5 "$seconds" "$@" 2>&1 | cut -c1-600 | awk "NR <= 150"
+  status=${PIPESTATUS[0]}
+  printf -- '-- status %d after %d s\n' "$status" $((SECONDS - started))
+  ((status == 0)) || failed+=("$*")
+}
+run_tests() { # from NAME: pytest without conftest.py, which imports what the kernels do not need
+  local workers=()
+  python3 -c 'import xdist' 2>/dev/null && workers=(-n 12)
+  OMP_NUM_THREADS=1 within "$1" python3 -m pytest -q -rf --tb=short -W ignore --noconftest -p random_numbers "${workers[@]}" \
+    --maxfail=6 "${@:2}"
 }
 
-step "build"
-python -c 'import torch; assert torch.cuda.is_available(), "torch sees no GPU here"'
-ONP_CUDA=ON pip install . --no-build-isolation --no-deps
-python -c 'import onp_native; assert onp_native.with_cuda, "onp_native was built without CUDA"'
-
-step "message passing"
-pytest -q tests/test_ops.py -k cuda
-rm -f bench/results/message_passing_cuda.json # rows of another machine are not mixed in
-within 25 python bench/message_passing.py --device cuda --nodes 1 512 4800 100000 --features 64 --rounds 5 \
-  --out bench/results/message_passing_cuda.json
-
-step "tests of the evaluator's kernels"
-export TRITON_INTERPRET=0 # tests/conftest.py chooses the interpreter otherwise
-workers=$(python -c 'import xdist' 2>/dev/null && echo "-n 8" || true) # most of their time goes to compiling kernels
-pytest -q $workers tests/test_kernels_conv.py tests/test_kernels_head.py
-pytest -q tests/test_cuda_engine.py -k gpu
-
-step "tiles"
-within 35 python -m onp_kernels.tiles --tune
-python -c 'import onp_kernels.tiles as t, shutil; t.TUNED.exists() and shutil.copy(t.TUNED, "bench/results/tiles.json")'
-
-step "masks per second"
-within 75 python bench/evaluator.py --device cuda --no-curves
-within 100 python bench/evaluator.py --device cuda --cases
-step "done"
+(($#)) || set -- tests tune profile evaluator embedded resnet50 ops
+python3 -c 'import torch, triton; print(torch.cuda.get_device_name(), torch.__version__, triton.__version__)' || exit 1
+for part in "$@"; do
+  case $part in
+    tests) run_tests 75 tests/test_kernels_conv.py tests/test_kernels_head.py tests/test_cuda_engine.py -k 'not reference and not bucket and not refused and not missing' ;;
+    tune)
+      within 70 python3 -m onp_kernels.tiles --tune --seconds 50
+      cp -f kernels/tiles.json bench/results/tiles.json
+      ;;
+    profile) within 60 python3 bench/profile_steps.py ;;
+    evaluator) within 150 python3 bench/evaluator.py --device cuda --no-curves --cases preact_resnet18 --rounds 10 --peer-rounds 10 ;;
+    embedded)
+      run_tests 45 tests/test_agreement.py -k cuda
+      within 60 python3 bench/evaluator.py --device cuda --no-curves --cases embedded --rounds 10 --peer-rounds 10
+      ;;
+    resnet50) within 120 python3 bench/evaluator.py --device cuda --no-curves --cases resnet50 --rounds 5 --peer-rounds 5 ;;
+    ops)
+      within 60 env ONP_CUDA=ON python3 -m pip install . --no-build-isolation --no-deps -q --target "$PWD/build/installed"
+      PYTHONPATH=$PWD/build/installed:$PYTHONPATH within 30 python3 bench/message_passing.py --device cuda --nodes 1 512 4800 100000 \
+        --features 64 --rounds 5 --out bench/results/message_passing_cuda.json
+      ;;
+    *) echo "there is no part $part" >&2 ;;
+  esac
+  [[ -n ${OUT:-} ]] && cp -f bench/results/*cuda*.json bench/results/tiles.json "$OUT"/ 2>/dev/null
+done
+printf '\n== %d s; failed: %s\n' "$SECONDS" "${failed[*]:-none}"

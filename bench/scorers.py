@@ -7,6 +7,7 @@ does not depend on the mask, Evaluator's does.
 
 import copy
 import operator
+from collections.abc import Callable
 
 import torch
 from cases import Case
@@ -109,6 +110,7 @@ class Compiled(_Batched):
             torch._inductor.config.freezing = True
             self.model = torch.compile(gated)
         else:
+            torch.backends.cudnn.benchmark = True  # for the convs that are left to cuDNN
             self.model = torch.compile(gated, mode="max-autotune")
 
     def apply(self, mask: Tensor) -> None:
@@ -141,9 +143,14 @@ def _gated(victim) -> nn.Module:
 
 
 class Ours:
-    """(d) Evaluator as a user gets it; `commit` as in an episode."""
+    """(d) Evaluator as a user gets it; `commit` as in an episode.
+
+    On a GPU always in bfloat16: a random network's logits lie so close together that "auto" may take float32 for it.
+    """
 
     def __init__(self, case: Case, **options) -> None:
+        if case.victim.device.type == "cuda":
+            options = {"precision": "bfloat16"} | options
         self.evaluator = Evaluator(case.victim, case.clean, [case.triggered], **options)
         self.commit, self.precise = self.evaluator.commit, self.evaluator.precision == "float32"
 
@@ -152,12 +159,12 @@ class Ours:
         return torch.cat([scores.acc_count[:, None], scores.asr_count], 1)
 
 
-def peers(case: Case) -> dict[str, _Batched]:
-    """The peers by name, but for the hooks; where bfloat16 has no matrix units, its float32 variants too."""
+def peers(case: Case) -> dict[str, Callable[[], _Batched]]:
+    """What makes the peers, by name, but for the hooks; where bfloat16 has no matrix units, their float32 variants too."""
     slow = case.victim.device.type == "cpu" and not torch.cpu._is_amx_tile_supported()
     best = torch.float32 if slow else torch.bfloat16
-    found: dict[str, _Batched] = {"(b) folded, bfloat16": Folded(case, torch.bfloat16)}
+    found: dict[str, Callable[[], _Batched]] = {"(b) folded, bfloat16": lambda: Folded(case, torch.bfloat16)}
     if slow:
-        found["(b) folded, float32"] = Folded(case, torch.float32)
-    found[f"(c) torch.compile, {str(best).removeprefix('torch.')}"] = Compiled(case, best)
+        found["(b) folded, float32"] = lambda: Folded(case, torch.float32)
+    found[f"(c) torch.compile, {str(best).removeprefix('torch.')}"] = lambda: Compiled(case, best)
     return found

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from onp_kernels.common import activate, between
+from onp_kernels.common import activate, between, launch
 from onp_kernels.tiles import elementwise_rows
 
 # Packed values and filters are zero from the last kept channel up to a multiple of this, the largest block that a conv reduces
@@ -40,7 +40,7 @@ def kept_channels(keep: Tensor) -> Channels:
     count = torch.zeros(B, dtype=torch.int32, device=keep.device)
     if keep.numel():
         block = triton.next_power_of_2(K)
-        kept_channels_kernel[(B,)](keep.view(torch.uint8), index, count, K, keep.stride(0), BLOCK=block, num_warps=4)
+        launch(kept_channels_kernel, (B,), keep.view(torch.uint8), index, count, K, keep.stride(0), BLOCK=block, num_warps=4)
     return Channels(index, count)
 
 
@@ -101,8 +101,11 @@ def pack_filters(
         given = [part for channels in (rows, columns) for part in (channels or (None, None))]
         tile = {"BK": 16, "BC": 64}
         grid = (triton.cdiv(K, tile["BK"]) * R * S, triton.cdiv(C, tile["BC"]), B)
-        pack_filters_kernel[grid](
-            *(weight.contiguous(), bias, *given, packed, packed_bias, K, C, R * S, *map(between, given)), **tile, num_warps=4
+        launch(
+            *(pack_filters_kernel, grid),
+            *(weight.contiguous(), bias, *given, packed, packed_bias, K, C, R * S, *map(between, given)),
+            **tile,
+            num_warps=4,
         )
     return packed, packed_bias
 
@@ -183,7 +186,8 @@ def scale_act(
     M = y[0].numel() // C
     tile = {"BM": elementwise_rows(x.device), "BC": min(128, triton.next_power_of_2(C))}
     grid = (triton.cdiv(M, tile["BM"]), triton.cdiv(C, tile["BC"]), B)
-    scale_act_kernel[grid](
+    launch(
+        *(scale_act_kernel, grid),
         *(x, scale, shift, residual, index, count, y, M, C),
         *(between(x), between(scale), between(shift), between(residual), low, high),
         ACTIVATION=activation,

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from onp_kernels.common import between
+from onp_kernels.common import between, launch
 from onp_kernels.reference import MOST_DIVERGENCE, PROBABILITY
 from onp_kernels.tiles import elementwise_rows
 
@@ -75,8 +75,11 @@ def tap_means(
         positions = min(64, triton.next_power_of_2(OH * OW))
         images = min(max(1, elementwise_rows(x.device) // positions), triton.next_power_of_2(N))
         tile = {"BI": images, "BP": positions, "BC": min(64, triton.next_power_of_2(C))}
-        tap_means_kernel[(triton.cdiv(N, images), triton.cdiv(C, tile["BC"]), B)](
-            *(x, y, N, H, W, C, OH, OW, R * S, S, *stride, *padding, *dilation, *x.stride()[:4]), **tile, num_warps=4
+        launch(
+            *(tap_means_kernel, (triton.cdiv(N, images), triton.cdiv(C, tile["BC"]), B)),
+            *(x, y, N, H, W, C, OH, OW, R * S, S, *stride, *padding, *dilation, *x.stride()[:4]),
+            **tile,
+            num_warps=4,
         )
     return y
 
@@ -164,7 +167,8 @@ def head(
         raise ValueError(f"x {list(x.shape)} has {P} positions; logits have one")
     if N:
         tile = {"BM": 16, "BN": min(128, max(16, triton.next_power_of_2(classes))), "BC": 32}
-        head_kernel[(triton.cdiv(N, tile["BM"]), B)](
+        launch(
+            *(head_kernel, (triton.cdiv(N, tile["BM"]), B)),
             *(x.contiguous(), weight, bias, expected, column, base.contiguous(), sums),
             *(N, len(base), P, C, classes, sums.shape[2], between(x)),
             SCALE=PROBABILITY,

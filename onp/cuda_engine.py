@@ -19,6 +19,7 @@ from onp.plan import Plan
 from onp.prefix import choose_cuts
 from onp.steps import bind_torch
 from onp.tally import Tally
+from onp_kernels.common import compiled_together
 from onp_kernels.reference import PROBABILITY
 
 _log = logging.getLogger(__name__)
@@ -54,6 +55,7 @@ class CudaEngine:
         self._columns = member.shape[1]
         self._column = torch.where(member.any(1), member.int().argmax(1), -1).int()
         self._expected, self._unpruned = tally.expected.int(), tally.base
+        self._capture = self._device.type == "cuda" and not plan.unfused
         if precision == "auto":
             auto = self._device.type == "cuda" and torch.cuda.is_bf16_supported() and self._bfloat16_agrees(images[:SAMPLE])
             precision = "bfloat16" if auto else "float32"
@@ -71,7 +73,6 @@ class CudaEngine:
         self._kept: list[dict[int, dict[str, Value]]] = [{0: values} for values in chunks]
         self._valid = {0}
         self._base = torch.ones(1, _units(plan), dtype=torch.bool, device=self._device)
-        self._capture = self._device.type == "cuda" and not plan.unfused
         self._seen: set[tuple[int, int, int]] = set()
         self._graphs: dict[tuple[int, int, int], _Graph] = {}
         self._pool = torch.cuda.graph_pool_handle() if self._capture else None
@@ -113,8 +114,11 @@ class CudaEngine:
         The masks change no step before `first`.
         """
         cut = max(cut for cut in self._cuts if cut <= first)
-        self._fill(cut)
         key = (cut, first, len(keep))
+        if self._capture and key not in self._seen:
+            with compiled_together():
+                self._compile(keep, first)
+        self._fill(cut)
         if not self._capture or key not in self._seen:
             self._seen.add(key)
             return self._run(keep, *key[:2])
@@ -140,6 +144,15 @@ class CudaEngine:
             self._steps.count(values, self._expected[images], self._column[images], self._unpruned[images], sums)
             start = stop
         return sums
+
+    def _compile(self, keep: Tensor, first: int) -> None:
+        """Every kernel that `_evaluate` of such masks launches; what is computed here means nothing."""
+        values = dict(self._kept[0][0])
+        count = values[self._plan.input].data.shape[1]
+        self._steps.run(values, 0, first, self._base, alike=True)
+        self._steps.run(values, first, len(self._plan.steps), keep, alike=False)
+        sums = torch.zeros(len(keep), 2, self._columns, dtype=torch.int64, device=self._device)
+        self._steps.count(values, self._expected[:count], self._column[:count], self._unpruned[:count], sums)
 
     def _fill(self, cut: int) -> None:
         """Have the values under the base mask at `cut`, and at the cut points passed on the way from the deepest one before."""
@@ -168,11 +181,20 @@ class CudaEngine:
             values = {name: values[name] for name in live}
         labels = values[self._plan.output].argmax(1).int()
         steps = CudaSteps(self._plan, torch.bfloat16)
-        fused = {self._plan.input: Value(images.permute(0, 2, 3, 1)[None].bfloat16().contiguous())}
+        nhwc = images.permute(0, 2, 3, 1)[None].bfloat16().contiguous()
         nothing_pruned = torch.ones(1, _units(self._plan), dtype=torch.bool, device=self._device)
-        steps.run(fused, 0, len(self._plan.steps), nothing_pruned, alike=True)
-        sums = torch.zeros(1, 2, 1, dtype=torch.int64, device=self._device)
-        steps.count(fused, labels, torch.zeros_like(labels), self._unpruned[:0], sums)
+
+        def count() -> Tensor:
+            values = {self._plan.input: Value(nhwc)}
+            steps.run(values, 0, len(self._plan.steps), nothing_pruned, alike=True)
+            sums = torch.zeros(1, 2, 1, dtype=torch.int64, device=self._device)
+            steps.count(values, labels, torch.zeros_like(labels), self._unpruned[:0], sums)
+            return sums
+
+        if self._capture:
+            with compiled_together():
+                count()
+        sums = count()
         agreement = int(sums[0, 0, 0]) / len(images)
         if agreement < AGREEMENT:
             _log.warning("bfloat16 and float32 agree on %.1f %% of labels only: computing in float32", 100 * agreement)

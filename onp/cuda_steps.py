@@ -11,7 +11,7 @@ from onp.plan import Plan
 from onp.steps import Activation, ConvStep, Gate, LinearStep, OpStep, ScaleStep, Step, bind_torch
 from onp_kernels.channels import Channels, kept_channels, pack_filters, scale_act
 from onp_kernels.head import head, tap_means
-from onp_kernels.masked_conv import masked_conv
+from onp_kernels.masked_conv import Norm, masked_conv, masked_conv_norm
 
 aten = torch.ops.aten
 # Each channel of their result comes from the same channel of their input, zeros from zeros.
@@ -56,7 +56,8 @@ class CudaSteps:
         self.plan = plan
         self.tail = _tail(plan)
         self._packed = {step.name for step in plan.steps if self._can_be_packed(step)}
-        self._runs = [self._bind(step, dtype) for step in plan.steps]
+        self._norms = {index: norm for index in range(len(plan.steps)) if (norm := self._norm_after(index)) is not None}
+        self._runs: list[Callable[..., Any]] = [self._bind(step, dtype) for step in plan.steps]
         self._head: tuple[Tensor | None, Tensor | None] = (None, None)
         if self.tail.linear is not None:
             weight, bias = self.tail.linear.weight.float(), self.tail.linear.bias
@@ -67,12 +68,22 @@ class CudaSteps:
 
         `keep` bool `[B, U]`. `alike`: B is 1 and every value stays unpacked, so that it can be kept for other masks.
         """
-        for index in range(start, stop):
+        index = start
+        while index < stop:
             step = self.plan.steps[index]
-            if index not in self.tail.skipped:
-                gate = None if step.gate is None else keep[:, step.gate.offset : step.gate.offset + step.gate.units]
-                values[step.name] = self._runs[index]([values[name] for name in step.inputs], gate, alike)
-            for name in set(values) - set(self.plan.live[index + 1]) - {self.tail.source}:
+            if index in self._norms and index + 1 < stop:
+                # The norm behind, which is the next step, is a second result of the conv.
+                norm = self._norms[index]
+                scale, shift = _gated(norm.scale, norm.shift, _of(keep, self.plan.steps[index + 1]))
+                arguments = [values[name] for name in step.inputs], _of(keep, step), alike
+                found = self._runs[index](*arguments, norm._replace(scale=scale, shift=shift))
+                names = step.name, self.plan.steps[index + 1].name
+                values.update({name: value for name, value in zip(names, found, strict=True) if value is not None})
+                index += 1
+            elif index not in self.tail.skipped:
+                values[step.name] = self._runs[index]([values[name] for name in step.inputs], _of(keep, step), alike)
+            index += 1
+            for name in set(values) - set(self.plan.live[index]) - {self.tail.source}:
                 del values[name]
 
     def count(self, values: dict[str, Value], expected: Tensor, column: Tensor, base: Tensor, sums: Tensor) -> None:
@@ -88,14 +99,29 @@ class CudaSteps:
             scale, shift = step.scale[None].float().contiguous(), step.shift[None].float().contiguous()
 
             def run(inputs: list[Value], keep: Tensor | None, alike: bool) -> Value:
-                kept = (scale, shift) if keep is None else (scale * keep, shift * keep)
-                return Value(scale_act(inputs[0].data, scale=kept[0], shift=kept[1], **activation))
+                gated = _gated(scale, shift, keep)
+                return Value(scale_act(inputs[0].data, scale=gated[0], shift=gated[1], **activation))
 
             return run
         return self._bind_torch(step, dtype)
 
-    def _bind_product(self, step: Any, dtype: torch.dtype) -> Callable[[list[Value], Tensor | None, bool], Value]:
-        """A conv or linear layer: [1, K, R, S, C] weights, and the ways to a result under a mask."""
+    def _norm_after(self, index: int) -> Norm | None:
+        """The norm that is the next step and reads what the conv `index` makes, which is not packed."""
+        step, after = (*self.plan.steps[index : index + 2], None)[:2]
+        if not isinstance(step, ConvStep) or not _is_product(step, self.plan) or step.name in (*self._packed, self.tail.pooled):
+            return None
+        activation = _epilogue(after.activation) if isinstance(after, ScaleStep) and after.inputs == (step.name,) else None
+        if not isinstance(after, ScaleStep) or activation is None:
+            return None
+        read = step.name in self.plan.live[index + 2] or step.name == self.tail.source
+        scale, shift = (part[None].float().contiguous() for part in (after.scale, after.shift))
+        return Norm(scale, shift, **activation, only=not read)
+
+    def _bind_product(self, step: Any, dtype: torch.dtype) -> Callable[..., Any]:
+        """A conv or linear layer: [1, K, R, S, C] weights, and the ways to a result under a mask.
+
+        With a norm the result is two values: the conv's, None where only the norm's is wanted, and the norm's.
+        """
         rows = step.weight if isinstance(step, ConvStep) else step.weight[:, :, None, None]
         weight = rows.permute(0, 2, 3, 1)[None].to(dtype).contiguous()
         bias = weight.new_zeros(1, weight.shape[1], dtype=torch.float32)
@@ -107,7 +133,7 @@ class CudaSteps:
         activation = _epilogue(step.activation) or {}
         packs, pooled = step.name in self._packed, step.name == self.tail.pooled
 
-        def run(inputs: list[Value], keep: Tensor | None, alike: bool) -> Value:
+        def run(inputs: list[Value], keep: Tensor | None, alike: bool, norm: Norm | None = None) -> Any:
             x, columns = inputs[0].data, inputs[0].channels
             residual = inputs[1].data if len(inputs) == 2 else None
             if x.dim() == 3:
@@ -130,10 +156,17 @@ class CudaSteps:
                 y = masked_conv(x, w, b, **options, **early)
                 pruned = None if kept is not None else keep
                 y = scale_act(y, scale=pruned, residual=residual, channels=kept, **late)
+                if norm is not None:
+                    after = {"activation": norm.activation, "low": norm.low, "high": norm.high}
+                    return Value(y), Value(scale_act(y, scale=norm.scale, shift=norm.shift, **after))
             else:
                 gate = None if rows is not None else keep
                 outputs = None if rows is None else rows.count
-                y = masked_conv(x, w, b, keep=gate, residual=residual, outputs=outputs, **options, **activation)
+                options |= {"keep": gate, "residual": residual, "outputs": outputs}
+                if norm is not None:
+                    found = masked_conv_norm(x, w, b, norm, **options, **activation)
+                    return tuple(None if each is None else Value(each) for each in found)
+                y = masked_conv(x, w, b, **options, **activation)
             return Value(y if isinstance(step, ConvStep) else y[:, :, 0, 0], kept)
 
         return run
@@ -185,6 +218,15 @@ class CudaSteps:
             elif not _is_product(reader, self.plan) or names & set(reader.inputs[1:]) or reader is self.tail.linear:
                 return False
         return names.isdisjoint({self.tail.source, self.plan.output})
+
+
+def _of(keep: Tensor, step: Step) -> Tensor | None:
+    """The units of `step` in masks `[B, U]`."""
+    return None if step.gate is None else keep[:, step.gate.offset : step.gate.offset + step.gate.units]
+
+
+def _gated(scale: Tensor, shift: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
+    return (scale, shift) if keep is None else (scale * keep, shift * keep)
 
 
 def _is_product(step: Step, plan: Plan) -> bool:

@@ -20,19 +20,21 @@ from onp_kernels.masked_conv import masked_conv_kernel
 from onp_kernels.tiles import TILES
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+FLOATS = ("low", "high", "z_low", "z_high")
 CAPABILITY = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 INT32 = {"inputs", "outputs", "index", "count", "row_index", "row_count", "column_index", "column_count", "expected", "column"}
-POINTERS = INT32 | {"x", "weight", "bias", "keep", "residual", "y", "packed", "packed_bias", "scale", "shift", "base", "sums"}
+POINTERS = INT32 | {"x", "weight", "bias", "keep", "residual", "y", "z", "packed", "packed_bias", "scale", "shift", "base"}
+POINTERS |= {"sums"}
 
 
-def compiled(kernel, arch: str, dtype: str, constants: dict, warps: int = 4, stages: int = 3) -> dict:
+def compiled(kernel, arch: str, dtype: str, constants: dict, warps: int = 4, stages: int = 3, registers=None) -> dict:
     """Registers, stack and shared memory (bytes) and matrix instructions of `kernel`; pointers and sizes divide by 16."""
     signature, aligned = {}, {}
     for place, parameter in enumerate(kernel.params):
         name = parameter.name
         if name in constants:
             signature[name] = "constexpr"
-        elif name in ("low", "high"):
+        elif name in FLOATS:
             signature[name] = "fp32"
         elif name not in POINTERS:
             signature[name] = "i32"
@@ -40,16 +42,16 @@ def compiled(kernel, arch: str, dtype: str, constants: dict, warps: int = 4, sta
             floats = ("bias", "packed_bias", "scale", "shift", "base")
             other = dict.fromkeys(floats, "fp32") | {"keep": "u8", "sums": "i64"}
             signature[name] = "*" + ("i32" if name in INT32 else other.get(name, dtype))
-        if name not in constants and name not in ("low", "high") and not parameter.do_not_specialize:
+        if name not in constants and name not in FLOATS and not parameter.do_not_specialize:
             aligned[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature, constants, aligned)
-    options = {"num_warps": warps, "num_stages": stages}
+    options = {"num_warps": warps, "num_stages": stages, "maxnreg": registers}
     found = triton.compile(source, target=GPUTarget("cuda", CAPABILITY[arch], 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(found.asm["cubin"])
         cubin.flush()
         usage = subprocess.run([CUOBJDUMP, "-res-usage", cubin.name], capture_output=True, text=True, check=True).stdout
-    (registers, stack, local) = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage).groups()
+    (used, stack, local) = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", usage).groups()
     ptx = found.asm["ptx"]
     return {
         "kernel": kernel.__name__,
@@ -57,7 +59,7 @@ def compiled(kernel, arch: str, dtype: str, constants: dict, warps: int = 4, sta
         "dtype": dtype,
         "tile": [constants.get("BM"), constants.get("BN"), constants.get("BC"), warps, stages],
         "shared": found.metadata.shared,
-        "registers": int(registers),
+        "registers": int(used),
         "stack": int(stack) + int(local),
         "matrix": [name for name in ("mma.sync", "wgmma.mma_async", "tcgen05.mma") if name in ptx],
         "asynchronous": "cp.async" in ptx,
@@ -67,7 +69,10 @@ def compiled(kernel, arch: str, dtype: str, constants: dict, warps: int = 4, sta
 def conv(arch: str, size: int, tile) -> dict:
     """The conv with everything its epilogue can do; channels and filters are packed."""
     constants = {"ACTIVATION": "clamp", "PRECISION": "tf32x3", "BM": tile.bm, "BN": tile.bn, "BC": tile.bc}
-    return compiled(masked_conv_kernel, arch, "bf16" if size == 2 else "fp32", constants, tile.warps, tile.stages)
+    constants |= {"Z_ACTIVATION": "clamp", "LOCAL": tile.local}
+    dtype = "bf16" if size == 2 else "fp32"
+    row = compiled(masked_conv_kernel, arch, dtype, constants, tile.warps, tile.stages, tile.registers or None)
+    return row | {"tile": list(tile)}
 
 
 def main() -> None:

@@ -5,7 +5,6 @@ import os
 os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import json
-import random
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import evaluator_cases
 import pytest
 import small_backdoor
 import torch
+from random_numbers import rng  # noqa: F401 (a fixture)
 
 import onp
 from onp.config import DefendConfig
@@ -22,14 +22,6 @@ from onp.features import features
 from onp.metrics import accuracy, attack_success, predictions
 from onp.monitor import Monitor
 from onp.triggers import unet
-
-
-@pytest.fixture
-def rng() -> torch.Generator:
-    """Fresh random numbers in every run. A failing test shows the seed; ONP_TEST_SEED repeats it."""
-    seed = int(os.environ.get("ONP_TEST_SEED", random.SystemRandom().randrange(2**31)))
-    print(f"ONP_TEST_SEED={seed}")
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """On trained victims every backend gives the labels of the network itself in float32."""
 
+import os
+
 import pytest
 import torch
 
@@ -8,23 +10,31 @@ from onp.bundle.demos import ARCH, DEMOS, NORM, demo
 from onp.data import Normalisation
 from onp.evaluator import Batch, Evaluator
 from onp.plan import gated_forward
-from onp.victim import load_victim
+from onp.victim import load_victim, victim_from_module
 
 IMAGES = 250
 
 
+GPU = torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") == "0"
+DEVICES = ["cpu", *(["cuda"] if GPU else [])]
+
+
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", DEMOS)
-def test_labels_are_those_of_the_network_in_float32(name):
+def test_labels_are_those_of_the_network_in_float32(name, device, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     victim = load_victim(demo(name).model, ARCH, Normalisation.parse(NORM), (1, 28, 28))
-    images = victim.normalisation(eval_images().pixels()[:IMAGES])
+    if device == "cuda":
+        victim = victim_from_module(victim.model.cuda(), victim.normalisation, victim.input_shape)
+    images = victim.normalisation(eval_images().pixels()[:IMAGES].to(device))
     kept = torch.ones(victim.units, dtype=torch.bool)
     for mask in (kept, torch.rand(victim.units) > 0.03):
         with torch.no_grad():
-            logits = victim.model(images) if mask is kept else gated_forward(victim, images, mask.float())
+            logits = victim.model(images) if mask is kept else gated_forward(victim, images, mask.float().to(device))
         top = logits.topk(2, 1).values
         ties = int((top[:, 0] - top[:, 1] < 1e-4).sum())
         batch = Batch(images, logits.argmax(1))
-        for backend in ("onednn", "torch"):
+        for backend in ("onednn" if device == "cpu" else "triton", "torch"):
             exact = Evaluator(victim, batch, [], backend=backend, precision="float32").score(mask[None])
             assert exact.acc_count[0] >= IMAGES - ties
             if mask is kept:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from evaluator_cases import divergence
 from torch import Tensor, nn
 
+from onp.archs import build_network
 from onp.cpu_engine import choose_backend
 from onp.data import Normalisation
 from onp.errors import InputError
@@ -46,6 +47,22 @@ class Residual(nn.Module):
         return self.head(F.adaptive_avg_pool2d(x, 1).flatten(1))
 
 
+class Preactivated(nn.Module):
+    """Norms behind sums that are read again, and behind one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norms = nn.Conv2d(3, 6, 3, padding=1), nn.ModuleList(nn.BatchNorm2d(6) for _ in range(3))
+        self.conv1, self.conv2 = nn.Conv2d(6, 6, 3, padding=1, bias=False), nn.Conv2d(6, 6, 1, bias=False)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.conv1(F.relu(self.norms[0](x))) + x
+        x = self.conv2(F.silu(self.norms[1](x))) + x
+        return self.head(F.relu(self.norms[2](x)).mean((2, 3)))
+
+
 class Fallbacks(nn.Module):
     """Depthwise and grouped convs, an operator no plan knows, squeeze-and-excitation, the batch size as a number."""
 
@@ -63,7 +80,7 @@ class Fallbacks(nn.Module):
         return self.head(F.hardtanh(self.hidden(x.view(x.shape[0], -1))))
 
 
-@pytest.fixture(scope="module", params=[Residual, Fallbacks])
+@pytest.fixture(scope="module", params=[Residual, Preactivated, Fallbacks])
 def victim(request) -> Victim:
     network = request.param().train()
     for module in network.modules():
@@ -191,22 +208,32 @@ def test_bfloat16_is_refused_where_labels_disagree(victim, monkeypatch, caplog):
     assert engine._bfloat16_agrees(images)
 
 
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(
     not torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1", reason="needs a GPU and TRITON_INTERPRET=0"
 )
-def test_graphs_on_a_gpu_give_what_float32_gives(monkeypatch):
-    """Run, captured, replayed: three sets of masks, on the GPU, in both precisions."""
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("build", [Residual, Preactivated, Fallbacks, None])
+def test_graphs_on_a_gpu_give_what_float32_gives(monkeypatch, build, precision):
+    """Run, captured, replayed: three sets of masks, on the GPU; then late masks from a committed base."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    network = Residual().eval()
-    victim = victim_from_module(network.cuda(), Normalisation.parse("none"), (3, SIZE, SIZE))
+    network = (build() if build else build_network("preact_resnet18:width=64,classes=4")).train().cuda()
+    for _ in range(3):
+        network(torch.randn(64, 3, SIZE, SIZE, device="cuda"))
+    victim = victim_from_module(network.eval(), Normalisation.parse("none"), (3, SIZE, SIZE))
     clean, family = batches(40, 20)
-    for precision in ("float32", "bfloat16"):
-        evaluator = Evaluator(victim, clean, [family], precision=precision)
+    base = torch.ones(victim.units, dtype=torch.bool)
+    with torch.no_grad():
+        evaluator = Evaluator(victim, clean, [family], backend="triton", precision=precision)
         plain = Evaluator(victim, clean, [family], backend="torch", precision="float32")
-        assert evaluator.backend == "triton"
-        for _ in range(3):
-            masks = torch.rand(5, victim.units) > 0.3
+        for round in range(6):
+            if round == 3:
+                base = torch.rand(victim.units) > 0.05
+                evaluator.commit(base)
+            masks = (torch.rand(5, victim.units) > 0.05) & base
+            if round >= 3:
+                masks[:, : victim.layers[-1].offset] = base[: victim.layers[-1].offset]
             ours, theirs = evaluator.score(masks), plain.score(masks)
-            limit = 1 if precision == "float32" else 4
+            limit = 1 if precision == "float32" else 6
             assert (ours.acc_count - theirs.acc_count).abs().max() <= limit
-            assert (ours.divergence - theirs.divergence).abs().max() <= (1e-3 if precision == "float32" else 2e-2)
+            assert (ours.divergence - theirs.divergence).abs().max() <= (1e-3 if precision == "float32" else 5e-2)

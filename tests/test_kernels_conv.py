@@ -11,7 +11,7 @@ from onp_kernels import reference
 pytest.importorskip("triton", reason="the extra `triton` is not installed")
 
 from onp_kernels.channels import Channels, kept_channels, pack_filters, scale_act
-from onp_kernels.masked_conv import masked_conv
+from onp_kernels.masked_conv import Norm, masked_conv, masked_conv_norm
 from onp_kernels.tiles import TILES, Tile, choose_tile
 
 # NumPy's warning about how the interpreter turns a loop's bound into a number.
@@ -23,6 +23,7 @@ DEVICES = [("cpu", torch.float32), ("cpu", torch.float16)]
 if DEVICE == "cuda":
     DEVICES = [("cuda", torch.float32), ("cuda", torch.float16), ("cuda", torch.bfloat16)]
 SMALL = Tile(32, 64, 16, 4, 2)  # several tiles even of small problems
+LOCAL = SMALL._replace(local=True)
 
 
 @pytest.fixture(params=DEVICES, ids=lambda value: f"{value[0]}-{value[1]}".replace("torch.", ""))
@@ -65,7 +66,12 @@ GEOMETRIES = {
 
 
 @pytest.mark.parametrize(
-    ("name", "tile"), [*((name, None) for name in GEOMETRIES), ("3x3", SMALL), ("1x1", SMALL), ("one-pixel", SMALL)]
+    ("name", "tile"),
+    [
+        *((name, None) for name in GEOMETRIES),
+        *((name, SMALL) for name in ("3x3", "1x1", "one-pixel")),
+        *((name, LOCAL) for name in ("3x3", "3x3-stride2", "7x7", "one-pixel")),
+    ],
 )
 def test_masked_conv(draw, rng, name, tile):
     """Every geometry with two masks; what is shared between masks and what follows the sum changes from draw to draw."""
@@ -85,6 +91,22 @@ def test_masked_conv(draw, rng, name, tile):
     ours = masked_conv(**arguments, precision="ieee", tile=tile)
     assert ours.dtype == x.dtype and ours.is_contiguous()
     assert_no_worse_than_torch(ours, reference.masked_conv(**arguments), right)
+
+
+@pytest.mark.parametrize("tile", [None, SMALL, LOCAL])
+@pytest.mark.parametrize("only", [False, True])
+def test_a_norm_behind_the_sum_is_what_a_kernel_of_its_own_gives(draw, rng, tile, only):
+    """Up to rounding, so that a result does not depend on which steps run together; pruned channels count as zero there."""
+    x, weight = draw(2, 3, 5, 4, 20), draw(1, 70, 3, 3, 20) / 13
+    options = {"keep": (torch.rand(2, 70, generator=rng) > 0.3).to(x.device), "residual": draw(1, 3, 5, 4, 70)}
+    options |= {"padding": (1, 1), "precision": "ieee", "tile": tile}
+    bias, scale, shift = draw(1, 70, dtype=torch.float32), draw(2, 70, dtype=torch.float32), draw(1, 70, dtype=torch.float32)
+    scale[0, 3] = 0
+    y = masked_conv(x, weight, bias, **options)
+    wanted = scale_act(y, scale=scale, shift=shift, activation="clamp")
+    ours, normed = masked_conv_norm(x, weight, bias, Norm(scale, shift, "clamp", only=only), **options)
+    assert (ours is None) if only else torch.equal(ours, y)
+    torch.testing.assert_close(normed, wanted, rtol=2 * torch.finfo(y.dtype).eps, atol=1e-6)
 
 
 def packed_case(draw, rng: torch.Generator, K: int, C: int) -> tuple[Tensor, Tensor, Tensor, Channels, Channels]:
@@ -170,5 +192,5 @@ def test_every_tile_keeps_the_promise_of_packed_channels():
     for (arch, size), tiles in TILES.items():
         assert all(tile.bn >= 64 >= tile.bc for tile in tiles), (arch, size)
     for filters in (1, 24, 64, 65, 500):
-        tile = choose_tile(torch.device("cpu"), torch.float16, 1000, filters, 3, 1)
+        tile = choose_tile(torch.device("cpu"), torch.float16, 1000, filters, 3, 9, 1)
         assert tile.bc == 16 and (tile.bn >= 64 or tile.bn >= filters)
