@@ -214,6 +214,20 @@ def test_gradients_from_any_layout_for_some_of_the_arguments(rng: torch.Generato
         torch.testing.assert_close(torch.autograd.grad(found, x, upstream[:, None])[0], expected)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_copies_at_all(device: str, rng: torch.Generator):
+    graph = on(device, random_edges(9, 9, 30, rng))
+    x, score = (torch.ones(0, *shape, device=device).requires_grad_() for shape in ((9, 4), (30, 2)))
+    weight, att = torch.ones(30, device=device).requires_grad_(), torch.ones(1, 4, device=device).requires_grad_()
+    outs = [spmm(graph, weight, x, reduce, backend="native") for reduce in ("sum", "mean", "max")]
+    outs.append(attention(graph, x[:, :, None], x[:, :, None], att, backend="native"))
+    softmax = edge_softmax(graph, score, backend="native")
+    assert [len(out) for out in (*outs, softmax)] == [0] * 5
+    total = sum(out.sum() for out in (*outs, softmax))
+    found = torch.autograd.grad(total, (x, score, weight, att))
+    assert [tuple(t.shape) for t in found] == [(0, 9, 4), (0, 30, 2), (30,), (1, 4)] and not found[2].any() and not found[3].any()
+
+
 def test_gradcheck_in_double(rng: torch.Generator):
     graph, keep = random_edges(7, 7, 16, rng), torch.arange(7) != 3
     double = {"dtype": torch.float64, "generator": rng, "requires_grad": True}
