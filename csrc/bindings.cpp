@@ -264,8 +264,7 @@ PYBIND11_MODULE(onp_native, m) {
   py::class_<Graph>(m, "Graph",
                     "Rows of edges. On the CPU the arrays are checked here: ValueError if they describe no edges\n"
                     "between existing rows. They must stay as they are while the graph is in use.")
-      .def(py::init<Pointer, Pointer, Pointer, Size, Size, Size, int, bool, Pointer, Pointer, Pointer, Size,
-                    Pointer>(),
+      .def(py::init<Pointer, Pointer, Pointer, Size, Size, Size, int, bool, Pointer, Pointer, Pointer, Size, Pointer>(),
            py::arg("indptr"), py::arg("indices"), py::arg("edge"), py::arg("rows"), py::arg("columns"),
            py::arg("edges"), py::arg("index_bytes"), py::arg("cuda"), py::arg("segment_row"), py::arg("segment_begin"),
            py::arg("row_segment"), py::arg("segments"), py::arg("row"));

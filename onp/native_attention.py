@@ -65,9 +65,7 @@ class Plan:
         return function
 
 
-def _tidy(
-    source: Tensor, target: Tensor, att: Tensor, keep: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def _tidy(source: Tensor, target: Tensor, att: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The arguments as the compiled module takes them."""
     return _side_by_side(source), _side_by_side(target), floats(att), None if keep is None else keep.contiguous()
 
