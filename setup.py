@@ -1,6 +1,7 @@
 """Builds the native module with CMake; everything else is declared in pyproject.toml."""
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -35,6 +36,7 @@ class CMakeBuild(build_ext):
                 f"-DPython_EXECUTABLE={sys.executable}",
                 f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
                 f"-DONP_CUDA={cuda}",
+                *shlex.split(os.environ.get("CMAKE_ARGS", "")),
             ]
             try:
                 subprocess.run(configure, check=True)

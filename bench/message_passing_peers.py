@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +23,7 @@ Op = Callable[[Tensor], Tensor]
 CHECKED = 6e7  # numbers per edge that a float64 check may hold
 
 
+@functools.lru_cache(maxsize=1)
 def random_graph(nodes: int, degree: int, device: str) -> Csr:
     """Distinct edges with rising columns, which torch's CSR wants."""
     number = torch.randint(nodes * nodes, (nodes * degree,), generator=torch.Generator().manual_seed(0)).unique()
@@ -39,12 +42,19 @@ def peers(graph: Csr, weight: Tensor, reduce: str) -> dict[str, Op]:
     if reduce == "sum":
         matrix = torch.sparse_csr_tensor(graph.indptr, graph.indices, weight, (graph.rows, graph.columns))
         ops["torch.sparse CSR"] = lambda x: matrix @ x
-    try:
-        from torch_geometric.nn import SimpleConv
-    except ImportError:
+    theirs = _pyg("SimpleConv")
+    if theirs is None:
         return ops
-    layer, edges = SimpleConv(reduce), torch.stack((graph.indices, graph.targets()))
+    layer, edges = theirs(reduce), torch.stack((graph.indices, graph.targets()))
     return ops | {"PyG SimpleConv": lambda x: layer(x, edges, weight)}
+
+
+def _pyg(name: str) -> Any:
+    """A layer's class, or None where PyG is not installed or does not fit this torch."""
+    try:
+        return getattr(importlib.import_module("torch_geometric.nn"), name)
+    except (ImportError, OSError, RuntimeError, AttributeError):
+        return None
 
 
 def looped(op: Op) -> Op:
@@ -69,11 +79,10 @@ def gatv2(graph: Csr, features: int, device: str) -> tuple[dict[str, Op], Op]:
         return attended.squeeze(-2) + double.bias
 
     ops: dict[str, Op] = {"onp": lambda x: ours(graph, x)}
-    try:
-        from torch_geometric.nn import GATv2Conv as Theirs
-    except ImportError:
+    layer = _pyg("GATv2Conv")
+    if layer is None:
         return ops, exact
-    theirs = Theirs(features, features, add_self_loops=False).to(device)
+    theirs = layer(features, features, add_self_loops=False).to(device)
     theirs.load_state_dict(ours.state_dict())
     edges = torch.stack((graph.indices, graph.targets()))
     return ops | {"PyG GATv2Conv": lambda x: theirs(x, edges)}, exact
@@ -90,11 +99,10 @@ def fused_attention(graph: Csr, features: int, device: str) -> tuple[dict[str, O
         one_head = x.unsqueeze(-2)
         return attention(graph, one_head, one_head, att, backend="native").squeeze(-2)
 
-    try:
-        from torch_geometric.nn import GATv2Conv as Theirs
-    except ImportError:
+    layer = _pyg("GATv2Conv")
+    if layer is None:
         return {"onp": ours}, exact
-    theirs = Theirs(features, features, add_self_loops=False, bias=False).to(device)
+    theirs = layer(features, features, add_self_loops=False, bias=False).to(device)
     theirs.lin_l = theirs.lin_r = torch.nn.Identity()
     theirs.att = torch.nn.Parameter(att[None])
     edges = torch.stack((graph.indices, graph.targets()))

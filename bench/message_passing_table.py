@@ -19,6 +19,8 @@ def line(row: dict[str, Any]) -> str:
         return f"{start} | | {row['skipped']} |"
     cells = dict(row["us"])
     ours = cells.pop("onp")
+    if "median_us" not in ours:
+        return f"{start} | | {ours['skipped']} |"
     times = f"{ours['median_us']:.0f} ({ours['p5_us']:.0f} to {ours['p95_us']:.0f}, {ours['n']})"
     floor = f"{row['floor_us']:.0f}" if "floor_us" in row else ""
     ratios = (

@@ -38,7 +38,7 @@ struct Graph {
   bool cuda;
 
   Graph(Pointer indptr, Pointer indices, Pointer edge, Size rows, Size columns, Size edges, int index_bytes,
-        bool on_cuda, Pointer segment_row, Pointer segment_begin, Pointer row_segment, Size segments)
+        bool on_cuda, Pointer segment_row, Pointer segment_begin, Pointer row_segment, Size segments, Pointer row)
       : csr{at<const void>(indptr),
             at<const void>(indices),
             at<const void>(edge),
@@ -49,7 +49,8 @@ struct Graph {
             at<const int32_t>(segment_row),
             at<const int64_t>(segment_begin),
             at<const int32_t>(row_segment),
-            segments},
+            segments,
+            at<const void>(row)},
         cuda(on_cuda) {
     require(rows >= 0 && columns >= 0 && edges >= 0 && segments >= 0, "sizes must not be negative");
     require(index_bytes == 4 || index_bytes == 8, "indptr and indices must be int32 or int64");
@@ -263,10 +264,10 @@ PYBIND11_MODULE(onp_native, m) {
   py::class_<Graph>(m, "Graph",
                     "Rows of edges. On the CPU the arrays are checked here: ValueError if they describe no edges\n"
                     "between existing rows. They must stay as they are while the graph is in use.")
-      .def(py::init<Pointer, Pointer, Pointer, Size, Size, Size, int, bool, Pointer, Pointer, Pointer, Size>(),
+      .def(py::init<Pointer, Pointer, Pointer, Size, Size, Size, int, bool, Pointer, Pointer, Pointer, Size, Pointer>(),
            py::arg("indptr"), py::arg("indices"), py::arg("edge"), py::arg("rows"), py::arg("columns"),
            py::arg("edges"), py::arg("index_bytes"), py::arg("cuda"), py::arg("segment_row"), py::arg("segment_begin"),
-           py::arg("row_segment"), py::arg("segments"));
+           py::arg("row_segment"), py::arg("segments"), py::arg("row"));
   const char* doc = "A function that makes this call when it is given the pointers, a number of threads and a stream.";
   m.def("spmm", &spmm, doc);
   m.def("spmm_max_grad", &spmm_max_grad, doc);

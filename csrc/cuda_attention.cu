@@ -93,7 +93,7 @@ struct ToTarget {
   __device__ void finish(int64_t copy, int64_t row, int64_t f, Two total) const {
     const int64_t at = (copy * op.forward.csr.rows + row) * op.forward.heads * op.forward.channels + f;
     put(static_cast<Element*>(op.grad_target) + at, total.first * op.forward.att[f]);
-    op.grad_att[at] = total.second;
+    if (op.grad_att) op.grad_att[at] = total.second;
   }
 };
 

@@ -148,16 +148,10 @@ __global__ void __launch_bounds__(kThreads) per_edge(const Csr csr, const Keep k
   const int lane = threadIdx.x % kWarp;
   ONP_FOR_GROUPS(item, copies * csr.edges * heads, kWarp) {
     const int64_t copy = item / (csr.edges * heads), p = item / heads % csr.edges, head = item % heads;
-    // The row of position p: the last one that starts at or before it and is not empty.
-    int64_t low = 0, high = csr.rows;
-    while (high - low > 1) {
-      const int64_t middle = low + (high - low) / 2;
-      (start_of<Index>(csr, middle) <= p ? low : high) = middle;
-    }
-    const int64_t source = source_of<Index>(csr, p);
+    const int64_t row = static_cast<const Index*>(csr.row)[p], source = source_of<Index>(csr, p);
     float sum = 0;
-    if (left(keep, copy, low, source)) {
-      for (int64_t c = lane; c < channels; c += kWarp) sum += term(copy, low, source, p, head * channels + c);
+    if (left(keep, copy, row, source)) {
+      for (int64_t c = lane; c < channels; c += kWarp) sum += term(copy, row, source, p, head * channels + c);
     }
     for (int step = kWarp / 2; step; step /= 2) sum += __shfl_xor_sync(0xffffffffu, sum, step);
     if (lane == 0) out[(copy * csr.edges + p) * heads + head] = sum;

@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kThreads) max_rows(const Spmm op, int lanes) {
         if (!left(op.keep, copy, row, source)) continue;
         const float w = op.weight.data ? op.weight.data[copy * op.weight.copy + p] : 1.0f;
         const float value = w * value_at<Element>(op.x, copy, source, f);
-        if (winner >= 0 && !(value > best) && value == value) continue;
+        if (winner >= 0 && (value <= best || best != best)) continue;  // the first of equals, and of NaNs
         best = value;
         winner = static_cast<int32_t>(p - begin);
       }

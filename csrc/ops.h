@@ -28,6 +28,7 @@ struct Csr {
   const int64_t* segment_begin;  // [segments + 1]
   const int32_t* row_segment;    // [V + 1] segments of row r: row_segment[r] .. row_segment[r + 1] - 1
   int64_t segments;
+  const void* row;  // CUDA only: [E] the row that owns each position
 };
 
 struct Rows {
@@ -134,8 +135,7 @@ struct AttentionGradTarget {
   Rows grad;          // [K, V, H, C]
   float* grad_score;  // [K, E, H]
   void* grad_target;  // [K, V, H, C]
-  float* grad_att;    // null on the CPU only; CPU [kAttParts, H, C], the first receives the sum; CUDA [K * V, H, C], to
-                      // be added up
+  float* grad_att;    // or null; CPU [kAttParts, H, C], the first receives the sum; CUDA [K * V, H, C], to be added up
 };
 
 // Second half: what the senders gather. forward.csr is the transposed graph, `partial` fits it.

@@ -74,8 +74,7 @@ class Csr:
 
     def targets(self) -> Tensor:
         """The row each edge belongs to, [E] in the dtype of indices."""
-        rows = torch.arange(self.rows, device=self.indptr.device, dtype=self.indptr.dtype)
-        return torch.repeat_interleave(rows, self.indptr.diff(), output_size=self.edges)
+        return _targets(self.indptr, self.edges)
 
     @cached_property
     def _transposed(self) -> Csr:
@@ -139,16 +138,26 @@ class Handle:
         number = torch.int32 if max(self.rows, columns, self.edges) <= LARGEST_INT32 else torch.int64
         arrays = (indptr, indices) if edge is None else (indptr, indices, edge)
         self.arrays = [t.to(number, copy=True, memory_format=torch.contiguous_format) for t in arrays]
-        self.cut = _segments(self.arrays[0]) if indptr.is_cuda else None
         pointers = [t.data_ptr() for t in self.arrays] + ([0] if edge is None else [])
-        segments = [0, 0, 0] if self.cut is None else [t.data_ptr() for t in self.cut]
+        self.cut = row = None
+        if indptr.is_cuda:
+            self.cut, row = _segments(self.arrays[0]), _targets(self.arrays[0], self.edges)
+            self.arrays.append(row)
+            torch.cuda.current_stream(indptr.device).synchronize()  # other streams may use what this one has made
+        more = [0, 0, 0] if self.cut is None else [t.data_ptr() for t in self.cut]
         sizes = (self.rows, columns, self.edges, self.arrays[0].element_size(), indptr.is_cuda)
-        self.graph: Any = backends.native().Graph(*pointers, *sizes, *segments, self.segments)
+        self.graph: Any = backends.native().Graph(*pointers, *sizes, *more, self.segments, 0 if row is None else row.data_ptr())
 
     @property
     def segments(self) -> int:
         """Parts that rows are cut into on CUDA, where any is cut."""
         return 0 if self.cut is None else self.cut[0].shape[0]
+
+
+def _targets(indptr: Tensor, edges: int) -> Tensor:
+    """The row each edge belongs to."""
+    rows = torch.arange(indptr.shape[0] - 1, device=indptr.device, dtype=indptr.dtype)
+    return torch.repeat_interleave(rows, indptr.diff(), output_size=edges)
 
 
 def _segments(indptr: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:

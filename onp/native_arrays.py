@@ -38,6 +38,11 @@ def shape_of(copies: int | None, *rest: int) -> tuple[int, ...]:
     return rest if copies is None else (copies, *rest)
 
 
+def count(copies: int | None) -> int:
+    """How many copies the compiled module is told of."""
+    return 1 if copies is None else copies
+
+
 def rowwise(x: Tensor) -> Tensor:
     """x with its features side by side."""
     return x if x.stride(-1) == 1 or x.shape[-1] < 2 else x.contiguous()
@@ -77,7 +82,7 @@ def partial(handle: Handle, copies: int | None, features: int, device: torch.dev
     """Room for the sums of the segments that CUDA cuts long rows into."""
     if handle.cut is None:
         return None
-    return torch.empty((arrays, copies or 1, handle.segments, features), device=device)
+    return torch.empty((arrays, count(copies), handle.segments, features), device=device)
 
 
 def shared(grad: Tensor, dims: int) -> Tensor:

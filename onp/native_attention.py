@@ -10,7 +10,7 @@ from torch import Tensor
 
 from onp import backend as backends
 from onp.csr import Csr, Plans
-from onp.native_arrays import call, copy_stride, floats, launch, once, partial, pointer, shape_of, shared, valued
+from onp.native_arrays import call, copy_stride, count, floats, launch, once, partial, pointer, shape_of, shared, valued
 
 
 def edge_softmax(graph: Csr, score: Tensor, keep: Tensor | None, copies: int | None) -> Tensor:
@@ -31,7 +31,7 @@ class Plan:
         given = (source, target, att, keep)
         source, target, att, keep = tidy = _tidy(*given)
         self.is_tidy = all(a is b for a, b in zip(tidy, given, strict=True))
-        sizes = (slope, copies or 1, heads, channels, source.dtype == torch.bfloat16)
+        sizes = (slope, count(copies), heads, channels, source.dtype == torch.bfloat16)
         self.layout = (*_strides(source), *_strides(target), copy_stride(keep, 1), *sizes)
         self.function = backends.native().attention(graph.native.graph, *self.layout)
         self.gradients = Plans()  # the call that makes the gradients, by the strides of the result's
@@ -65,9 +65,7 @@ class Plan:
         return function
 
 
-def _tidy(
-    source: Tensor, target: Tensor, att: Tensor, keep: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def _tidy(source: Tensor, target: Tensor, att: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The arguments as the compiled module takes them."""
     return _side_by_side(source), _side_by_side(target), floats(att), None if keep is None else keep.contiguous()
 
@@ -89,8 +87,8 @@ class _EdgeSoftmax(torch.autograd.Function):
     def forward(ctx: Any, graph: Csr, score, keep, copies):
         score32 = floats(score)
         alpha = torch.empty(shape_of(copies, *score.shape[-2:]), device=score.device)
-        arguments = (*valued(keep), score32.data_ptr(), copy_stride(score32, 2), alpha.data_ptr(), copies or 1, score.shape[-1])
-        call("edge_softmax", graph.native, *arguments, device=score.device)
+        pointers = (*valued(keep), score32.data_ptr(), copy_stride(score32, 2), alpha.data_ptr())
+        call("edge_softmax", graph.native, *pointers, count(copies), score.shape[-1], device=score.device)
         ctx.save_for_backward(alpha)
         ctx.graph, ctx.copies, ctx.score = graph, copies, (score.dim(), score.dtype)
         return alpha.to(score.dtype)
@@ -102,7 +100,7 @@ class _EdgeSoftmax(torch.autograd.Function):
         dims, dtype = ctx.score
         grad, out = floats(grad), torch.empty_like(alpha)
         pointers = (alpha.data_ptr(), copy_stride(alpha, 2), grad.data_ptr(), copy_stride(grad, 2), out.data_ptr())
-        call("edge_softmax_grad", ctx.graph.native, *pointers, ctx.copies or 1, alpha.shape[-1], device=grad.device)
+        call("edge_softmax_grad", ctx.graph.native, *pointers, count(ctx.copies), alpha.shape[-1], device=grad.device)
         return None, shared(out, dims).to(dtype), None, None
 
 
@@ -124,10 +122,9 @@ class _Attention(torch.autograd.Function):
         grad_score, grad_target = torch.empty_like(alpha), torch.empty_like(grad, memory_format=torch.contiguous_format)
         grad_source = grad.new_empty(plan.sources)
         grad_att = None
-        if att.is_cuda:
-            grad_att = att.new_empty(((plan.copies or 1) * graph.rows, *att.shape))
-        elif ctx.needs_input_grad[4]:
-            grad_att = att.new_empty((backends.native().att_parts, *att.shape))
+        if ctx.needs_input_grad[4]:
+            parts = count(plan.copies) * graph.rows if att.is_cuda else backends.native().att_parts
+            grad_att = att.new_empty((parts, *att.shape))
         outputs = (grad_score, grad_source, grad_target, grad_att)
         handles = (graph.native, graph.native_transposed)
         partials = [partial(handle, plan.copies, att.numel(), plan.device, 2) for handle in handles]

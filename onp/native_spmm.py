@@ -17,6 +17,7 @@ from onp.native_arrays import (
     array,
     call,
     copy_stride,
+    count,
     floats,
     launch,
     once,
@@ -70,7 +71,7 @@ class _Call:
         self.is_tidy = all(a is b for a, b in zip(tidy, (weight, x, keep), strict=True))
         weight, x, keep = tidy
         layout = (*strides(x), copy_stride(weight, 1), copy_stride(keep, 1), copy_stride(scale, 1))
-        sizes = (copies or 1, x.shape[-1], _REDUCE[reduce], x.dtype == torch.bfloat16)
+        sizes = (count(copies), x.shape[-1], _REDUCE[reduce], x.dtype == torch.bfloat16)
         self.function = backends.native().spmm(handle.graph, *layout, *sizes)
 
     def __call__(
@@ -143,7 +144,7 @@ def _edge_dot(handle: Handle, grad: Tensor, x: Tensor, keep: Tensor | None, copi
     grad, x, keep = rowwise(grad), rowwise(x), None if keep is None else keep.contiguous()
     out = torch.empty(shape_of(copies, handle.edges), device=x.device)
     arrays = (*valued(keep), *array(grad), *array(x), *valued(scale), out.data_ptr())
-    call("edge_dot", handle, *arrays, copies or 1, 1, x.shape[-1], x.dtype == torch.bfloat16, device=x.device)
+    call("edge_dot", handle, *arrays, count(copies), 1, x.shape[-1], x.dtype == torch.bfloat16, device=x.device)
     return out
 
 
@@ -165,7 +166,7 @@ def _max_gradients(
     if function is None:
         handles = (graph.native.graph, graph.native_transposed.graph)
         arrays = (*strides(grad), *((0, 0) if x is None else strides(x)), copy_stride(weight, 1))
-        sizes = (copies or 1, features, grad.dtype == torch.bfloat16)
+        sizes = (count(copies), features, grad.dtype == torch.bfloat16)
         function = plan.gradients[layout] = backends.native().spmm_max_grad(*handles, *arrays, *sizes)
     grad_x = torch.empty(shape_of(copies, graph.columns, features), device=device) if for_x else None
     grad_weight = torch.empty(shape_of(copies, graph.edges), device=device) if for_weight else None

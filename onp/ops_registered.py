@@ -16,7 +16,7 @@ _GRAPHS: OrderedDict[tuple[Any, ...], Csr] = OrderedDict()
 
 def _graph_of(indptr: Tensor, indices: Tensor, columns: int) -> Csr:
     """The Csr of these arrays: one of the last eight, unless they have changed, so that nothing is prepared twice."""
-    arrays = ((t.data_ptr(), t._version, t.shape, t.dtype, t.device) for t in (indptr, indices))
+    arrays = ((t.data_ptr(), t._version, t.shape, t.stride(), t.dtype, t.device) for t in (indptr, indices))
     key = (*arrays, columns)
     graph = _GRAPHS.get(key)  # an entry keeps its arrays, so that their memory is not given to others
     if graph is None:

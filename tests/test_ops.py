@@ -119,7 +119,7 @@ def test_attention(name: str, index: torch.dtype, device: str, rng: torch.Genera
         keep = mask(graph, copies, rng) if copies and graph.rows == graph.columns else None
         source = torch.randn(graph.columns, heads, channels, generator=rng)
         target = torch.randn(*copies, graph.rows, heads, channels, generator=rng)
-        att = torch.randn(heads, channels, generator=rng)
+        att = torch.randn(heads, channels, generator=rng) / channels**0.5  # scores near 1, as a fresh layer's are
 
         def native(*inputs: Tensor, keep: Tensor | None = keep) -> Tensor:
             return attention(moved, *inputs, 0.1, None if keep is None else keep.to(device), backend="native")
@@ -212,6 +212,21 @@ def test_gradients_from_any_layout_for_some_of_the_arguments(rng: torch.Generato
         found = attention(graph, x[:, None], target, att, backend="native")
         expected = torch.autograd.grad(exact, x, upstream[:, None])[0]
         torch.testing.assert_close(torch.autograd.grad(found, x, upstream[:, None])[0], expected)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_copies_at_all(device: str, rng: torch.Generator):
+    graph = on(device, random_edges(9, 9, 30, rng))
+    x, score = (torch.ones(0, *shape, device=device).requires_grad_() for shape in ((9, 4), (30, 2)))
+    weight, att = torch.ones(30, device=device).requires_grad_(), torch.ones(1, 4, device=device).requires_grad_()
+    outs = [spmm(graph, weight, x, reduce, backend="native") for reduce in ("sum", "mean", "max")]
+    outs.append(attention(graph, x[:, :, None], x[:, :, None], att, backend="native"))
+    softmax = edge_softmax(graph, score, backend="native")
+    assert [len(out) for out in (*outs, softmax)] == [0] * 5
+    total = sum(out.sum() for out in (*outs, softmax))
+    found = torch.autograd.grad(total, (x, score, weight, att))
+    assert [tuple(t.shape) for t in found] == [(0, 9, 4), (0, 30, 2), (30,), (1, 4)]
+    assert not found[2].any() and not found[3].any()
 
 
 def test_gradcheck_in_double(rng: torch.Generator):

@@ -90,7 +90,7 @@ def test_edges_outside_the_graph(indptr: list[int], indices: list[int], backend:
         native = backends.native()
         with pytest.raises(ValueError, match="ind"):
             arrays = (graph.indptr.data_ptr(), graph.indices.data_ptr(), 0, 2, 4, 3)
-            native.Graph(*arrays, graph.indptr.element_size(), False, 0, 0, 0, 0)
+            native.Graph(*arrays, graph.indptr.element_size(), False, 0, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(
