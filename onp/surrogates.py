@@ -8,6 +8,7 @@ https://doi.org/10.1109/SP.2019.00031; universal perturbations as in I-BAU, http
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from functools import cache
 from typing import ClassVar
 
 import torch
@@ -102,7 +103,7 @@ class Warp(Family):
     def flow(self, parameters: tuple[Tensor, ...], height: int, width: int) -> Tensor:
         """Displacement float32 `[G, 2, H, W]` in pixels."""
         control = self.reach * torch.tanh(parameters[0])
-        return F.interpolate(control, (height, width), mode="bicubic", align_corners=True)
+        return _spread(height).to(control) @ control @ _spread(width).T.to(control)
 
     def apply(self, parameters: tuple[Tensor, ...], images: Tensor) -> Tensor:
         groups, count, channels, height, width = images.shape
@@ -117,6 +118,16 @@ class Warp(Family):
 
     def stronger(self, parameters: tuple[Tensor, ...], factor: Tensor) -> tuple[Tensor, ...]:
         return (torch.atanh((torch.tanh(parameters[0]) * factor.view(-1, 1, 1, 1)).clamp(-0.999, 0.999)),)
+
+
+@cache
+def _spread(size: int) -> Tensor:
+    """Bicubic interpolation of 8 control points to `size` pixels as a matrix, float32 `[size, 8]`.
+
+    Two products with it are the interpolation of a field, and their gradient is the same every time on a GPU too.
+    """
+    points = torch.eye(8, dtype=torch.float64).view(1, 8, 8, 1)
+    return F.interpolate(points, (size, 1), mode="bicubic", align_corners=True)[0, :, :, 0].T.float().contiguous()
 
 
 FAMILIES: tuple[Family, ...] = (Patch(), Blend(), Warp())

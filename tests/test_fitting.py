@@ -1,6 +1,7 @@
 """Fitting triggers: large images are fitted a few classes at a time, to the same triggers."""
 
 import torch
+import torch.nn.functional as F
 
 from onp import metrics
 from onp.fitting import FitConfig, fit, success_rate
@@ -36,3 +37,10 @@ def test_success_and_predictions_do_not_depend_on_the_batch(backdoored, small, m
     monkeypatch.setattr(metrics, "VALUES_AT_ONCE", 64 * 7)
     assert success_rate(victim.logits, small.stamp, images, labels, 0) == whole[0]
     assert torch.equal(predictions(victim.model, images), whole[1])
+
+
+def test_a_warp_is_a_bicubic_interpolation_of_its_control_points():
+    warp = next(family for family in FAMILIES if family.name == "warp")
+    parameters = warp.start(3, (1, 20, 28), torch.Generator().manual_seed(0))
+    wanted = F.interpolate(2.0 * torch.tanh(parameters[0]), (20, 28), mode="bicubic", align_corners=True)
+    assert torch.allclose(warp.flow(parameters, 20, 28), wanted, atol=1e-5)
