@@ -20,6 +20,7 @@ from onp.peers import PRUNERS, TUNERS, PeerConfig
 from onp.peers.ft import fine_tuned
 from onp.peers.pruning import Pruning
 from onp.repair import repair
+from onp.report import hardware, versions
 from onp.triggers import load_trigger
 from onp.tune import tune_pruned
 from onp.victim import Victim, load_victim
@@ -86,6 +87,7 @@ def _run(cell: Cell) -> dict[str, Any]:
     again = fine_tuned(treated.victim, clean, PeerConfig(seed=cell.seed), REACTIVATION_EPOCHS, "re-activation").eval()
     row |= {f"{name}_reactivated": value for name, value in truth.measure(again).items() if name in ("acc", "asr")}
     row |= {"decision": treated.decision, "seconds": seconds, "evaluations": treated.evaluations, "units": victim.units}
+    row["where"] = ", ".join(f"{name} {value}" for name, value in (hardware() | versions()).items())
     if treated.mask is not None:
         row["pruned"] = int((~treated.mask.keep).sum())
     if treated.pruning is not None and treated.pruning.curve is not None:

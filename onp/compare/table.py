@@ -11,7 +11,6 @@ from typing import Any
 
 from onp.compare.plots import write_plots
 from onp.files import write_atomically
-from onp.report import hardware, versions
 
 Row = dict[str, Any]
 COLUMNS = (
@@ -43,7 +42,6 @@ def as_markdown(rows: Sequence[Row], settings: dict[str, object], plots: Sequenc
     done = [row for row in rows if "error" not in row]
     attacked = [row for row in done if "asr" in row]
     clean = [row for row in done if "asr" not in row]
-    where = hardware() | versions()
     lines = [
         "Mean and standard deviation over the defence's seeds (n), in per cent of the evaluation images; a victim is",
         "trained once. ASR and RA count images whose class is not the trigger's goal. No defence saw a trigger or an",
@@ -55,7 +53,7 @@ def as_markdown(rows: Sequence[Row], settings: dict[str, object], plots: Sequenc
         "images) are cut short.",
         "",
         "Settings: " + ", ".join(f"{name} {value}" for name, value in settings.items()) + ".",
-        "Machine: " + ", ".join(f"{name} {value}" for name, value in where.items()) + ".",
+        *(f"Measured on: {where}." for where in dict.fromkeys(row["where"] for row in done if "where" in row)),
     ]
     lines += [f"\n![{Path(plot).stem}]({plot})" for plot in plots]
     if attacked:
