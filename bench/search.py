@@ -22,7 +22,7 @@ from onp.agent import build_policies, train
 from onp.bank import Bank, build_bank, scan
 from onp.bundle.demos import ARCH, NORM, demo
 from onp.data import Normalisation, Splits, load_images, split
-from onp.evaluator import Batch, Evaluator
+from onp.evaluator import Evaluator
 from onp.features import NodeFeatures, features
 from onp.files import write_atomically
 from onp.graph import build_graph
@@ -86,19 +86,20 @@ def main() -> None:
     parser.add_argument("--demos", nargs="+", default=["badnets", "blended", "wanet"])
     parser.add_argument("--evaluations", type=int, default=200)
     parser.add_argument("--masks", type=int, default=200, help="of the rank correlation, at the first seed; 0 for none")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--searches", nargs="+", default=SEARCHES, choices=SEARCHES)
     options = parser.parse_args()
     results = Path(__file__).parent / "results" / "search.json"
     for name in options.demos:
         files = demo(name)
         assert files.trigger is not None
-        victim = load_victim(files.model, ARCH, Normalisation.parse(NORM), (1, 28, 28))
+        victim = load_victim(files.model, ARCH, Normalisation.parse(NORM), (1, 28, 28), options.device)
         evaluation, trigger = load_images(files.evaluation), load_trigger(files.trigger)
         others = evaluation.subset(evaluation.labels != 0)
         true_batch = TriggeredBatch(
-            "true", victim.normalisation(trigger(others.pixels())), others.labels, torch.zeros_like(others.labels)
+            "true", victim.normalisation(trigger(others.pixels()).to(victim.device)), others.labels, torch.zeros_like(others.labels)
         )
-        truth = Evaluator(victim, Batch(victim.normalisation(evaluation.pixels()), evaluation.labels), [true_batch])
+        truth = Evaluator(victim, batch_of(victim, evaluation), [true_batch])
         untouched = truth.score(torch.ones((1, victim.units), dtype=torch.bool))
         for seed in options.seeds:
             splits = split(load_images(files.clean), seed)

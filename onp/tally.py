@@ -42,12 +42,12 @@ class Tally:
     """
 
     def __init__(self, victim: Victim, clean: Batch, triggered: Sequence[TriggeredBatch], device: torch.device) -> None:
-        expected, counts = [clean.labels], [torch.ones_like(clean.labels, dtype=torch.bool)]
+        expected, counts = [clean.labels.to(device)], [torch.ones_like(clean.labels, dtype=torch.bool, device=device)]
         _check("the clean batch", victim, clean.images, clean.labels, clean.labels)
         for batch in triggered:
             _check(f"the batch {batch.family!r}", victim, batch.images, batch.labels, batch.target)
-            expected.append(batch.target)
-            counts.append(batch.labels != batch.target)
+            expected.append(batch.target.to(device))
+            counts.append((batch.labels != batch.target).to(device))
             if not counts[-1].any():
                 raise InputError(
                     f"every image of {batch.family!r} belongs to the target class; give images of other classes"
@@ -56,8 +56,8 @@ class Tally:
         if len(set(names)) != len(names):
             raise InputError(f"the families {names} are not all different; give every batch its own name")
         # A 0/1 matrix product in float64 counts exactly.
-        self.member = torch.block_diag(*[part.double()[:, None] for part in counts]).to(device)
-        self.expected = torch.cat(expected).to(device)
+        self.member = torch.block_diag(*[part.double()[:, None] for part in counts])
+        self.expected = torch.cat(expected)
         self.counted = self.member.sum(0).cpu().numpy()
         with torch.no_grad():
             parts = [victim.model(part.to(device, torch.float32)) for part in clean.images.split(64)]
