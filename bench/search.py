@@ -96,9 +96,8 @@ def main() -> None:
         victim = load_victim(files.model, ARCH, Normalisation.parse(NORM), (1, 28, 28), options.device)
         evaluation, trigger = load_images(files.evaluation), load_trigger(files.trigger)
         others = evaluation.subset(evaluation.labels != 0)
-        true_batch = TriggeredBatch(
-            "true", victim.normalisation(trigger(others.pixels()).to(victim.device)), others.labels, torch.zeros_like(others.labels)
-        )
+        triggered = victim.normalisation(trigger(others.pixels()).to(victim.device))
+        true_batch = TriggeredBatch("true", triggered, others.labels, torch.zeros_like(others.labels))
         truth = Evaluator(victim, batch_of(victim, evaluation), [true_batch])
         untouched = truth.score(torch.ones((1, victim.units), dtype=torch.bool))
         for seed in options.seeds:
