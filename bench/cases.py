@@ -53,7 +53,7 @@ def case(name: str, device: str, images: int | None = None) -> Case:
         width = 16 if name == "small" else 64
         network, size, count = build_network(f"preact_resnet18:width={width}"), 32, images or (32 if name == "small" else 500)
     network = _lively(network.to(device), torch.randn(16, 3, size, size, device=device))
-    victim = victim_from_module(network, Normalisation.parse("none"), (3, size, size))
+    victim = victim_from_module(network, Normalisation.parse("none"), (3, size, size), device=device)
     labels = torch.randint(0, victim.classes, (2, count))
     triggered = TriggeredBatch("patch", torch.randn(count, 3, size, size), labels[1], torch.zeros_like(labels[1]))
     return Case(name, victim, Batch(torch.randn(count, 3, size, size), labels[0]), triggered, False)
@@ -61,9 +61,7 @@ def case(name: str, device: str, images: int | None = None) -> Case:
 
 def _embedded(device: str, count: int) -> Case:
     files = demo("badnets")
-    victim = load_victim(files.model, ARCH, Normalisation.parse(NORM), (1, 28, 28))
-    if device != "cpu":
-        victim = victim_from_module(victim.model.to(device), victim.normalisation, victim.input_shape)
+    victim = load_victim(files.model, ARCH, Normalisation.parse(NORM), (1, 28, 28), device)
     clean, others = load_images(files.clean), load_images(files.evaluation)
     assert files.trigger is not None
     pixels, labels = load_trigger(files.trigger)(others.pixels()[:count]), others.labels[:count]
@@ -165,8 +163,8 @@ class Rates:
 
 
 def measured_rates(device: str, dtype: torch.dtype) -> Rates:
-    """A square product of 4096 (2048 on a CPU) and a copy of 256 MB; the best of several, as a floor asks for."""
-    size = 4096 if device == "cuda" else 2048
+    """A square product of 8192 (2048 on a CPU) and a copy of 256 MB; the best of several, as a floor asks for."""
+    size = 8192 if device == "cuda" else 2048
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     source = torch.empty(1 << 26, device=device)
     target = torch.empty_like(source).copy_(source)

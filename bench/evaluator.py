@@ -18,6 +18,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,8 @@ def main() -> None:
     out = options.out or Path(__file__).parent / "results" / name
     about = {"hardware": hardware() | {"model": cpu_name()}, "versions": versions(), "device": options.device}
     about |= {"clock": cases.clock.__name__}
+    if options.device == "cuda":
+        about["versions"] |= {"triton": metadata.version("triton"), "cuda": torch.version.cuda}
     before = json.loads(out.read_text()) if out.exists() else {}
     same = all(before.get(key) == value for key, value in about.items())
     document = (before if same else {"cases": {}}) | about | {"date": time.strftime("%Y-%m-%d")}

@@ -1,6 +1,6 @@
 """The table and the plot of what bench/evaluator.py measured: `python bench/plot_evaluator.py [bench/results/evaluator.json]`.
 
-Writes the plot beside the file, as PNG, and prints the table as Markdown. Needs matplotlib.
+Prints the table as Markdown and, where the curves were measured, writes the plot beside the file, as PNG. Needs matplotlib.
 """
 
 import json
@@ -52,5 +52,6 @@ def plot(document: dict, path: Path) -> None:
 if __name__ == "__main__":
     source = Path(sys.argv[1] if len(sys.argv) > 1 else Path(__file__).parent / "results" / "evaluator.json")
     document = json.loads(source.read_text())
-    plot(document, source.with_suffix(".png"))
     print(table(document))
+    if "curves" in document:
+        plot(document, source.with_suffix(".png"))

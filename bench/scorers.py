@@ -105,7 +105,8 @@ class Compiled(_Batched):
         super().__init__(case, dtype, torch.channels_last)
         victim = case.victim
         model = copy.deepcopy(victim.model).to(dtype=dtype, memory_format=torch.channels_last)
-        gated = _gated(victim_from_module(model, victim.normalisation, victim.input_shape))
+        captured = victim_from_module(model, victim.normalisation, victim.input_shape, device=self.device)  # in float32
+        gated = _gated(captured).to(dtype=dtype, memory_format=torch.channels_last)
         if self.device.type == "cpu":
             torch._inductor.config.freezing = True
             self.model = torch.compile(gated)

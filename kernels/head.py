@@ -1,7 +1,4 @@
-"""The end of a network: means over positions, and logits that become counts; the contracts are in `onp_kernels.reference`.
-
-Compiled for sm_80, sm_90 and sm_100 and run by the interpreter in the tests; no timing on a GPU has been taken.
-"""
+"""The end of a network: means over positions, and logits that become counts; the contracts are in `onp_kernels.reference`."""
 
 import torch
 import triton

@@ -1,7 +1,4 @@
-"""The engine of an Evaluator on Triton kernels: B masks in one launch, and all that follows a cut point in one CUDA graph.
-
-Its kernels were compiled for sm_80, sm_90 and sm_100 and run by Triton's interpreter; the engine has not yet run on a GPU.
-"""
+"""The engine of an Evaluator on Triton kernels: B masks in one launch, and all that follows a cut point in one CUDA graph."""
 
 import contextlib
 import logging

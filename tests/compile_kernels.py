@@ -66,10 +66,11 @@ def compiled(kernel, arch: str, dtype: str, constants: dict, warps: int = 4, sta
     }
 
 
-def conv(arch: str, size: int, tile) -> dict:
+def conv(arch: str, size: int, tile, one_position: bool) -> dict:
     """The conv with everything its epilogue can do; channels and filters are packed."""
     constants = {"ACTIVATION": "clamp", "PRECISION": "tf32x3", "BM": tile.bm, "BN": tile.bn, "BC": tile.bc}
-    constants |= {"Z_ACTIVATION": "clamp", "LOCAL": tile.local}
+    constants |= {"Z_ACTIVATION": "clamp", "LOCAL": tile.local, "FEW_TAPS": True, "EVEN": True, "dilation_h": 1, "dilation_w": 1}
+    constants["ONE_POSITION"] = one_position
     dtype = "bf16" if size == 2 else "fp32"
     row = compiled(masked_conv_kernel, arch, dtype, constants, tile.warps, tile.stages, tile.registers or None)
     return row | {"tile": list(tile)}
@@ -79,7 +80,8 @@ def main() -> None:
     rows = []
     for (arch, size), tiles in TILES.items():
         if arch != "interpreter":
-            rows += [conv(arch, size, tile) for tile in tiles]
+            # Large problems have tiles of one position; what is more work is a tile of several.
+            rows += [conv(arch, size, tile, one) for tile in tiles for one in (False, True)[: 3 - size // 2]]
     for arch in CAPABILITY:
         rows.append(compiled(kept_channels_kernel, arch, "bf16", {"BLOCK": 2048}))
         rows.append(compiled(pack_filters_kernel, arch, "bf16", {"BK": 16, "BC": 64}))

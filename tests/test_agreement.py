@@ -10,7 +10,7 @@ from onp.bundle.demos import ARCH, DEMOS, NORM, demo
 from onp.data import Normalisation
 from onp.evaluator import Batch, Evaluator
 from onp.plan import gated_forward
-from onp.victim import load_victim, victim_from_module
+from onp.victim import load_victim
 
 IMAGES = 250
 
@@ -23,9 +23,7 @@ DEVICES = ["cpu", *(["cuda"] if GPU else [])]
 @pytest.mark.parametrize("name", DEMOS)
 def test_labels_are_those_of_the_network_in_float32(name, device, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    victim = load_victim(demo(name).model, ARCH, Normalisation.parse(NORM), (1, 28, 28))
-    if device == "cuda":
-        victim = victim_from_module(victim.model.cuda(), victim.normalisation, victim.input_shape)
+    victim = load_victim(demo(name).model, ARCH, Normalisation.parse(NORM), (1, 28, 28), device)
     images = victim.normalisation(eval_images().pixels()[:IMAGES].to(device))
     kept = torch.ones(victim.units, dtype=torch.bool)
     for mask in (kept, torch.rand(victim.units) > 0.03):

@@ -220,7 +220,7 @@ def test_graphs_on_a_gpu_give_what_float32_gives(monkeypatch, build, precision):
     network = (build() if build else build_network("preact_resnet18:width=64,classes=4")).train().cuda()
     for _ in range(3):
         network(torch.randn(64, 3, SIZE, SIZE, device="cuda"))
-    victim = victim_from_module(network.eval(), Normalisation.parse("none"), (3, SIZE, SIZE))
+    victim = victim_from_module(network.eval(), Normalisation.parse("none"), (3, SIZE, SIZE), device="cuda")
     clean, family = batches(40, 20)
     base = torch.ones(victim.units, dtype=torch.bool)
     with torch.no_grad():

@@ -60,6 +60,9 @@ GEOMETRIES = {
     "1x1-stride2": ((2, 7, 6, 16), (64, 1, 1), {"stride": (2, 2)}),
     "7x7": ((2, 9, 8, 3), (8, 7, 7), {"padding": (3, 3), "stride": (2, 2)}),
     "one-pixel": ((33, 1, 1, 70), (5, 3, 3), {"padding": (1, 1)}),
+    "many-images": ((31, 4, 3, 7), (6, 3, 3), {"padding": (1, 1)}),
+    "many-images-even": ((30, 5, 3, 16), (64, 3, 2), {"padding": (3, 2), "stride": (2, 1), "dilation": (2, 3)}),
+    "wide": ((2, 2, 35, 3), (4, 1, 33), {"padding": (0, 16)}),
     "dilated-oblong": ((2, 8, 5, 4), (6, 2, 3), {"padding": (3, 2), "stride": (1, 2), "dilation": (3, 2)}),
     "no-images": ((0, 4, 4, 8), (8, 3, 3), {"padding": (1, 1)}),
 }
@@ -69,7 +72,7 @@ GEOMETRIES = {
     ("name", "tile"),
     [
         *((name, None) for name in GEOMETRIES),
-        *((name, SMALL) for name in ("3x3", "1x1", "one-pixel")),
+        *((name, SMALL) for name in ("3x3", "1x1", "one-pixel", "many-images", "many-images-even")),
         *((name, LOCAL) for name in ("3x3", "3x3-stride2", "7x7", "one-pixel")),
     ],
 )
@@ -117,7 +120,7 @@ def packed_case(draw, rng: torch.Generator, K: int, C: int) -> tuple[Tensor, Ten
     return x, weight, bias, kept_channels(rows.to(x.device)), kept_channels(columns.to(x.device))
 
 
-@pytest.mark.parametrize(("K", "C"), [(70, 66), (8, 5)])
+@pytest.mark.parametrize(("K", "C"), [(70, 66), (8, 5), (64, 128)])
 def test_packed_channels_give_the_pruned_conv(draw, rng, K, C):
     """Select, pack, conv: what a mask keeps is what a conv with the other channels zero computes, and zeros lie behind."""
     x, weight, bias, rows, columns = packed_case(draw, rng, K, C)

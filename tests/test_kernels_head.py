@@ -83,7 +83,7 @@ def test_logits_without_a_layer_and_ties(rng):
     nothing = torch.empty(0, 3, device=DEVICE)
     head(logits[None, :, None], None, None, expected, torch.zeros_like(expected), nothing, sums)
     assert sums[0, 0, 0] == 2
-    probability = logits.double().softmax(1)[torch.arange(3), expected.long()].sum()
-    assert sums[0, 1, 0] / reference.PROBABILITY == pytest.approx(float(probability), abs=1e-6)
+    probability = logits.double().softmax(1).gather(1, expected.long()[:, None]).sum()
+    assert float(sums[0, 1, 0]) / reference.PROBABILITY == pytest.approx(float(probability), abs=1e-6)
     with pytest.raises(ValueError, match="positions"):
-        head(torch.ones(1, 3, 2, 3), None, None, expected, expected, nothing, sums)
+        head(torch.ones(1, 3, 2, 3, device=DEVICE), None, None, expected, expected, nothing, sums)

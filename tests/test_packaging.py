@@ -56,7 +56,7 @@ def test_the_installed_distribution_is_complete(installed: metadata.Distribution
         pytest.skip("installed as editable: the package is the checkout itself")
     sources = [*ROOT.glob("onp/**/*.py"), *(path for path in ROOT.glob("onp/bundle/**/*") if path.is_file())]
     wanted = {path.relative_to(ROOT).as_posix() for path in sources}
-    wanted |= {f"onp_kernels/{path.name}" for path in ROOT.glob("kernels/*.py")}
+    wanted |= {f"onp_kernels/{path.name}" for path in ROOT.glob("kernels/*.*")}
     assert wanted <= files, f"run `pip install .` again: without {sorted(wanted - files)}"
     assert not any(file.startswith(("tests/", "bench/", "kernels/")) for file in files)
 
