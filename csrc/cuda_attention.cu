@@ -138,7 +138,9 @@ __global__ void __launch_bounds__(kThreads) attend_rows(const Attention op, int 
       for (int u = 0; u < kAhead; ++u) {
         if (in[u]) next = fmaxf(next, dot[u]);
         // Each lane keeps the scores that it will come back for.
-        if (p + u < at.end && (p + u - at.begin) % lanes == lane) score[(p + u) * op.heads] = in[u] ? dot[u] : -INFINITY;
+        if (p + u < at.end && (p + u - at.begin) % lanes == lane) {
+          score[(p + u) * op.heads] = in[u] ? dot[u] : -INFINITY;
+        }
       }
       const float rescale = next == most ? 1.0f : expf(most - next);
       total *= rescale;

@@ -173,7 +173,9 @@ __global__ void __launch_bounds__(kThreads)
         continue;
       }
 #pragma unroll
-      for (int n = 0; n < Message::kSums; ++n) put_pack(partial + (item * Message::kSums + n) * features + f, sums.of[n]);
+      for (int n = 0; n < Message::kSums; ++n) {
+        put_pack(partial + (item * Message::kSums + n) * features + f, sums.of[n]);
+      }
     }
   }
 }
@@ -267,7 +269,8 @@ void with_types(const Csr& csr, bool bf16, const Run& run) {
 template <typename Run>
 void with_types(const Csr& csr, bool bf16, bool fours, const Run& run) {
   with_types(csr, bf16, [&](auto index, auto element) {
-    fours ? run(index, element, std::integral_constant<int, 4>{}) : run(index, element, std::integral_constant<int, 1>{});
+    fours ? run(index, element, std::integral_constant<int, 4>{})
+          : run(index, element, std::integral_constant<int, 1>{});
   });
 }
 

@@ -174,7 +174,9 @@ const char* run_cuda(const Spmm& op, void* stream) {
       max_rows<Index, Element, V><<<blocks_for(rows * lanes), kThreads, 0, queue>>>(op, lanes);
       return;
     }
-    if (op.reduce == Reduce::mean && op.csr.segment_row) mean_factors<Index><<<blocks_for(rows), kThreads, 0, queue>>>(op);
+    if (op.reduce == Reduce::mean && op.csr.segment_row) {
+      mean_factors<Index><<<blocks_for(rows), kThreads, 0, queue>>>(op);
+    }
     sum_over_edges<Index>(op.csr, op.keep, op.copies, features, Weighted<Element, V>{op}, op.partial, queue);
   });
   return launch_error();
