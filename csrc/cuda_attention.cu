@@ -1,4 +1,5 @@
-// Edge softmax and GATv2 attention on CUDA: scores edge by edge, their softmax row by row, then the weighted sum.
+// Edge softmax and GATv2 attention on CUDA. Attention visits each row once where no row is cut and a group of lanes holds
+// a head; otherwise it makes scores edge by edge, their softmax row by row, then the weighted sum.
 #include <cmath>
 
 #include "cuda_rows.cuh"
@@ -60,62 +61,273 @@ __global__ void __launch_bounds__(kThreads) softmax_grad_rows(const EdgeSoftmaxG
   }
 }
 
-template <typename Element>
+template <typename Element, int V>
 struct ScoreTerm {
+  static constexpr int kWidth = V;
   Attention op;
   __device__ float operator()(int64_t copy, int64_t row, int64_t source, int64_t, int64_t f) const {
-    const float z = value_at<Element>(op.source, copy, source, f) + value_at<Element>(op.target, copy, row, f);
-    return op.att[f] * (z > 0 ? z : op.slope * z);
+    const auto from = values_at<V, Element>(op.source, copy, source, f);
+    const auto to = values_at<V, Element>(op.target, copy, row, f);
+    const auto att = unpack<V>(op.att + f);
+    float sum = 0;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const float z = from.at[v] + to.at[v];
+      sum += att.at[v] * (z > 0 ? z : op.slope * z);
+    }
+    return sum;
   }
 };
 
-struct Two {
-  float first, second;
+// The row and head that a group of lanes works on, kAhead edges at a time. All groups of a warp go round together.
+template <typename Index>
+struct Visit {
+  int64_t copy, row, head, begin, end;
+  bool receives;
+
+  __device__ Visit(const Csr& csr, const Keep& keep, int64_t item, int64_t items, int64_t heads) {
+    const int64_t each = item < items ? item : items - 1, place = over(each, heads);
+    head = each - place * heads, copy = over(place, csr.rows), row = place - copy * csr.rows;
+    begin = start_of<Index>(csr, row), end = item < items ? start_of<Index>(csr, row + 1) : begin;
+    receives = kept(keep, copy, row);
+  }
+  // A position that may be read for edge p: its own, or some other where the row is at its end.
+  __device__ int64_t readable(int64_t p) const {
+    const int64_t last = end > 0 ? end - 1 : 0;
+    return p < last ? p : last;
+  }
 };
-__device__ inline Two operator+(Two a, Two b) {
-  return {a.first + b.first, a.second + b.second};
+
+// The softmax is made as the edges come: sums so far are rescaled when a larger score turns up.
+template <typename Index, typename Element, int V>
+__global__ void __launch_bounds__(kThreads) attend_rows(const Attention op, int lanes) {
+  const int lane = threadIdx.x % lanes;
+  const bool mine = lane * V < op.channels;
+  const int64_t items = op.copies * op.csr.rows * op.heads;
+  ONP_FOR_GROUPS_TOGETHER(item, items, lanes) {
+    const Visit<Index> at(op.csr, op.keep, item, items, op.heads);
+    const int64_t f = at.head * op.channels + (mine ? lane * V : 0);
+    const auto target = values_at<V, Element>(op.target, at.copy, at.row, f);
+    const auto att = unpack<V>(op.att + f);
+    float* score = op.alpha + at.copy * op.csr.edges * op.heads + at.head;
+    Pack<V> sums = {};
+    float most = -INFINITY, total = 0;
+    bool any = false;
+    for (int64_t p = at.begin; __any_sync(kAll, p < at.end); p += kAhead) {
+      Pack<V> value[kAhead];
+      float dot[kAhead];
+      bool in[kAhead];
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) {
+        const int64_t source = source_of<Index>(op.csr, at.readable(p + u));
+        in[u] = p + u < at.end && at.receives && kept(op.keep, at.copy, source);
+        value[u] = values_at<V, Element>(op.source, at.copy, source, f);
+      }
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) {
+        dot[u] = 0;
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          const float z = value[u].at[v] + target.at[v];
+          dot[u] += att.at[v] * (z > 0 ? z : op.slope * z);
+        }
+        dot[u] = group_sum(mine ? dot[u] : 0.0f, lanes);
+      }
+      float next = most;
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) {
+        if (in[u]) next = fmaxf(next, dot[u]);
+        // Each lane keeps the scores that it will come back for.
+        if (p + u < at.end && (p + u - at.begin) % lanes == lane) {
+          score[(p + u) * op.heads] = in[u] ? dot[u] : -INFINITY;
+        }
+      }
+      const float rescale = next == most ? 1.0f : expf(most - next);
+      total *= rescale;
+#pragma unroll
+      for (int v = 0; v < V; ++v) sums.at[v] *= rescale;
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) {
+        if (!in[u]) continue;
+        const float power = dot[u] == next ? 1.0f : expf(dot[u] - next);
+        any = true;
+        total += power;
+#pragma unroll
+        for (int v = 0; v < V; ++v) sums.at[v] += power * value[u].at[v];
+      }
+      most = next;
+    }
+    if (any && fabsf(most) == INFINITY) total = NAN;  // infinity less itself
+#pragma unroll
+    for (int v = 0; v < V; ++v) sums.at[v] = any ? sums.at[v] / total : 0.0f;
+    if (mine && item < items) {
+      const int64_t to = (at.copy * op.csr.rows + at.row) * op.heads * op.channels + f;
+      put_pack(static_cast<Element*>(op.out) + to, sums);
+    }
+    for (int64_t p = at.begin + lane; p < at.end; p += lanes) {
+      const bool in = left(op.keep, at.copy, at.row, source_of<Index>(op.csr, p));
+      score[p * op.heads] = in ? expf(score[p * op.heads] - most) / total : 0.0f;
+    }
+  }
+}
+
+// Sums over a row's edges of alpha * (d - mean) * g, where mean is known when all have come: of alpha * d * g, and of
+// alpha * g.
+template <typename Index, typename Element, int V>
+__global__ void __launch_bounds__(kThreads) attend_rows_grad(const AttentionGradTarget grad, int lanes) {
+  const Attention& op = grad.forward;
+  const int lane = threadIdx.x % lanes;
+  const bool mine = lane * V < op.channels;
+  const int64_t items = op.copies * op.csr.rows * op.heads;
+  ONP_FOR_GROUPS_TOGETHER(item, items, lanes) {
+    const Visit<Index> at(op.csr, op.keep, item, items, op.heads);
+    const int64_t f = at.head * op.channels + (mine ? lane * V : 0), all = at.copy * op.csr.edges * op.heads + at.head;
+    const auto target = values_at<V, Element>(op.target, at.copy, at.row, f);
+    const auto upstream = values_at<V, Element>(grad.grad, at.copy, at.row, f);
+    const float* alpha = op.alpha + all;
+    float* score = grad.grad_score + all;
+    Pack<V> first = {}, first_att = {}, second = {}, second_att = {};
+    float mean = 0;
+    for (int64_t p = at.begin; __any_sync(kAll, p < at.end); p += kAhead) {
+      Pack<V> value[kAhead];
+      float dot[kAhead], share[kAhead];
+      bool in[kAhead];
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) {
+        const int64_t q = at.readable(p + u), source = source_of<Index>(op.csr, q);
+        in[u] = p + u < at.end && at.receives && kept(op.keep, at.copy, source);
+        share[u] = alpha[q * op.heads];
+        value[u] = values_at<V, Element>(op.source, at.copy, source, f);
+      }
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) {
+        dot[u] = 0;
+#pragma unroll
+        for (int v = 0; v < V; ++v) dot[u] += upstream.at[v] * value[u].at[v];
+        dot[u] = group_sum(mine ? dot[u] : 0.0f, lanes);
+        // Each lane keeps the products that it will come back for.
+        if (p + u < at.end && (p + u - at.begin) % lanes == lane) score[(p + u) * op.heads] = in[u] ? dot[u] : 0.0f;
+      }
+#pragma unroll
+      for (int u = 0; u < kAhead; ++u) {
+        if (!in[u]) continue;
+        mean += share[u] * dot[u];
+#pragma unroll
+        for (int v = 0; v < V; ++v) {
+          const float z = value[u].at[v] + target.at[v], slope = share[u] * (z > 0 ? 1.0f : op.slope);
+          first.at[v] += dot[u] * slope, first_att.at[v] += dot[u] * (slope * z);
+          second.at[v] += slope, second_att.at[v] += slope * z;
+        }
+      }
+    }
+    if (mine && item < items) {
+      const int64_t to = (at.copy * op.csr.rows + at.row) * op.heads * op.channels + f;
+      const auto att = unpack<V>(op.att + f);
+#pragma unroll
+      for (int v = 0; v < V; ++v) {
+        first.at[v] = att.at[v] * (first.at[v] - mean * second.at[v]);
+        first_att.at[v] -= mean * second_att.at[v];
+      }
+      put_pack(static_cast<Element*>(grad.grad_target) + to, first);
+      if (grad.grad_att) put_pack(grad.grad_att + to, first_att);
+    }
+    for (int64_t p = at.begin + lane; p < at.end; p += lanes) {
+      score[p * op.heads] = alpha[p * op.heads] * (score[p * op.heads] - mean);
+    }
+  }
 }
 
 // What a receiver gathers: the gradients of its own features and of att.
-template <typename Element>
+template <typename Element, int V>
 struct ToTarget {
-  using Sums = Two;
+  static constexpr int kWidth = V, kSums = 2;
+  struct Begun {
+    Pack<V> target;
+    int64_t head;
+  };
+  struct Loaded {
+    Pack<V> source;
+    float ds;
+  };
   AttentionGradTarget op;
 
-  __device__ Two add(int64_t copy, int64_t row, int64_t source, int64_t edge, int64_t f) const {
-    const Attention& forward = op.forward;
-    const float z =
-        value_at<Element>(forward.source, copy, source, f) + value_at<Element>(forward.target, copy, row, f);
-    const float ds = op.grad_score[(copy * forward.csr.edges + edge) * forward.heads + f / forward.channels];
-    const float slope = ds * (z > 0 ? 1.0f : forward.slope);
-    return {slope, slope * z};
+  __device__ Begun begin(int64_t copy, int64_t row, int64_t f) const {
+    return {values_at<V, Element>(op.forward.target, copy, row, f), over(f, op.forward.channels)};
   }
-  __device__ void finish(int64_t copy, int64_t row, int64_t f, Two total) const {
+  __device__ Loaded load(const Begun& begun, int64_t copy, int64_t source, int64_t edge, int64_t f) const {
+    const Attention& forward = op.forward;
+    return {values_at<V, Element>(forward.source, copy, source, f),
+            op.grad_score[(copy * forward.csr.edges + edge) * forward.heads + begun.head]};
+  }
+  __device__ void add(Sums<ToTarget>& sums, const Begun& begun, const Loaded& loaded) const {
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const float z = loaded.source.at[v] + begun.target.at[v];
+      const float slope = loaded.ds * (z > 0 ? 1.0f : op.forward.slope);
+      sums.of[0].at[v] += slope;
+      sums.of[1].at[v] += slope * z;
+    }
+  }
+  __device__ void finish(int64_t copy, int64_t row, int64_t f, Sums<ToTarget>& sums, int64_t) const {
     const int64_t at = (copy * op.forward.csr.rows + row) * op.forward.heads * op.forward.channels + f;
-    put(static_cast<Element*>(op.grad_target) + at, total.first * op.forward.att[f]);
-    if (op.grad_att) op.grad_att[at] = total.second;
+    const auto att = unpack<V>(op.forward.att + f);
+#pragma unroll
+    for (int v = 0; v < V; ++v) sums.of[0].at[v] *= att.at[v];
+    put_pack(static_cast<Element*>(op.grad_target) + at, sums.of[0]);
+    if (op.grad_att) put_pack(op.grad_att + at, sums.of[1]);
   }
 };
 
 // What a sender gathers: through the value it sends, and through the score.
-template <typename Element>
+template <typename Element, int V>
 struct ToSource {
-  using Sums = Two;
+  static constexpr int kWidth = V, kSums = 2;
+  struct Begun {
+    Pack<V> source;
+    int64_t head;
+  };
+  struct Loaded {
+    Pack<V> target, grad;
+    float alpha, ds;
+  };
   AttentionGradSource op;
 
-  __device__ Two add(int64_t copy, int64_t row, int64_t receiver, int64_t edge, int64_t f) const {
-    const Attention& forward = op.forward;
-    const float z =
-        value_at<Element>(forward.source, copy, row, f) + value_at<Element>(forward.target, copy, receiver, f);
-    const int64_t at = (copy * forward.csr.edges + edge) * forward.heads + f / forward.channels;
-    return {forward.alpha[at] * value_at<Element>(op.grad, copy, receiver, f),
-            op.grad_score[at] * (z > 0 ? 1.0f : forward.slope)};
+  __device__ Begun begin(int64_t copy, int64_t row, int64_t f) const {
+    return {values_at<V, Element>(op.forward.source, copy, row, f), over(f, op.forward.channels)};
   }
-  __device__ void finish(int64_t copy, int64_t row, int64_t f, Two total) const {
+  __device__ Loaded load(const Begun& begun, int64_t copy, int64_t receiver, int64_t edge, int64_t f) const {
+    const Attention& forward = op.forward;
+    const int64_t at = (copy * forward.csr.edges + edge) * forward.heads + begun.head;
+    return {values_at<V, Element>(forward.target, copy, receiver, f), values_at<V, Element>(op.grad, copy, receiver, f),
+            forward.alpha[at], op.grad_score[at]};
+  }
+  __device__ void add(Sums<ToSource>& sums, const Begun& begun, const Loaded& loaded) const {
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const float z = begun.source.at[v] + loaded.target.at[v];
+      sums.of[0].at[v] += loaded.alpha * loaded.grad.at[v];
+      sums.of[1].at[v] += loaded.ds * (z > 0 ? 1.0f : op.forward.slope);
+    }
+  }
+  __device__ void finish(int64_t copy, int64_t row, int64_t f, Sums<ToSource>& sums, int64_t) const {
     const int64_t at = (copy * op.forward.csr.rows + row) * op.forward.heads * op.forward.channels + f;
-    put(static_cast<Element*>(op.grad_source) + at, total.first + op.forward.att[f] * total.second);
+    const auto att = unpack<V>(op.forward.att + f);
+#pragma unroll
+    for (int v = 0; v < V; ++v) sums.of[0].at[v] += att.at[v] * sums.of[1].at[v];
+    put_pack(static_cast<Element*>(op.grad_source) + at, sums.of[0]);
   }
 };
+
+// Whether blocks of four features may be moved at once in all arrays of the op and its gradients.
+bool in_fours(const Attention& op) {
+  return op.channels % 4 == 0 && in_fours(op.source, op.bf16) && in_fours(op.target, op.bf16) && in_fours(op.att, 4) &&
+         in_fours(op.partial, 4);
+}
+
+// Whether a group of lanes holds a head and no row is cut.
+bool at_one_go(const Attention& op, int width) {
+  return !op.csr.segment_row && op.channels > 0 && op.channels <= kWarp * width;
+}
 
 }  // namespace
 
@@ -139,10 +351,22 @@ const char* run_cuda(const EdgeSoftmaxGrad& op, void* stream) {
 }
 
 const char* run_cuda(const Attention& op, void* stream) {
-  with_types(op.csr, op.bf16, [&](auto index, auto element) {
-    for_edges<decltype(index)>(op.csr, op.keep, op.copies, op.heads, op.channels, ScoreTerm<decltype(element)>{op},
-                               op.alpha, static_cast<cudaStream_t>(stream));
+  const auto queue = static_cast<cudaStream_t>(stream);
+  const int64_t items = op.copies * op.csr.rows * op.heads;
+  if (items == 0) return nullptr;
+  const bool fours = in_fours(op) && in_fours(op.out, op.bf16 ? 2 : 4), one_go = at_one_go(op, fours ? 4 : 1);
+  with_types(op.csr, op.bf16, fours, [&](auto index, auto element, auto width) {
+    using Index = decltype(index);
+    using Element = decltype(element);
+    constexpr int V = decltype(width)::value;
+    if (one_go) {
+      const int lanes = lanes_for(op.channels / V);
+      attend_rows<Index, Element, V><<<blocks_for(items * lanes), kThreads, 0, queue>>>(op, lanes);
+    } else {
+      for_edges<Index>(op.csr, op.keep, op.copies, op.heads, op.channels, ScoreTerm<Element, V>{op}, op.alpha, queue);
+    }
   });
+  if (one_go) return launch_error();
   const Values alpha{op.alpha, op.csr.edges * op.heads};
   if (const char* error = run_cuda(EdgeSoftmax{op.csr, op.keep, alpha, op.alpha, op.copies, op.heads}, stream)) {
     return error;
@@ -155,7 +379,21 @@ const char* run_cuda(const Attention& op, void* stream) {
 }
 
 const char* run_cuda(const AttentionGradTarget& op, void* stream) {
+  const auto queue = static_cast<cudaStream_t>(stream);
   const Attention& forward = op.forward;
+  const int64_t items = forward.copies * forward.csr.rows * forward.heads;
+  if (items == 0) return nullptr;
+  const bool fours = in_fours(forward) && in_fours(op.grad, forward.bf16) &&
+                     in_fours(op.grad_target, forward.bf16 ? 2 : 4) && in_fours(op.grad_att, 4);
+  if (at_one_go(forward, fours ? 4 : 1)) {
+    with_types(forward.csr, forward.bf16, fours, [&](auto index, auto element, auto width) {
+      constexpr int V = decltype(width)::value;
+      const int lanes = lanes_for(forward.channels / V);
+      attend_rows_grad<decltype(index), decltype(element), V>
+          <<<blocks_for(items * lanes), kThreads, 0, queue>>>(op, lanes);
+    });
+    return launch_error();
+  }
   const EdgeDot dot{forward.csr,   forward.keep,   op.grad,       forward.source,   Values{},
                     op.grad_score, forward.copies, forward.heads, forward.channels, forward.bf16};
   if (const char* error = run_cuda(dot, stream)) return error;
@@ -164,19 +402,20 @@ const char* run_cuda(const AttentionGradTarget& op, void* stream) {
       forward.csr,  Values{forward.alpha, copy}, Values{op.grad_score, copy}, op.grad_score, forward.copies,
       forward.heads};
   if (const char* error = run_cuda(softmax, stream)) return error;
-  with_types(forward.csr, forward.bf16, [&](auto index, auto element) {
+  with_types(forward.csr, forward.bf16, fours, [&](auto index, auto element, auto width) {
     sum_over_edges<decltype(index)>(forward.csr, forward.keep, forward.copies, forward.heads * forward.channels,
-                                    ToTarget<decltype(element)>{op}, forward.partial,
-                                    static_cast<cudaStream_t>(stream));
+                                    ToTarget<decltype(element), decltype(width)::value>{op}, forward.partial, queue);
   });
   return launch_error();
 }
 
 const char* run_cuda(const AttentionGradSource& op, void* stream) {
   const Attention& forward = op.forward;
-  with_types(forward.csr, forward.bf16, [&](auto index, auto element) {
+  const bool fours =
+      in_fours(forward) && in_fours(op.grad, forward.bf16) && in_fours(op.grad_source, forward.bf16 ? 2 : 4);
+  with_types(forward.csr, forward.bf16, fours, [&](auto index, auto element, auto width) {
     sum_over_edges<decltype(index)>(forward.csr, forward.keep, forward.copies, forward.heads * forward.channels,
-                                    ToSource<decltype(element)>{op}, forward.partial,
+                                    ToSource<decltype(element), decltype(width)::value>{op}, forward.partial,
                                     static_cast<cudaStream_t>(stream));
   });
   return launch_error();

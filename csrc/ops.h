@@ -5,7 +5,8 @@
 // C features. Every op works on K copies at once; an array with copy stride 0 is shared by all of them. Strides count
 // elements. Arrays without a named row stride are contiguous. `bf16` says that x-like arrays (Rows and the outputs of
 // their kind) hold bfloat16 instead of float; sums are made in float either way, in an order that depends on
-// the sizes alone, so results repeat bit for bit and do not depend on the number of threads.
+// the sizes alone (on CUDA also on whether arrays are aligned), so results repeat bit for bit and do not depend on the
+// number of threads.
 #pragma once
 
 #include <cstdint>
@@ -59,7 +60,7 @@ struct Spmm {
   Values weight;   // [K, E, H], or null: every weight is one
   Values scale;    // [K, U] a factor per source row, or null
   void* out;       // [K, V, F]
-  float* mean;     // [K, V] receives 1 / number of edges left (0 where none); or null, but not for mean on CUDA
+  float* mean;     // [K, V] receives 1 / number of edges left (0 where none); or null, but not for mean of cut rows
   int32_t* arg;    // [K, V, F] max only: the winner's position counted from the row's first, -1: none; or null
   float* partial;  // CUDA with segments: [K, segments, F] to work in, but for max, whose rows are not cut
   int64_t copies, heads, channels;

@@ -23,8 +23,11 @@ def launch(function: Callable[..., None], device: torch.device, *arguments: Any)
     if device.type == "cpu":
         function(*arguments, torch.get_num_threads(), 0)
         return
-    with torch.cuda.device(device):
-        function(*arguments, 1, torch.cuda.current_stream().cuda_stream)
+    if device.index != torch._C._cuda_getDevice():
+        with torch.cuda.device(device):
+            launch(function, device, *arguments)
+        return
+    function(*arguments, 1, torch._C._cuda_getCurrentRawStream(device.index))  # torch.cuda.current_stream makes an object
 
 
 def once(backward: Callable[..., Any]) -> Callable[..., Any]:

@@ -89,7 +89,7 @@ class _Call:
         out, cut = x.new_empty(self.shape), None
         if x.is_cuda and self.reduce != "max":  # sums there take more arrays than the result
             cut = partial(self.handle, self.copies, self.shape[-1], self.device)
-            mean = self.factors(x) if mean is None and self.reduce == "mean" else mean
+            mean = self.factors(x) if mean is None and cut is not None and self.reduce == "mean" else mean
         pointers = (x.data_ptr(), pointer(weight), pointer(keep), pointer(scale), out.data_ptr(), pointer(mean), pointer(arg))
         launch(self.function, self.device, *pointers, pointer(cut))
         return out

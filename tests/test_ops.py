@@ -26,7 +26,7 @@ def index(request, monkeypatch) -> torch.dtype:
 def test_spmm(name: str, reduce: str, index: torch.dtype, device: str, rng: torch.Generator):
     graph = GRAPHS[name](rng)
     moved = on(device, graph, index)
-    for features, weighted in ((0, False), (1, True), (7, False), (32, True), (45, True), (150, False)):
+    for features, weighted in ((0, False), (1, True), (7, False), (32, True), (45, True), (150, False), (140, True)):
         x = torch.randn(graph.columns, features, generator=rng)
         leaves = [x, torch.randn(graph.edges, generator=rng)] if weighted else [x]
 
@@ -115,7 +115,7 @@ def test_edge_softmax_in_bfloat16(device: str, rng: torch.Generator):
 def test_attention(name: str, index: torch.dtype, device: str, rng: torch.Generator):
     graph = GRAPHS[name](rng)
     moved = on(device, graph, index)
-    for heads, channels, copies in ((1, 1, ()), (3, 7, ()), (2, 33, (3,)), (1, 9, (2,)), (1, 150, ())):
+    for heads, channels, copies in ((1, 1, ()), (3, 7, ()), (2, 33, (3,)), (1, 9, (2,)), (2, 12, (3,)), (1, 64, ()), (1, 150, ())):
         keep = mask(graph, copies, rng) if copies and graph.rows == graph.columns else None
         source = torch.randn(graph.columns, heads, channels, generator=rng)
         target = torch.randn(*copies, graph.rows, heads, channels, generator=rng)
