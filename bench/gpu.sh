@@ -43,7 +43,7 @@ for part in "$@"; do
       cp -f kernels/tiles.json bench/results/tiles.json
       ;;
     profile) within 40 python3 bench/profile_steps.py ;;
-    evaluator) within 150 python3 bench/evaluator.py --device cuda --no-curves --cases preact_resnet18 --rounds 10 --peer-rounds 10 ;;
+    evaluator) within 125 python3 bench/evaluator.py --device cuda --no-curves --cases preact_resnet18 --rounds 10 --peer-rounds 10 ;;
     embedded)
       run_tests 35 tests/test_agreement.py -k cuda
       within 40 python3 bench/evaluator.py --device cuda --no-curves --cases embedded --rounds 10 --peer-rounds 10

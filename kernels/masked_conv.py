@@ -158,9 +158,9 @@ def masked_conv_kernel(
         n_r = tl.maximum(tl.minimum(R, tl.cdiv(tl.maximum(H - top, 0), dilation_h)) - r_first, 0)
         n_s = tl.maximum(tl.minimum(S, tl.cdiv(tl.maximum(W - left, 0), dilation_w)) - s_first, 0)
 
-        # Where a tile is one position the loop takes just the taps that lie inside. Elsewhere every output has a bit for each row
-        # and column of the filter that lies inside: every step pays for what it does for an output. A loop over the taps would
-        # leave the bits in a layout that every step converts.
+        # Where a tile is one position the loop takes just the taps that lie inside. Elsewhere every output has a bit for each
+        # row and column of the filter that lies inside: every step pays for what it does for an output. A loop over the taps
+        # would leave the bits in a layout that every step converts.
         if FEW_TAPS and not ONE_POSITION:
             r_bits = _bits(o_h, H, dilation_h, R)
             s_bits = tl.where(m_m, _bits(o_w, W, dilation_w, S), 0)

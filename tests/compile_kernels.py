@@ -69,8 +69,8 @@ def compiled(kernel, arch: str, dtype: str, constants: dict, warps: int = 4, sta
 def conv(arch: str, size: int, tile, one_position: bool) -> dict:
     """The conv with everything its epilogue can do; channels and filters are packed."""
     constants = {"ACTIVATION": "clamp", "PRECISION": "tf32x3", "BM": tile.bm, "BN": tile.bn, "BC": tile.bc}
-    constants |= {"Z_ACTIVATION": "clamp", "LOCAL": tile.local, "FEW_TAPS": True, "EVEN": True, "dilation_h": 1, "dilation_w": 1}
-    constants["ONE_POSITION"] = one_position
+    constants |= {"Z_ACTIVATION": "clamp", "LOCAL": tile.local, "FEW_TAPS": True, "EVEN": True}
+    constants |= {"dilation_h": 1, "dilation_w": 1, "ONE_POSITION": one_position}
     dtype = "bf16" if size == 2 else "fp32"
     row = compiled(masked_conv_kernel, arch, dtype, constants, tile.warps, tile.stages, tile.registers or None)
     return row | {"tile": list(tile)}
