@@ -1,5 +1,5 @@
-// Edge softmax and GATv2 attention on CUDA. Attention visits each row once where no row is cut and a group of lanes holds
-// a head; otherwise it makes scores edge by edge, their softmax row by row, then the weighted sum.
+// Edge softmax and GATv2 attention on CUDA. Attention visits each row once where no row is cut and a group of lanes
+// holds a head; otherwise it makes scores edge by edge, their softmax row by row, then the weighted sum.
 #include <cmath>
 
 #include "cuda_rows.cuh"

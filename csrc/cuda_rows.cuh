@@ -219,9 +219,9 @@ __device__ inline float group_sum(float value, int lanes) {
 }
 
 // As ONP_FOR_GROUPS, but all groups of a warp go round together, those without an item too: lanes may exchange values.
-#define ONP_FOR_GROUPS_TOGETHER(item, items, lanes)                                                             \
-  for (int64_t item = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / (lanes);                  \
-       item - static_cast<int64_t>(threadIdx.x % kWarp / (lanes)) < (items);                                    \
+#define ONP_FOR_GROUPS_TOGETHER(item, items, lanes)                                            \
+  for (int64_t item = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / (lanes); \
+       item - static_cast<int64_t>(threadIdx.x % kWarp / (lanes)) < (items);                   \
        item += static_cast<int64_t>(gridDim.x) * blockDim.x / (lanes))
 
 // One group an edge and head. Term: `operator()(copy, row, source, edge, f)` is the sum over kWidth features from f on.
@@ -251,8 +251,8 @@ void for_edges(const Csr& csr, const Keep& keep, int64_t copies, int64_t heads, 
   const int64_t items = copies * csr.edges * heads;
   if (items == 0) return;
   const int lanes = lanes_for(channels / Term::kWidth);
-  per_edge<Index><<<blocks_for(items * lanes), kThreads, 0, stream>>>(csr, keep, copies, heads, channels, lanes, term,
-                                                                      out);
+  per_edge<Index>
+      <<<blocks_for(items * lanes), kThreads, 0, stream>>>(csr, keep, copies, heads, channels, lanes, term, out);
 }
 
 // Runs `run(index, element)` with values of the types that csr and bf16 name.

@@ -14,9 +14,7 @@ struct Weighted {
   };
   Spmm op;
 
-  __device__ Begun begin(int64_t, int64_t, int64_t f) const {
-    return op.heads == 1 ? 0 : over(f, op.channels);
-  }
+  __device__ Begun begin(int64_t, int64_t, int64_t f) const { return op.heads == 1 ? 0 : over(f, op.channels); }
   __device__ Loaded load(Begun head, int64_t copy, int64_t source, int64_t edge, int64_t f) const {
     float w = 1.0f;
     if (op.weight.data) w = op.weight.data[copy * op.weight.copy + edge * op.heads + head];
@@ -112,9 +110,7 @@ struct Winner {
   };
   SpmmMaxGrad op;
 
-  __device__ Begun begin(int64_t, int64_t, int64_t) const {
-    return {};
-  }
+  __device__ Begun begin(int64_t, int64_t, int64_t) const { return {}; }
   __device__ Loaded load(Begun, int64_t copy, int64_t receiver, int64_t edge, int64_t f) const {
     const int32_t* arg = op.arg + (copy * op.csr.rows + receiver) * op.features + f;
     return {*reinterpret_cast<const Block<int32_t, V>*>(arg), values_at<V, Element>(op.grad, copy, receiver, f),

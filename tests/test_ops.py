@@ -115,7 +115,8 @@ def test_edge_softmax_in_bfloat16(device: str, rng: torch.Generator):
 def test_attention(name: str, index: torch.dtype, device: str, rng: torch.Generator):
     graph = GRAPHS[name](rng)
     moved = on(device, graph, index)
-    for heads, channels, copies in ((1, 1, ()), (3, 7, ()), (2, 33, (3,)), (1, 9, (2,)), (2, 12, (3,)), (1, 64, ()), (1, 150, ())):
+    shapes = ((1, 1, ()), (3, 7, ()), (2, 33, (3,)), (1, 9, (2,)), (2, 12, (3,)), (1, 64, ()), (1, 150, ()))
+    for heads, channels, copies in shapes:
         keep = mask(graph, copies, rng) if copies and graph.rows == graph.columns else None
         source = torch.randn(graph.columns, heads, channels, generator=rng)
         target = torch.randn(*copies, graph.rows, heads, channels, generator=rng)
