@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(kThreads) attend_rows(const Attention op, int 
 }
 
 // Sums over a row's edges of alpha * (d - mean) * g, where mean is known when all have come: of alpha * d * g, and of
-// alpha * g.
+// alpha * g. Every d is taken relative to the first, so that nothing is left to cancel where they are alike.
 template <typename Index, typename Element, int V>
 __global__ void __launch_bounds__(kThreads) attend_rows_grad(const AttentionGradTarget grad, int lanes) {
   const Attention& op = grad.forward;
@@ -187,7 +187,8 @@ __global__ void __launch_bounds__(kThreads) attend_rows_grad(const AttentionGrad
     const float* alpha = op.alpha + all;
     float* score = grad.grad_score + all;
     Pack<V> first = {}, first_att = {}, second = {}, second_att = {};
-    float mean = 0;
+    float mean = 0, about = 0;
+    bool any = false;
     for (int64_t p = at.begin; __any_sync(kAll, p < at.end); p += kAhead) {
       Pack<V> value[kAhead];
       float dot[kAhead], share[kAhead];
@@ -205,6 +206,8 @@ __global__ void __launch_bounds__(kThreads) attend_rows_grad(const AttentionGrad
 #pragma unroll
         for (int v = 0; v < V; ++v) dot[u] += upstream.at[v] * value[u].at[v];
         dot[u] = group_sum(mine ? dot[u] : 0.0f, lanes);
+        if (in[u] && !any) about = dot[u], any = true;
+        dot[u] -= about;
         // Each lane keeps the products that it will come back for.
         if (p + u < at.end && (p + u - at.begin) % lanes == lane) score[(p + u) * op.heads] = in[u] ? dot[u] : 0.0f;
       }

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from onp import pt2
+from onp.arithmetic import strict_float32
 from onp.capture import capture, first_line
 from onp.checkpoint import Checkpoint, load_into, read_checkpoint, renamed
 from onp.classifiers import PlainClassifier
@@ -66,6 +67,7 @@ class Victim:
         return self.model(self.normalisation(images01.to(self.device)))
 
 
+@strict_float32()
 def victim_from_module(
     model: nn.Module,
     normalisation: Normalisation,
