@@ -229,6 +229,8 @@ def preset_of(config: DefendConfig) -> Preset:
         raise InputError(f"There is no preset '{config.preset}'; choose one of {', '.join(PRESETS)}.")
     if not 0 <= config.max_acc_drop < 1:
         raise InputError(f"--max-acc-drop is a share of the images, 0.01 for one point, not {config.max_acc_drop}.")
+    if not 0 <= config.seed < 2**31:
+        raise InputError(f"--seed is a number from 0 to {2**31 - 1}, not {config.seed}.")
     preset = PRESETS[config.preset].with_max_acc_drop(config.max_acc_drop)
     return preset.with_trigger_given() if config.trigger or config.triggered_data else preset
 
