@@ -18,7 +18,7 @@ from torch import nn
 from onp import progress
 from onp.audit import der, figures
 from onp.bank import Bank, TriggerBank
-from onp.cautions import over_budget
+from onp.cautions import warning
 from onp.config import DefendConfig
 from onp.data import ImageSet, joined
 from onp.details import Audit, Details, details
@@ -165,13 +165,14 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
         if repaired is not victim:
             after = figures(repaired, splits.holdout, fresh, target, case.evaluation, case.attack)
         shown = details(victim, repaired, mask, splits.holdout, audits, case.evaluation, case.attack, (before, after))
+    measured = splits.holdout if case.evaluation is None else case.evaluation
     tuned = None
     if config.tune is not None and decision == "repaired":
         with monitor.stage("training the repaired network"):
             peer = PeerConfig(seed=config.seed, passes=TUNING_PASSES, quiet=config.quiet or config.json)
             repaired = tune_pruned(repaired, mask, config.tune, joined(splits.build, splits.score), peer)
-            measured = figures(repaired, splits.holdout, fresh, target, case.evaluation, case.attack)
-        tuned = Tuned(config.tune, measured, der(before, measured))
+            trained = figures(repaired, splits.holdout, fresh, target, case.evaluation, case.attack)
+        tuned = Tuned(config.tune, trained, der(before, trained))
     shrunk = None
     if config.shrink and decision == "repaired":
         with monitor.stage("taking pruned channels out"):
@@ -182,7 +183,7 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
     report = Report(
         decision=decision,
         reason=reason,
-        warning=over_budget(before.acc, after.acc, config.max_acc_drop),
+        warning=warning(before, after, measured, config.max_acc_drop),
         target_class=target,
         target_name=None if target is None else clean.name(target),
         target_classes=tuple(each.target for each in repairs.rounds) if repairs else (),
