@@ -93,14 +93,10 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     Raises InputError for a missing or damaged file, one that holds pickled objects, and NaN or infinite weights.
     """
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a directory; give the checkpoint file in it.")
+    check_file(path)
     try:
         with path.open("rb") as stream:
             head = stream.read(32)
-    except FileNotFoundError:
-        where = "nothing is downloaded, give a file or folder of this machine"
-        raise InputError(f"There is no checkpoint {path}; {where}.") from None
     except OSError as error:
         raise InputError(f"The checkpoint {path} cannot be read: {error.strerror}.") from error
     if (foreign := _foreign(path, head)) is not None:
@@ -116,6 +112,15 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         checkpoint = _read_torch(path, head, names)
     _check_values(path, checkpoint.state)
     return checkpoint
+
+
+def check_file(path: Path) -> None:
+    """Raises InputError for a checkpoint that is not there, and for a folder without what says what it holds."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder without a config.json; give the checkpoint file in it.")
+    if not path.exists():
+        where = "nothing is downloaded, give a file or folder of this machine"
+        raise InputError(f"There is no checkpoint {path}; {where}.")
 
 
 def _foreign(path: Path, head: bytes) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -12,7 +13,7 @@ from torch import Tensor
 from onp.audit import TrueAttack, TrueImages, find_target
 from onp.bank import Bank
 from onp.bundle.demos import ARCH, DEFAULT, NORM, demo
-from onp.checkpoint import some
+from onp.checkpoint import check_file, some
 from onp.config import DefendConfig
 from onp.data import ImageSet, Normalisation, Splits, check_for, load_images, split
 from onp.errors import InputError
@@ -78,6 +79,7 @@ def with_demo(config: DefendConfig) -> DefendConfig:
 
 def _load(config: DefendConfig) -> tuple[Victim, ImageSet]:
     """The victim and the clean images, checked against each other."""
+    check_file(Path(str(config.model)))
     if config.data is None or config.norm is None:
         raise InputError(_missing(config))
     normalisation = Normalisation.parse(config.norm)

@@ -63,9 +63,16 @@ def _described(hub: HubModel) -> nn.Module:
 def _package(name: str) -> Any:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         package = name.partition(".")[0]
+        if error.name is not None and error.name.partition(".")[0] != package:
+            raise InputError(f"{package} cannot be imported ({first_line(error)}).") from error
         raise InputError(f"This architecture needs {package}; install it with: pip install {package}.") from error
+    except Exception as error:  # of a package that does not go with the installed torch
+        raise InputError(
+            f"{name.partition('.')[0]} is installed but cannot be imported ({first_line(error)}); install it and what it "
+            f"needs in the versions that go with torch {torch.__version__}."
+        ) from error
 
 
 def _user_callable(spec: str, module_name: str, name: str) -> Callable[[], Any]:
@@ -96,7 +103,11 @@ def _call(spec: str, build: Callable[..., Any], **options: Any) -> Any:
             warnings.simplefilter("ignore")  # of the user's or the package's own making
             return build(**options)
     except Exception as error:
-        raise InputError(f"Building '{spec}' failed ({first_line(error)}).") from error
+        reasons = [first_line(error)]
+        while error.__cause__ is not None:
+            error = error.__cause__  # type: ignore[assignment]
+        reasons += [first_line(error)] if first_line(error) not in reasons else []
+        raise InputError(f"Building '{spec}' failed ({'; '.join(reasons)}).") from error
 
 
 def _with_sizes(spec: str, build: Callable[..., Any], state: Mapping[str, Tensor], channels: str | None = None) -> nn.Module:

@@ -72,6 +72,7 @@ def bad_inputs(folder):
         "drop": ([*common, "--data", data, "--max-acc-drop", "5"], "0.01"),
         "demo": (["--demo", "mnist"], "badnets"),
         "demo and data": (["--demo", "clean", "--data", data], "leave out --data"),
+        "a folder": (["--model", str(folder)], "without a config.json"),
         "nothing but the model": (["--model", model], "--data"),
         "no such split": ([*common, "--data", f"{folder}::val"], "no folder val"),
         "no such preset": (["--preset", "quick"], "thorough"),
