@@ -9,13 +9,34 @@ from onp.audit import Figures
 from onp.data import ImageSet
 from onp.metrics import Share
 
+FEW_IMAGES, FEW_CLASSES = 200, 6  # below which the evidence is called weak
 PAYS, LEVEL = 0.03, 0.01  # accuracy a class must have lost to be named, and the level of the test over all classes
 
 
-def warning(before: Figures, after: Figures, measured: ImageSet, max_acc_drop: float) -> str | None:
-    """All that must be known before the repaired model is used, from the images of the ACC; None where there is nothing."""
-    found = over_budget(before.acc, after.acc, max_acc_drop), paying(before.probabilities, after.probabilities, measured)
+def warning(
+    before: Figures, after: Figures, measured: ImageSet, max_acc_drop: float, looked_at: tuple[int, int] | None
+) -> str | None:
+    """All that must be known before the verdict is acted upon; None where there is nothing.
+
+    measured: the images of the ACC. looked_at: the numbers of images and of classes that gave evidence; None where the trigger
+    was known.
+    """
+    found = (
+        over_budget(before.acc, after.acc, max_acc_drop),
+        paying(before.probabilities, after.probabilities, measured),
+        little_seen(*looked_at) if looked_at is not None else None,
+    )
     return " ".join(sentence for sentence in found if sentence) or None
+
+
+def little_seen(images: int, classes: int) -> str | None:
+    """A sentence where the images are few, or the classes too few to tell how much one of them differs from the others."""
+    few = [f"{count} {what}" for count, least, what in ((images, FEW_IMAGES, "clean images"), (classes, FEW_CLASSES, "classes"))
+           if count < least]  # fmt: skip
+    if not few:
+        return None
+    wanted = f"give {FEW_IMAGES} or more" if images < FEW_IMAGES else "take it as a hint"
+    return f"With {' and '.join(few)} the evidence is weak, and a class can stand out without a backdoor; {wanted}."
 
 
 def over_budget(before: Share, after: Share, max_acc_drop: float) -> str | None:

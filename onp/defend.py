@@ -183,7 +183,7 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
     report = Report(
         decision=decision,
         reason=reason,
-        warning=warning(before, after, measured, config.max_acc_drop),
+        warning=warning(before, after, measured, config.max_acc_drop, (len(clean), victim.classes) if seen else None),
         target_class=target,
         target_name=None if target is None else clean.name(target),
         target_classes=tuple(each.target for each in repairs.rounds) if repairs else (),

@@ -2,7 +2,7 @@
 
 import torch
 
-from onp.cautions import paying
+from onp.cautions import little_seen, paying
 from onp.data import ImageSet
 
 
@@ -22,3 +22,10 @@ def test_a_class_that_pays_for_the_repair_is_named():
     assert said == "Class ant pays for the repair: 64.0 % of its images are right, 90.0 % were before (n = 50)."
     after[5:18] = 0
     assert paying(probabilities(before), probabilities(after), images) is None
+
+
+def test_little_evidence_is_said():
+    assert little_seen(200, 10) is None
+    said = little_seen(60, 4)
+    assert said.startswith("With 60 clean images and 4 classes the evidence is weak") and said.endswith("give 200 or more.")
+    assert little_seen(500, 3).startswith("With 3 classes the evidence is weak")
