@@ -125,6 +125,8 @@ def _dry_run(network: nn.Module, x: Tensor, normalisation: Normalisation) -> Ten
         raise InputError(f"The network must return logits [N, classes], but for {len(x)} images it returned {found}.")
     if not torch.isfinite(logits).all():
         raise InputError("The network's logits are not finite numbers, even on random images.")
+    if bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones(len(logits), device=logits.device), atol=1e-3):
+        raise InputError("The network returns probabilities, not logits; leave the softmax at its end out.")
     for other in (again, pair):
         if not torch.allclose(logits[: len(other)], other, rtol=1e-3, atol=1e-4):
             raise InputError(
