@@ -115,6 +115,8 @@ def apply(mask: Mask, model: nn.Module, input_shape: Sequence[int]) -> Applied:
         InputError: the mask is one of another network.
     """
     shape = tuple(int(size) for size in input_shape)
+    if len(shape) != 3:
+        raise InputError(f"The input shape is {list(shape)}; give channels, height and width of one image.")
     device = next(model.parameters()).device
     victim = victim_from_module(model, Normalisation.parse("none"), shape, device=device)
     mask.check(victim)
@@ -143,6 +145,8 @@ def _case(
 ) -> Case:
     if not isinstance(model, nn.Module):
         raise InputError(f"The model is a {type(model).__name__}, not a torch.nn.Module.")
+    if not isinstance(config.norm, str):
+        raise InputError("Say with norm how the model's images are normalised: a preset such as cifar10, or MEAN/STD.")
     pixels, classes = _pixels(images), torch.as_tensor(np.asarray(labels) if not isinstance(labels, Tensor) else labels)
     if classes.shape != (len(pixels),) or classes.is_floating_point():
         raise InputError(f"The labels are {classes.dtype} {list(classes.shape)}; one integer for each image is needed.")
@@ -166,7 +170,10 @@ def _case(
 
 def _pixels(images: Images) -> Tensor:
     """uint8 `[N, C, H, W]` on the CPU."""
-    tensor = torch.as_tensor(images).detach().cpu()
+    try:
+        tensor = torch.as_tensor(images if isinstance(images, Tensor) else np.asarray(images)).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"The images are of type {type(images).__name__}; give one tensor or array [N, C, H, W].") from error
     tensor = tensor[:, None] if tensor.dim() == 3 else tensor
     if tensor.dim() != 4 or not len(tensor):
         raise InputError(f"The images have the shape {list(tensor.shape)}; give [N, C, H, W].")

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from onp.archs import NETWORKS, build_network, option
 from onp.arithmetic import strict_float32
 from onp.attack_config import AttackConfig
+from onp.config import Parser
 from onp.data import ImageSet, Normalisation, load_images
 from onp.errors import InputError
 from onp.files import write_atomically
@@ -193,7 +194,7 @@ def _stored(value: Tensor, dtype: str) -> Tensor:
 
 def _parser() -> argparse.ArgumentParser:
     attacks = "\n".join(f"  {name:<17}{kind.summary}" for name, kind in TRIGGERS.items())
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m onp.attack",
         description="Train a backdoored victim for tests of defences.",
         epilog=f"attacks:\n{attacks}\n\nnetworks: {', '.join(NETWORKS)}",

@@ -155,9 +155,17 @@ def loudness(said: float) -> float:
 
 
 def scan(
-    victim: Victim, build: ImageSet, score: ImageSet, seed: int, config: BankConfig, tick: Callable[[], None] = lambda: None
+    victim: Victim,
+    build: ImageSet,
+    score: ImageSet,
+    seed: int,
+    config: BankConfig,
+    tick: Callable[..., None] = lambda *_, **__: None,
 ) -> Scan:
-    """Ask every witness about every class; sees clean images only. `tick` is called `scan_steps(config)` times."""
+    """Ask every witness about every class; sees clean images only.
+
+    `tick` counts `scan_steps(config)` steps, as `Stage.advance` does.
+    """
     pixels, labels = build.pixels().to(victim.device), build.labels.to(victim.device)
     unseen, unseen_labels = score.pixels().to(victim.device), score.labels.to(victim.device)
     classes = tuple(range(victim.classes))
@@ -198,7 +206,7 @@ def build_bank(
     score: ImageSet,
     seed: int,
     config: BankConfig,
-    tick: Callable[[], None] = lambda: None,
+    tick: Callable[..., None] = lambda *_, **__: None,
 ) -> TriggerBank:
     """Fit several triggers a family for `target`, keep those that work on unseen images, weigh families by their evidence.
 

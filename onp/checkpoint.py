@@ -7,7 +7,7 @@ import io
 import pickle
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from onp.errors import InputError
 # What training code wraps the state dict in; what DataParallel, torch.compile and Lightning put before names.
 _CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "model_state", "network", "weights")
 PREFIXES = ("", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod.", "model.", "net.", "timm_model.")
+FOREIGN = frozenset({".onnx", ".h5", ".hdf5", ".keras", ".pb", ".tflite", ".mlmodel", ".engine"})  #: others' formats
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _CONVERT = (
     "where you trust the file, load it and re-save only its weights: torch.save(model.state_dict(), 'weights.pt')"
@@ -92,15 +93,14 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     Raises InputError for a missing or damaged file, one that holds pickled objects, and NaN or infinite weights.
     """
     path = Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a directory; give the checkpoint file in it.")
+    check_file(path)
     try:
         with path.open("rb") as stream:
-            head = stream.read(16)
-    except FileNotFoundError:
-        raise InputError(f"There is no checkpoint {path}.") from None
+            head = stream.read(32)
     except OSError as error:
         raise InputError(f"The checkpoint {path} cannot be read: {error.strerror}.") from error
+    if (foreign := _foreign(path, head)) is not None:
+        raise InputError(f"{path} is {foreign}.")
     names = _members(path) if head.startswith(b"PK\x03\x04") else []
     # The content decides, not the suffix: a pickle may be called model.safetensors.
     if pt2.is_archive(names):
@@ -112,6 +112,26 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
         checkpoint = _read_torch(path, head, names)
     _check_values(path, checkpoint.state)
     return checkpoint
+
+
+def check_file(path: Path) -> None:
+    """Raises InputError for a checkpoint that is not there, and for a folder without what says what it holds."""
+    if path.is_dir():
+        raise InputError(f"{path} is a folder without a config.json; give the checkpoint file in it.")
+    if not path.exists():
+        where = "nothing is downloaded, give a file or folder of this machine"
+        raise InputError(f"There is no checkpoint {path}; {where}.")
+
+
+def _foreign(path: Path, head: bytes) -> str | None:
+    """What a file is that people take for a checkpoint, and what to do; None for all others."""
+    if head.startswith(b"version https://git-lfs"):
+        return "only a pointer of Git LFS; fetch the file itself with: git lfs pull"
+    if head.lstrip()[:5].lower() in (b"<!doc", b"<html"):
+        return "a web page, not a checkpoint; download the file itself"
+    if path.suffix.lower() in FOREIGN:
+        return f"a {path.suffix} file, which is not torch's; give the torch checkpoint that it was made from"
+    return None
 
 
 def _read_safetensors(path: Path) -> Checkpoint:
@@ -209,9 +229,12 @@ def renamed(checkpoint: Checkpoint, network: nn.Module, names: Mapping[str, str]
     return replace(checkpoint, state=state, stored_as=stored_as)
 
 
-def load_into(network: nn.Module, checkpoint: Checkpoint, arch: str) -> None:
+def load_into(
+    network: nn.Module, checkpoint: Checkpoint, arch: str, better: Callable[[], str | None] = lambda: None
+) -> None:
     """Copies the checkpoint's tensors into `network`, converted to the network's dtypes.
 
+    better: where they do not fit, the architecture that they do fit, if it is known.
     Raises InputError that names the first few missing, extra and mis-shaped tensors.
     """
     wanted = network.state_dict()
@@ -234,7 +257,9 @@ def load_into(network: nn.Module, checkpoint: Checkpoint, arch: str) -> None:
     problems = [f"{text}: {len(names)} ({some(names, 2)})" for text, names in found.items() if names]
     if problems:
         summary = "; ".join(problems)
-        raise InputError(f"{checkpoint.path} does not fit {arch}: tensors {summary}; check the architecture.")
+        fits = better()
+        advice = f"they fit --arch {fits}" if fits else "check the architecture"
+        raise InputError(f"{checkpoint.path} does not fit {arch}: tensors {summary}; {advice}.")
     network.load_state_dict(checkpoint.state, strict=False)
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from onp.bundle.demos import DEMOS
-from onp.config import DefendConfig, add_options
+from onp.config import DefendConfig, Parser, add_options
 from onp.defend import defend
 from onp.errors import InputError
 from onp.state import FOLDER as STATE
@@ -21,7 +21,7 @@ example: python -m onp.defend --model suspect.pth --arch resnet18:width=64 --nor
 
 def parser() -> argparse.ArgumentParser:
     """The options of DefendConfig, and --list-demos."""
-    out = argparse.ArgumentParser(
+    out = Parser(
         prog="python -m onp.defend",
         description="Tell whether an image classifier is backdoored and repair it, from a few hundred clean images. "
         "Without options: the embedded example.",

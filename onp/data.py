@@ -69,8 +69,8 @@ class Normalisation:
     @staticmethod
     def parse(text: str) -> Normalisation:
         """Read a preset's name or `mean,.../std,...` (in units of [0, 1] pixels); raises InputError otherwise."""
-        if text in PRESETS:
-            return Normalisation(*PRESETS[text])
+        if text.lower() in PRESETS:
+            return Normalisation(*PRESETS[text.lower()])
         means, _, stds = text.partition("/")
         try:
             mean = tuple(float(value) for value in means.split(","))
@@ -80,6 +80,8 @@ class Normalisation:
                 f"The normalisation {text!r} is neither one of {', '.join(PRESETS)} nor MEAN/STD "
                 "such as 0.49,0.48,0.45/0.25,0.24,0.26."
             ) from None
+        if max(mean) > 1:
+            raise InputError(f"The means of the normalisation {text!r} are of pixels up to 255; divide both sides by 255.")
         return Normalisation(mean, std)
 
 
@@ -112,6 +114,23 @@ class ImageSet:
         # An empty list would become a float tensor, which cannot index.
         index = index.long() if index.numel() == 0 else index
         return ImageSet(self.images[index], self.labels[index], self.class_names)
+
+    def with_channels(self, channels: int) -> ImageSet:
+        """Grey images as the three equal channels of RGB, or the one channel of RGB images that are grey.
+
+        Raises InputError where that would lose colour.
+        """
+        if channels == 1 and not bool((self.images == self.images[:, :1]).all()):
+            raise InputError("The images are in colour, but the network takes grey ones (1 channel); convert them first.")
+        images = self.images[:, :1].expand(-1, channels, -1, -1).contiguous()
+        return ImageSet(images, self.labels, self.class_names)
+
+    def by_number(self, classes: int) -> ImageSet:
+        """The same images with class names that are different numbers below `classes` taken for the model's classes."""
+        numbers = [int(name) for name in self.class_names if name.isdecimal()]
+        if not self.labelled or len(set(numbers)) < len(self.class_names) or max(numbers) >= classes:
+            return self
+        return ImageSet(self.images, torch.tensor(numbers)[self.labels], tuple(map(str, range(classes))))
 
     def relabelled(self, class_names: Sequence[str]) -> ImageSet:
         """The same images with labels counted in `class_names`: needed where this set lacks some class, since

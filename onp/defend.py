@@ -19,7 +19,7 @@ from onp import progress
 from onp.arithmetic import strict_float32
 from onp.audit import der, figures
 from onp.bank import Bank, TriggerBank
-from onp.cautions import over_budget
+from onp.cautions import warning
 from onp.config import DefendConfig
 from onp.data import ImageSet, joined
 from onp.details import Audit, Details, details
@@ -167,13 +167,14 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
         if repaired is not victim:
             after = figures(repaired, splits.holdout, fresh, target, case.evaluation, case.attack)
         shown = details(victim, repaired, mask, splits.holdout, audits, case.evaluation, case.attack, (before, after))
+    measured = splits.holdout if case.evaluation is None else case.evaluation
     tuned = None
     if config.tune is not None and decision == "repaired":
         with monitor.stage("training the repaired network"):
             peer = PeerConfig(seed=config.seed, passes=TUNING_PASSES, quiet=config.quiet or config.json)
             repaired = tune_pruned(repaired, mask, config.tune, joined(splits.build, splits.score), peer)
-            measured = figures(repaired, splits.holdout, fresh, target, case.evaluation, case.attack)
-        tuned = Tuned(config.tune, measured, der(before, measured))
+            trained = figures(repaired, splits.holdout, fresh, target, case.evaluation, case.attack)
+        tuned = Tuned(config.tune, trained, der(before, trained))
     shrunk = None
     if config.shrink and decision == "repaired":
         with monitor.stage("taking pruned channels out"):
@@ -184,7 +185,7 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
     report = Report(
         decision=decision,
         reason=reason,
-        warning=over_budget(before.acc, after.acc, config.max_acc_drop),
+        warning=warning(before, after, measured, config.max_acc_drop, (len(clean), victim.classes) if seen else None),
         target_class=target,
         target_name=None if target is None else clean.name(target),
         target_classes=tuple(each.target for each in repairs.rounds) if repairs else (),
@@ -231,6 +232,8 @@ def preset_of(config: DefendConfig) -> Preset:
         raise InputError(f"There is no preset '{config.preset}'; choose one of {', '.join(PRESETS)}.")
     if not 0 <= config.max_acc_drop < 1:
         raise InputError(f"--max-acc-drop is a share of the images, 0.01 for one point, not {config.max_acc_drop}.")
+    if not 0 <= config.seed < 2**31:
+        raise InputError(f"--seed is a number from 0 to {2**31 - 1}, not {config.seed}.")
     preset = PRESETS[config.preset].with_max_acc_drop(config.max_acc_drop)
     return preset.with_trigger_given() if config.trigger or config.triggered_data else preset
 

@@ -48,7 +48,7 @@ def fit(
     targets: Sequence[int],
     seed: int,
     config: FitConfig,
-    tick: Callable[[], None] = lambda: None,
+    tick: Callable[..., None] = lambda *_, **__: None,
 ) -> Fit:
     """Fit one trigger per class in `targets` that works on every model in `models` at once.
 
@@ -63,7 +63,16 @@ def fit(
         labels: int64 `[N]`.
     """
     name = f"fit-{family.name}-{seed}-{len(models)}-{len(targets)}-{targets[0]}-{targets[-1]}"
-    found = recalled(name, lambda: _fit(models, family, images, labels, targets, seed, config, tick))
+    steps = 0
+
+    def counted() -> None:
+        nonlocal steps
+        steps += 1
+        tick()
+
+    found = recalled(name, lambda: _fit(models, family, images, labels, targets, seed, config, counted))
+    if not steps:
+        tick(config.steps, known=True)
     found = {key: value.to(images.device) for key, value in found.items()}
     parameters = tuple(found[f"parameter.{index}"] for index in range(len(found) - 2))
     return Fit(family, tuple(targets), parameters, found["cost"], found["worked"])

@@ -92,6 +92,9 @@ def _read_tree(
     if first is not None and is_batch(first[-1]):
         batches = {name[-1]: content for name, content in entries(path, "") if content is not None}
         return _finish(location, read_cifar(location, batches, inner), size, channels, labelled)
+    if inner and path.is_dir() and not (path / inner).is_dir():
+        there = [each.name for each in sorted(path.iterdir()) if each.is_dir() and not each.name.startswith(".")]
+        raise InputError(f"{path} has no folder {inner}; it has {', '.join(there[:6]) or 'none at all'}.")
     return RawImages(*read_tree(location, entries(path, inner), size, channels, labelled))
 
 

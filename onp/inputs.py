@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 from onp.audit import TrueAttack, TrueImages, find_target
 from onp.bank import Bank
 from onp.bundle.demos import ARCH, DEFAULT, NORM, demo
+from onp.checkpoint import check_file, some
 from onp.config import DefendConfig
 from onp.data import ImageSet, Normalisation, Splits, check_for, load_images, split
 from onp.errors import InputError
@@ -20,6 +24,8 @@ from onp.triggers import Trigger, load_trigger
 from onp.victim import Victim, load_victim
 
 USELESS = 0.2  # of the way from chance to certainty: a model below that, or its data, is not what the user thinks
+
+REORDERED = 0.7  # accuracy under another order of the classes from which on that order is what is wrong
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +58,10 @@ def with_demo(config: DefendConfig) -> DefendConfig:
         if config.demo is not None:
             raise InputError("Give either --model or --demo, not both.")
         return config
-    if config.arch or config.data or config.norm:
+    given = [name for name in ("arch", "data", "norm") if getattr(config, name)]
+    if given and config.demo:
+        raise InputError(f"--demo brings its own network and images; leave out --{given[0]}, or --demo.")
+    if given:
         raise InputError("There is no --model; give the checkpoint to repair, or nothing at all for the embedded example.")
     chosen = demo(config.demo or DEFAULT)
     trigger = str(chosen.trigger) if chosen.trigger else None
@@ -70,12 +79,9 @@ def with_demo(config: DefendConfig) -> DefendConfig:
 
 def _load(config: DefendConfig) -> tuple[Victim, ImageSet]:
     """The victim and the clean images, checked against each other."""
-    if config.data is None:
-        raise InputError(
-            "Give a few hundred clean images with --data: a folder with one sub-folder per class, .npz, IDX or a tar."
-        )
-    if config.norm is None:
-        raise InputError("Say with --norm how the model's images are normalised: a preset such as cifar10, or MEAN/STD.")
+    check_file(Path(str(config.model)))
+    if config.data is None or config.norm is None:
+        raise InputError(_missing(config))
     normalisation = Normalisation.parse(config.norm)
     hub = hub_model(config.arch)
     clean = load_images(config.data, size=config.image_size, channels=hub.channels if hub else None)
@@ -83,20 +89,65 @@ def _load(config: DefendConfig) -> tuple[Victim, ImageSet]:
     device = _device(config.device)
     shape = (clean.images.shape[1], clean.images.shape[2], clean.images.shape[3])
     victim = load_victim(str(config.model), config.arch, normalisation, shape, device)
+    if victim.input_shape[0] != shape[0]:
+        clean = clean.with_channels(victim.input_shape[0])
     check_for(clean, victim.classes, victim.input_shape)
+    clean = _numbered(victim, clean)
     check_useful(victim, clean)
     return victim, clean
 
 
+def _numbered(victim: Victim, clean: ImageSet) -> ImageSet:
+    """Images whose folders are named 0, 1, ... under those numbers: where some classes are missing, and where sorting the
+    names puts 10 before 2, unless the network counts its classes that way too."""
+    numbered = clean.by_number(victim.classes)
+    if len(clean.class_names) < victim.classes or torch.equal(numbered.labels, clean.labels):
+        return numbered
+    guess = _guess(victim, clean)
+    return max((clean, numbered), key=lambda images: accuracy(images.labels, guess).value)
+
+
+def _guess(victim: Victim, images: ImageSet) -> Tensor:
+    return predictions(victim.model, victim.normalisation(images.pixels().to(victim.device))).cpu()
+
+
+def _missing(config: DefendConfig) -> str:
+    """All that is still to be given, so that a newcomer is not told one thing a run."""
+    wanted = []
+    if config.data is None:
+        wanted.append("a few hundred clean images with --data (a folder with one sub-folder per class, .npz, IDX or a tar)")
+    if config.norm is None:
+        wanted.append("how the model's images are normalised with --norm (a preset such as cifar10, or MEAN/STD)")
+    if config.arch is None and not str(config.model).endswith(".pt2"):
+        wanted.append("the network of the weights with --arch")
+    *first, last = wanted
+    return f"Give {', '.join(first)} and {last}." if first else f"Give {last}."
+
+
 def check_useful(victim: Victim, clean: ImageSet) -> None:
     """Raise InputError where the model is hardly better than chance on the images: one of them is not what it seems."""
-    guess = predictions(victim.model, victim.normalisation(clean.pixels().to(victim.device)))
-    acc, chance = accuracy(clean.labels, guess.cpu()).value, 1 / victim.classes
+    guess = _guess(victim, clean)
+    acc, chance = accuracy(clean.labels, guess).value, 1 / victim.classes
     if acc < chance + USELESS * (1 - chance):
         raise InputError(
-            f"The model is right on only {100 * acc:.0f} % of the clean images; "
-            "check --norm, --image-size and the order of the classes."
+            f"The model is right on only {100 * acc:.0f} % of the clean images"
+            + (_other_order(victim, clean, guess) or "; check --norm, --image-size and the order of the classes.")
         )
+
+
+def _other_order(victim: Victim, clean: ImageSet, guess: Tensor) -> str | None:
+    """The rest of the sentence where the model knows the classes of the images, but under other numbers."""
+    met = torch.zeros(len(clean.class_names), victim.classes, dtype=torch.long)
+    met.index_put_((clean.labels, guess), torch.ones_like(guess), accumulate=True)
+    rows, columns = linear_sum_assignment(met.numpy(), maximize=True)
+    right = int(met[rows, columns].sum()) / len(clean)
+    if right < REORDERED:
+        return None
+    moved = [f"{clean.name(row)} is its class {column}" for row, column in zip(rows, columns, strict=True) if row != column]
+    return (
+        f", but would be on {100 * right:.0f} % with the classes in another order ({some(moved)}); "
+        "count the labels, or name the folders, by its class numbers."
+    )
 
 
 def _device(name: str) -> str:

@@ -26,9 +26,12 @@ class Stage:
         if bar is None and not quiet and not machine:
             say(f"{name} ...")
 
-    def advance(self, steps: int = 1, note: str = "") -> None:
-        """Count `steps` more as done; `note` is a short text shown beside the bar."""
+    def advance(self, steps: int = 1, note: str = "", known: bool = False) -> None:
+        """Count `steps` more as done; `note` is a short text shown beside the bar. `known`: they were done by an earlier run,
+        and are no measure of those to come."""
         self.done += steps
+        if known and self._first is not None:
+            self._first = self._first[0], self._first[1] + steps
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=steps, note=note)
             return

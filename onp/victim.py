@@ -19,7 +19,7 @@ from onp.classifiers import PlainClassifier
 from onp.data import Normalisation
 from onp.errors import InputError
 from onp.hub import hub_model
-from onp.networks import network_for
+from onp.networks import likely, network_for
 from onp.units import Layer, find_layers
 
 __all__ = ["Layer", "Victim", "load_victim", "victim_from_module"]
@@ -127,6 +127,8 @@ def _dry_run(network: nn.Module, x: Tensor, normalisation: Normalisation) -> Ten
         raise InputError(f"The network must return logits [N, classes], but for {len(x)} images it returned {found}.")
     if not torch.isfinite(logits).all():
         raise InputError("The network's logits are not finite numbers, even on random images.")
+    if bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones(len(logits), device=logits.device), atol=1e-3):
+        raise InputError("The network returns probabilities, not logits; leave the softmax at its end out.")
     for other in (again, pair):
         if not torch.allclose(logits[: len(other)], other, rtol=1e-3, atol=1e-4):
             raise InputError(
@@ -134,6 +136,27 @@ def _dry_run(network: nn.Module, x: Tensor, normalisation: Normalisation) -> Ten
                 "(dropout or a norm in training mode?); make forward() deterministic in eval mode."
             )
     return logits
+
+
+def _channels(
+    network: nn.Module, input_shape: Sequence[int], normalisation: Normalisation, device: str | torch.device
+) -> int:
+    """1 for 3 or 3 for 1 channels of the images, where the network refuses them and takes the other; else what is given."""
+    given, height, width = (int(size) for size in input_shape)
+    network = network.to(device=device, dtype=torch.float32).eval()
+
+    def takes(channels: int) -> bool:
+        if len(normalisation.mean) not in (1, channels):
+            return False
+        try:
+            with torch.no_grad():
+                network(torch.zeros(2, channels, height, width, device=device))
+        except Exception:  # whatever the user's code raises; `_dry_run` tells what it was
+            return False
+        return True
+
+    other = {1: 3, 3: 1}.get(given)
+    return other if other is not None and not takes(given) and takes(other) else given
 
 
 def load_victim(
@@ -146,7 +169,8 @@ def load_victim(
     """Reads the untrusted checkpoint `path` into the network `arch` and captures it.
 
     arch: see `onp.networks.network_for`; not needed for an exported program (.pt2), which brings its own.
-    input_shape: C, H, W of the images. Computation is in float32 whatever the checkpoint's dtype.
+    input_shape: C, H, W of the images; the victim's has 1 channel in place of 3, or 3 in place of 1, where the network takes
+    only those. Computation is in float32 whatever the checkpoint's dtype.
     Raises InputError for every checkpoint, architecture or image shape that cannot be used.
     """
     checkpoint = read_checkpoint(path)
@@ -154,11 +178,14 @@ def load_victim(
     if checkpoint.kind == "pt2":
         network, arch = pt2.module(checkpoint.container), "exported program"
     elif arch is None:
-        raise InputError(f"{path} holds weights only; say which network they belong to with --arch.")
+        fits = likely(checkpoint.state)
+        advice = f"they fit --arch {fits}" if fits else "say which network they belong to with --arch"
+        raise InputError(f"{path} holds weights only; {advice}.")
     else:
-        network = network_for(arch, checkpoint.state, int(input_shape[0]))
+        network = network_for(arch, checkpoint.state)
         names = network.names_in_files() if isinstance(network, PlainClassifier) else {}
-        checkpoint = renamed(checkpoint, network, names)
-        load_into(network, checkpoint, arch)
+        stored, checkpoint = checkpoint.state, renamed(checkpoint, network, names)
+        load_into(network, checkpoint, arch, lambda: likely(stored))
         arch = str(hub_model(arch) or arch)
+    input_shape = (_channels(network, input_shape, normalisation, device), *input_shape[1:])
     return victim_from_module(network, normalisation, input_shape, device=device, checkpoint=checkpoint, arch=arch)

@@ -76,6 +76,10 @@ def test_applied_and_undone(given, outcome):
         ({"labels": torch.full((200,), 4)}, "must be 0 to 3"),
         ({"labels": torch.full((200,), 1)}, "one class"),
         ({"norm": "cifar10"}, "3 channels"),
+        ({"norm": None}, "Say with norm"),
+        ({"images": iter([])}, "give one tensor"),
+        ({"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Softmax(1))}, "probabilities, not logits"),
+        ({"seed": -1}, "--seed"),
         ({"preset": "slow"}, "no preset"),
     ],
 )
@@ -89,3 +93,5 @@ def test_a_mask_of_another_network_is_refused(given, outcome):
     model, _, _ = given
     with pytest.raises(onp.InputError, match="for another model"):
         onp.apply(onp.Mask(torch.ones(6, dtype=torch.bool), (("first", 6),)), model, (1, 8, 8))
+    with pytest.raises(onp.InputError, match="channels, height and width"):
+        onp.apply(outcome.mask, model, (8, 8))

@@ -122,7 +122,7 @@ def test_original_is_never_overwritten_and_nothing_half_written_remains(tmp_path
 
 def test_missing_file_and_directory(tmp_path):
     assert "no checkpoint" in refused(tmp_path / "nothing.pt")
-    assert "is a directory" in refused(tmp_path)
+    assert "without a config.json" in refused(tmp_path)
 
 
 def test_not_a_checkpoint(tmp_path):
@@ -238,9 +238,17 @@ def test_missing_packages_and_the_number_of_classes(monkeypatch):
     for package, module in (("timm", "timm"), ("torchvision", "torchvision.models")):
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(InputError, match=f"pip install {package}"):
-            network_for(f"{package}:resnet18", {}, 3)
+            network_for(f"{package}:resnet18", {})
 
-    def create_model(name, pretrained, in_chans, num_classes=1000):
+    def broken(name):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("onp.networks.importlib.import_module", broken)
+        with pytest.raises(InputError, match=r"timm is installed but cannot be imported .*nms"):
+            network_for("timm:resnet18", {})
+
+    def create_model(name, pretrained, in_chans=3, num_classes=1000):
         assert (name, pretrained) == ("tiny", False)
         return nn.Sequential(nn.Conv2d(in_chans, 4, 3), nn.Flatten(), nn.Linear(16, num_classes))
 
@@ -249,6 +257,6 @@ def test_missing_packages_and_the_number_of_classes(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", timm)
     stored = create_model("tiny", False, 1, 7).state_dict()
     for prefix in ("", "module."):
-        network = network_for("timm:tiny", {prefix + name: tensor for name, tensor in stored.items()}, 1)
+        network = network_for("timm:tiny", {prefix + name: tensor for name, tensor in stored.items()})
         assert network[2].out_features == 7
         assert network[0].in_channels == 1

@@ -92,7 +92,9 @@ def test_text_has_the_contrast_of_wcag_aa(page):
 
 
 def chromium(tmp_path, *arguments):
-    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"]
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage",
+               # Nothing of the browser's own is fetched.
+               "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]  # fmt: skip
     done = subprocess.run(
         [*command, f"--user-data-dir={tmp_path / 'profile'}", *arguments], capture_output=True, text=True, timeout=120
     )

@@ -33,6 +33,19 @@ def test_lines_say_what_is_left_and_quiet_says_nothing(capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
+def test_steps_of_an_earlier_run_are_counted_but_not_timed(capsys, monkeypatch):
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    now = iter((0.0, 1.0, 11.0, 12.0, 22.0))
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    with progress.stage("counting", 100) as bar:
+        bar.advance(40, known=True)
+        bar.advance(1)
+        bar.advance(40, known=True)
+        bar.advance(1)
+    said = capsys.readouterr().err.splitlines()
+    assert said[1] == "counting: 41/100, about 590 s left" and said[-1] == "counting: 82/100, about 189 s left"
+
+
 def test_machines_are_told_in_json(capsys):
     monitor = Monitor(machine=True)
     with monitor.stage("searching", 100) as bar:

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from onp.compare import CompareConfig, compare
-from onp.config import add_options
+from onp.config import Parser, add_options
 from onp.errors import InputError
 
 EPILOG = """\
@@ -21,7 +21,7 @@ examples:
 
 def parser() -> argparse.ArgumentParser:
     """The options of CompareConfig."""
-    out = argparse.ArgumentParser(
+    out = Parser(
         prog="python -m onp.compare",
         description="Backdoored victims x defences x seeds -> one table. No defence sees a trigger or a test image.",
         epilog=EPILOG,
