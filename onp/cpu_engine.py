@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onp.errors import InputError
-from onp.fused_cpu import bind_onednn, matrix_units, missing
+from onp.fused_cpu import bind_onednn, has_bfloat16, matrix_units, missing
 from onp.plan import Plan
 from onp.prefix import PrefixCache
 from onp.small_maps import bind_small_map, suits
@@ -48,6 +48,10 @@ class CpuEngine:
         memory_budget: int,
         chunk: int | None,
     ) -> None:
+        if precision == "bfloat16" and backend == "onednn" and not has_bfloat16():
+            raise InputError(
+                "oneDNN has no bfloat16 on this CPU, which lacks AVX-512; use precision float32, or the backend torch"
+            )
         self._plan, self._tally, self._backend, self._device = plan, tally, backend, images.device
         parts = -(-len(images) // (chunk or _chunk_size(plan, self._device)))
         self._workers = min(torch.get_num_threads(), len(images)) if self._device.type == "cpu" else 1

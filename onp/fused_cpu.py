@@ -27,6 +27,11 @@ def matrix_units() -> bool:
     return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
 
 
+def has_bfloat16() -> bool:
+    """Whether oneDNN computes in bfloat16 on this CPU, fast or not; it asks for AVX-512."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def bind_onednn(step: Step, keep: Tensor | None, dtype: torch.dtype, input_shape: tuple[int, ...]) -> Run:
     """`step` computing in `dtype` (float32 or bfloat16) with the mask `keep` (float `[K]`) in its packed weights.
 

@@ -9,6 +9,7 @@ from onp.bundle import eval_images
 from onp.bundle.demos import ARCH, DEMOS, NORM, demo
 from onp.data import Normalisation
 from onp.evaluator import Batch, Evaluator
+from onp.fused_cpu import has_bfloat16
 from onp.plan import gated_forward
 from onp.victim import load_victim
 
@@ -35,6 +36,6 @@ def test_labels_are_those_of_the_network_in_float32(name, device, monkeypatch):
         for backend in ("onednn" if device == "cpu" else "triton", "torch"):
             exact = Evaluator(victim, batch, [], backend=backend, precision="float32").score(mask[None])
             assert exact.acc_count[0] >= IMAGES - ties
-            if mask is kept:
+            if mask is kept and (backend != "onednn" or has_bfloat16()):
                 rough = Evaluator(victim, batch, [], backend=backend, precision="bfloat16").score(mask[None])
                 assert rough.acc[0] >= 0.995

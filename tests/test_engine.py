@@ -4,7 +4,9 @@ import evaluator_cases as CASES
 import pytest
 import torch
 
+from onp.errors import InputError
 from onp.evaluator import Evaluator
+from onp.fused_cpu import has_bfloat16
 from onp.plan import gated_forward
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -112,7 +114,7 @@ def test_bfloat16_stays_close(preact):
     clean, triggered = CASES.batches(100, (100,))
     masks = CASES.random_masks(preact, 2)
     exact = Evaluator(preact, clean, triggered, precision="float32").score(masks)
-    for backend in ("torch", "onednn"):
+    for backend in ("torch", "onednn") if has_bfloat16() else ("torch",):
         evaluator = Evaluator(preact, clean, triggered, backend=backend, precision="bfloat16")
         assert evaluator.precision == "bfloat16"
         rough = evaluator.score(masks)
@@ -120,6 +122,14 @@ def test_bfloat16_stays_close(preact):
         torch.testing.assert_close(rough.asr, exact.asr, rtol=0, atol=0.08)
 
 
+def test_bfloat16_is_refused_where_onednn_has_none(preact, monkeypatch):
+    clean, triggered = CASES.batches()
+    monkeypatch.setattr("onp.cpu_engine.has_bfloat16", lambda: False)
+    with pytest.raises(InputError, match="lacks AVX-512; use precision float32"):
+        Evaluator(preact, clean, triggered, backend="onednn", precision="bfloat16")
+
+
+@pytest.mark.skipif(not has_bfloat16(), reason="oneDNN has no bfloat16 on this CPU")
 def test_automatic_precision_falls_back_when_labels_disagree(preact, monkeypatch, caplog):
     clean, triggered = CASES.batches()
     monkeypatch.setattr("onp.cpu_engine.matrix_units", lambda: True)
