@@ -3,7 +3,7 @@
 #   tests      the evaluator's kernels and its engine (75 s)
 #   tune       conv tiles by measuring, into kernels/tiles.json (45 s)
 #   profile    where an evaluation's time goes (40 s)
-#   evaluator  masks per second of PreActResNet18, torch.compile last (150 s)
+#   evaluator  masks per second of PreActResNet18, torch.compile last (200 s)
 #   embedded   labels of trained victims in every precision, and their masks per second (75 s)
 #   resnet50   masks per second of ResNet-50 (70 s)
 #   ops        builds the extension with nvcc; message passing (120 s)
@@ -38,12 +38,9 @@ python3 -c 'import torch, triton; print(torch.cuda.get_device_name(), torch.__ve
 for part in "$@"; do
   case $part in
     tests) run_tests 75 tests/test_kernels_conv.py tests/test_kernels_head.py tests/test_cuda_engine.py -k 'not reference and not bucket and not refused and not missing and not cuda-float16' ;;
-    tune)
-      within 45 python3 -m onp_kernels.tiles --tune --seconds 30
-      cp -f kernels/tiles.json bench/results/tiles.json
-      ;;
+    tune) within 45 python3 -m onp_kernels.tiles --tune --seconds 30 ;;
     profile) within 40 python3 bench/profile_steps.py ;;
-    evaluator) within 125 python3 bench/evaluator.py --device cuda --no-curves --cases preact_resnet18 --rounds 10 --peer-rounds 10 ;;
+    evaluator) within 200 python3 bench/evaluator.py --device cuda --no-curves --cases preact_resnet18 --rounds 10 --peer-rounds 10 ;;
     embedded)
       run_tests 35 tests/test_agreement.py -k cuda
       within 40 python3 bench/evaluator.py --device cuda --no-curves --cases embedded --rounds 10 --peer-rounds 10
@@ -51,11 +48,11 @@ for part in "$@"; do
     resnet50) within 70 python3 bench/evaluator.py --device cuda --no-curves --cases resnet50 --rounds 5 --peer-rounds 5 ;;
     ops)
       within 60 env ONP_CUDA=ON python3 -m pip install . --no-build-isolation --no-deps -q --target "$PWD/build/installed"
-      PYTHONPATH=$PWD/build/installed:$PYTHONPATH within 30 python3 bench/message_passing.py --device cuda --nodes 1 512 4800 100000 \
-        --features 64 --rounds 5 --out bench/results/message_passing_cuda.json
+      PYTHONPATH=$PWD/build/installed:$PYTHONPATH within 60 python3 bench/message_passing.py --device cuda --nodes 512 4800 100000 \
+        --features 64 --copied 4800 --jobs sum mean max attention --rounds 3
       ;;
     *) echo "there is no part $part" >&2 ;;
   esac
-  [[ -n ${OUT:-} ]] && cp -f bench/results/*cuda*.json bench/results/tiles.json "$OUT"/ 2>/dev/null
+  [[ -n ${OUT:-} ]] && cp -f bench/results/*cuda*.json kernels/tiles.json "$OUT"/ 2>/dev/null
 done
 printf '\n== %d s; failed: %s\n' "$SECONDS" "${failed[*]:-none}"

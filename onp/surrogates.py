@@ -103,7 +103,7 @@ class Warp(Family):
     def flow(self, parameters: tuple[Tensor, ...], height: int, width: int) -> Tensor:
         """Displacement float32 `[G, 2, H, W]` in pixels."""
         control = self.reach * torch.tanh(parameters[0])
-        return _spread(height).to(control) @ control @ _spread(width).T.to(control)
+        return _spread(height, control.device) @ control @ _spread(width, control.device).T
 
     def apply(self, parameters: tuple[Tensor, ...], images: Tensor) -> Tensor:
         groups, count, channels, height, width = images.shape
@@ -121,13 +121,13 @@ class Warp(Family):
 
 
 @cache
-def _spread(size: int) -> Tensor:
+def _spread(size: int, device: torch.device) -> Tensor:
     """Bicubic interpolation of 8 control points to `size` pixels as a matrix, float32 `[size, 8]`.
 
     Two products with it are the interpolation of a field, and their gradient is the same every time on a GPU too.
     """
     points = torch.eye(8, dtype=torch.float64).view(1, 8, 8, 1)
-    return F.interpolate(points, (size, 1), mode="bicubic", align_corners=True)[0, :, :, 0].T.float().contiguous()
+    return F.interpolate(points, (size, 1), mode="bicubic", align_corners=True)[0, :, :, 0].T.float().contiguous().to(device)
 
 
 FAMILIES: tuple[Family, ...] = (Patch(), Blend(), Warp())
