@@ -9,6 +9,8 @@
 namespace onp {
 namespace {
 
+constexpr int kBlock = 4;  // registers of features at a time in the gradients, which add up to three sums of each
+
 template <int Vectors, bool Cut>
 struct ScoreTerm {
   Vec mine[Vectors], att[Vectors];
@@ -39,7 +41,7 @@ void attention_rows(const Attention& op, const Part& part) {
         const Element* target = row_of<Element>(op.target, copy, row) + f;
         return ScoreTerm<decltype(vectors)::value, decltype(cut)::value>(target, op.att + f, op.slope, lanes);
       };
-      sums_of_edges<kRegisters / 4, Element>(graph, first, last, op.source, copy, heads, width, alpha, term_of);
+      sums_of_edges<Element>(graph, first, last, op.source, copy, heads, width, alpha, term_of);
       softmax_of_rows(graph, first, last, alpha, alpha, heads, keep);
       for_walks<kRegisters, 1, Index, Element>(sum, graph, copy, [&](const auto& walk) {
         for (int64_t row = first; row < last; ++row) keep ? sum_left_row(walk, row) : sum_plain_row(walk, row);
@@ -69,8 +71,7 @@ void attention_grad_target_rows(const AttentionGradTarget& op, const Part& part)
         const Element* grad = row_of<Element>(op.grad, copy, row) + f;
         return DotTerm<decltype(vectors)::value, decltype(cut)::value>(grad, lanes);
       };
-      sums_of_edges<kRegisters / 2, Element>(graph, first, last, forward.source, copy, heads, width, grad_score,
-                                             term_of);
+      sums_of_edges<Element>(graph, first, last, forward.source, copy, heads, width, grad_score, term_of);
       for (int64_t row = first; keep && row < last; ++row) {
         for (int64_t p = graph.indptr[row]; p < graph.indptr[row + 1]; ++p) {
           for (int64_t h = 0; h < heads && !left(row, p); ++h) grad_score[p * heads + h] = 0;
@@ -109,7 +110,7 @@ void attention_grad_target_rows(const AttentionGradTarget& op, const Part& part)
           store_some<kCut>(to, load_some<kCut>(to, lanes) + to_att[v], lanes);
         }
       };
-      for_heads<kRegisters / 4>(heads, width, [&](auto... block) {
+      for_heads<kBlock>(heads, width, [&](auto... block) {
         op.grad_att ? gather(Constant<true>{}, block...) : gather(Constant<false>{}, block...);
       });
     });
@@ -126,7 +127,7 @@ void attention_grad_source_rows(const AttentionGradSource& op, const Part& part)
     const uint8_t* keep = of_copy(forward.keep, copy);
     const float* alpha = forward.alpha + copy * forward.csr.edges * heads;
     const float* grad_score = op.grad_score + copy * forward.csr.edges * heads;
-    for_heads<kRegisters / 4>(heads, width, [&](auto vectors, auto cut, int64_t h, int64_t offset, int lanes) {
+    for_heads<kBlock>(heads, width, [&](auto vectors, auto cut, int64_t h, int64_t offset, int lanes) {
       constexpr int kVectors = decltype(vectors)::value;
       constexpr bool kCut = decltype(cut)::value;
       const int64_t f = h * width + offset;

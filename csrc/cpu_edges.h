@@ -34,12 +34,12 @@ inline void for_heads(int64_t heads, int64_t width, const Visit& visit) {
 
 // out[e * heads + h] for the edges of the rows [first, last): the sum over the channels of h of what a term makes of
 // the source's. term_of(row, vectors, cut, f, lanes) is a row's term, term(v, register v of the block at f).
-template <int Most, typename Element, typename Index, typename TermOf>
+template <typename Element, typename Index, typename TermOf>
 inline void sums_of_edges(const Edges<Index>& graph, int64_t first, int64_t last, const Rows& rows, int64_t copy,
                           int64_t heads, int64_t width, float* out, const TermOf& term_of) {
-  constexpr int kEdges = 4;
+  constexpr int kEdges = 4, kMost = 8;
   for (int64_t at = graph.indptr[first] * heads; width == 0 && at < graph.indptr[last] * heads; ++at) out[at] = 0;
-  for_heads<Most>(heads, width, [&](auto vectors, auto cut, int64_t h, int64_t offset, int lanes) {
+  for_heads<kMost>(heads, width, [&](auto vectors, auto cut, int64_t h, int64_t offset, int lanes) {
     constexpr int kVectors = decltype(vectors)::value;
     constexpr bool kCut = decltype(cut)::value;
     const int64_t f = h * width + offset;
@@ -49,11 +49,15 @@ inline void sums_of_edges(const Edges<Index>& graph, int64_t first, int64_t last
       const int64_t end = graph.indptr[row + 1];
       for (int64_t p = graph.indptr[row]; p < end; p += kEdges) {
         Vec sum[kEdges] = {};
+        const Element* from[kEdges];
         for (int e = 0; e < kEdges; ++e) {
           const int64_t edge = p + e < end ? p + e : end - 1;
-          const Element* from = x + graph.indices[edge] * rows.row;
+          from[e] = x + graph.indices[edge] * rows.row;
           if (graph.far) prefetch<kVectors>(x + graph.ahead(edge) * rows.row);
-          for (int v = 0; v < kVectors; ++v) sum[e] += term(v, load_some<kCut>(from + v * kLanes, lanes));
+        }
+        // A term's own numbers, which may be too many for the registers, are read once for all edges.
+        for (int v = 0; v < kVectors; ++v) {
+          for (int e = 0; e < kEdges; ++e) sum[e] += term(v, load_some<kCut>(from[e] + v * kLanes, lanes));
         }
         float total[kEdges];
         sums_of(sum, total);
@@ -89,7 +93,7 @@ void edge_dot_rows(const EdgeDot& op, const Part& part) {
       return DotTerm<decltype(vectors)::value, decltype(cut)::value>(grad, lanes);
     };
     for_batches(graph, op.heads * op.channels * sizeof(Element), part, [&](int64_t first, int64_t last) {
-      sums_of_edges<kRegisters / 2, Element>(graph, first, last, op.x, copy, op.heads, op.channels, out, term_of);
+      sums_of_edges<Element>(graph, first, last, op.x, copy, op.heads, op.channels, out, term_of);
       for (int64_t row = first; row < last && (scale || keep); ++row) {
         for (int64_t p = graph.indptr[row]; p < graph.indptr[row + 1]; ++p) {
           const bool left = kept(keep, row) && kept(keep, graph.indices[p]);

@@ -52,7 +52,12 @@ inline BitVec rounded(Vec value) {
 }
 
 inline HalfVec narrow(Vec value) {
+#if defined(__AVX2__) && !defined(__AVX512F__)
+  const __m256i upper = (__m256i)(rounded(value) >> 16);
+  return (HalfVec)_mm_packus_epi32(_mm256_castsi256_si128(upper), _mm256_extracti128_si256(upper, 1));
+#else
   return __builtin_convertvector(rounded(value) >> 16, HalfVec);
+#endif
 }
 
 inline Vec load(const float* from) {
@@ -94,10 +99,20 @@ inline void store_pair(Bf16* to, Vec even, Vec odd) {
   memcpy(to, &both, sizeof both);
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// All bits of the first n lanes, 0 <= n <= kLanes. Lane by lane every n would cost a branch that is guessed wrong.
+inline __m256i mask_of(int n) {
+  static const int32_t bits[2 * kLanes] = {-1, -1, -1, -1, -1, -1, -1, -1};
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(bits + kLanes - n));
+}
+#endif
+
 // The first n lanes, 0 <= n <= kLanes; the others are zero, and memory behind them is not touched.
 inline Vec load(const float* from, int n) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), from);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_maskload_ps(from, mask_of(n));
 #else
   Vec value = {};
   for (int i = 0; i < n; ++i) value[i] = from[i];
@@ -116,6 +131,8 @@ inline Vec load(const Bf16* from, int n) {
 inline void store(float* to, Vec value, int n) {
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(to, (__mmask16)((1u << n) - 1), (__m512)value);
+#elif defined(__AVX2__)
+  _mm256_maskstore_ps(to, mask_of(n), (__m256)value);
 #else
   for (int i = 0; i < n; ++i) to[i] = value[i];
 #endif
@@ -131,6 +148,8 @@ inline void store(Bf16* to, Vec value, int n) {
 inline void store(int32_t* to, IntVec value, int n) {
 #if defined(__AVX512F__)
   _mm512_mask_storeu_epi32(to, (__mmask16)((1u << n) - 1), (__m512i)value);
+#elif defined(__AVX2__)
+  _mm256_maskstore_epi32(to, mask_of(n), (__m256i)value);
 #else
   for (int i = 0; i < n; ++i) to[i] = value[i];
 #endif
@@ -149,6 +168,10 @@ inline float to_float(Bf16 value) {
 inline float sum_of(Vec value) {
 #if defined(__AVX512F__)
   return _mm512_reduce_add_ps((__m512)value);
+#elif defined(__AVX2__)
+  const __m128 four = _mm256_castps256_ps128((__m256)value) + _mm256_extractf128_ps((__m256)value, 1);
+  const __m128 two = four + _mm_movehl_ps(four, four);
+  return two[0] + two[1];
 #else
   float total = 0;
   for (int i = 0; i < kLanes; ++i) total += value[i];
@@ -178,6 +201,10 @@ inline void sums_of(const Vec (&value)[4], float* out) {
 inline float largest_of(Vec value) {
 #if defined(__AVX512F__)
   return _mm512_reduce_max_ps((__m512)value);
+#elif defined(__AVX2__)
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128((__m256)value), _mm256_extractf128_ps((__m256)value, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return two[0] > two[1] ? two[0] : two[1];
 #else
   float most = value[0];
   for (int i = 1; i < kLanes; ++i) most = value[i] > most ? value[i] : most;
@@ -195,6 +222,13 @@ inline void largest_of(const Vec (&value)[4], float* out) {
   const __m512 all = _mm512_max_ps((__m512)_mm512_unpacklo_pd(ab, cd), (__m512)_mm512_unpackhi_pd(ab, cd));
   const __m256 half = _mm256_max_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
   _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+#elif defined(__AVX2__)
+  const auto pairs = [](Vec a, Vec b) {
+    return (__m256d)_mm256_max_ps(_mm256_unpacklo_ps((__m256)a, (__m256)b), _mm256_unpackhi_ps((__m256)a, (__m256)b));
+  };
+  const __m256d ab = pairs(value[0], value[1]), cd = pairs(value[2], value[3]);
+  const __m256 all = _mm256_max_ps((__m256)_mm256_unpacklo_pd(ab, cd), (__m256)_mm256_unpackhi_pd(ab, cd));
+  _mm_storeu_ps(out, _mm_max_ps(_mm256_castps256_ps128(all), _mm256_extractf128_ps(all, 1)));
 #else
   for (int i = 0; i < 4; ++i) out[i] = largest_of(value[i]);
 #endif
@@ -204,6 +238,8 @@ inline void largest_of(const Vec (&value)[4], float* out) {
 inline Vec first_lanes(int n, Vec value, Vec rest) {
 #if defined(__AVX512F__)
   return (Vec)_mm512_mask_mov_ps((__m512)rest, (__mmask16)((1u << n) - 1), (__m512)value);
+#elif defined(__AVX2__)
+  return (Vec)_mm256_blendv_ps((__m256)rest, (__m256)value, (__m256)mask_of(n));
 #else
   for (int i = 0; i < n; ++i) rest[i] = value[i];
   return rest;
@@ -214,6 +250,8 @@ inline Vec leaky_relu(Vec z, float slope) {
 #if defined(__AVX512F__)
   const __mmask16 scaled = _mm512_cmp_ps_mask((__m512)z, _mm512_setzero_ps(), _CMP_NGT_UQ);
   return (Vec)_mm512_mask_mul_ps((__m512)z, scaled, (__m512)z, _mm512_set1_ps(slope));
+#elif defined(__AVX2__)
+  return (Vec)_mm256_blendv_ps((__m256)z, (__m256)(z * slope), (__m256)z);  // by the sign of z
 #else
   return z > 0 ? z : z * slope;
 #endif
