@@ -146,9 +146,13 @@ def measured(
             continue
         rough = 1e-2 if "bfloat16" in row["job"] else 1e-4
         wrong = ~torch.isclose(found, exact, rtol=rough, atol=rough / 10 * scale)
-        # Of two terms that float32 cannot tell apart the other one may be the largest; a score's leaky_relu may take its
-        # other slope at zero, which touches all features of two nodes, and does so in PyG's layer too.
-        allowed = max(1e-3 * wrong.numel(), 4 * row["features"]) if training and row["job"] in ("max", *LAYERS) else 0
+        # Of two terms that float32 cannot tell apart the other one may be the largest; a score's leaky_relu may take its other
+        # slope at zero, which touches all features of two nodes, and does so in PyG's layer too: about one of 10^7 does.
+        allowed = 0.0
+        if training and row["job"] == "max":
+            allowed = max(1e-3 * wrong.numel(), 4 * row["features"])
+        elif training and row["job"] in LAYERS:
+            allowed = 4 * row["features"] * (1 + 1e-7 * graph.edges * wrong.numel() / row["nodes"])
         if int(wrong.sum()) > allowed:
             cells[name] = {"skipped": f"errs in {int(wrong.sum())} of {wrong.numel()} numbers"}
             continue
