@@ -29,13 +29,16 @@ ADVERSARIAL = "adversarial"
 FAMILY_NAMES = (*(family.name for family in FAMILIES), ADVERSARIAL)
 DRIFT = "drift"
 MEMORY = "memory"
+MIX = "mix"
 LEAST_SPREAD = 0.1  # ten per cent: classes of one network differ by that much without a reason
-# And by a factor of e in how many changed images they attract, and by a fifth of the logits' spread in what is remembered.
-LEAST_SPREAD_OF = {DRIFT: 1.0, MEMORY: 0.2}
+# And by a factor of e in how many changed images they attract, by a fifth of the logits' spread in what is remembered, and by
+# one in 25 of the images in how many were remembered as a class.
+LEAST_SPREAD_OF = {DRIFT: 1.0, MEMORY: 0.2, MIX: 0.04}
 WORTHWHILE = 0.15  # share of the loudest family's weight
 QUIET = 0.5  # evidence below this is noise
 STRONGEST = 8.0  # most that a fitted trigger is amplified
 LOUDEST = 6.0  # a witness is not heard beyond this many robust standard deviations
+LOUDEST_OF = {MIX: 3.5}  # nor this one beyond these: a training set with more of a class says the same; never enough alone
 
 
 @dataclass(frozen=True)
@@ -64,9 +67,9 @@ class Surrogate:
 
 @dataclass(frozen=True)
 class Scan:
-    """How much effort it takes to reach each class, by every witness (`latent`, `drift`, `memory` and the families)."""
+    """How much effort it takes to reach each class, by every witness (`latent`, `drift`, `memory`, `mix`, the families)."""
 
-    efforts: dict[str, tuple[float, ...]]  #: log of cost over success, per class; of `memory`: the pull, negated
+    efforts: dict[str, tuple[float, ...]]  #: log of cost over success, per class; of `memory`: the pull, of `mix`: it, negated
 
     @property
     def witnesses(self) -> dict[str, tuple[float, ...]]:
@@ -79,7 +82,10 @@ class Scan:
     @property
     def suspicion(self) -> tuple[float, ...]:
         """Mean of the two loudest witnesses per class: one alone may be a quirk of the data."""
-        table = torch.tensor(list(self.witnesses.values())).clamp(-LOUDEST, LOUDEST)
+        heard = [
+            torch.tensor(said).clamp(-LOUDEST, LOUDEST_OF.get(name, LOUDEST)) for name, said in self.witnesses.items()
+        ]
+        table = torch.stack(heard)
         return tuple(table.sort(dim=0, descending=True).values[:2].mean(0).tolist())
 
     @property
@@ -174,9 +180,12 @@ def scan(
     if distances is not None:
         found["latent"] = efforts(distances, torch.ones_like(distances))
     found[DRIFT] = tuple((-drift(victim, build, seed).double().clamp_min(1e-3).log()).tolist())
-    pull = pulls(victim, remember(victim, pixels, labels), pixels, labels)
+    memory = remember(victim, torch.cat((pixels, unseen)), torch.cat((labels, unseen_labels)))
+    pull = pulls(victim, memory, pixels, labels)
     if pull is not None:
         found[MEMORY] = tuple((-pull.double()).tolist())
+    if memory.mix is not None:
+        found[MIX] = tuple((-memory.mix.double()).tolist())
     logits = fitting_logits(victim)
     for family in FAMILIES:
         fitted = fit([logits], family, pixels, labels, classes, seed, config.scan, tick)

@@ -6,7 +6,10 @@ network with batch norms carries an average of its own attack with it, whatever 
 differ is what BNP prunes by: Zheng et al., NeurIPS 2022, "Pre-activation Distributions Expose Backdoor Neurons".)
 
 Another mix of classes moves the means too. Those moves lie in the span of the class means, which clean images show, and what
-lies in that span is taken out: what is left is not explained by any mix of the clean images' classes.
+lies in that span is taken out: what is left is not explained by any mix of the clean images' classes. What was taken out says
+something of its own: a trigger that makes images look like the target class to the last layers hides there, and then more of
+the training images looked like that class than of the clean ones. So does a training set that had more of them, which is why
+these shares are never enough alone.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ class Memory:
     """Per batch norm of the captured graph, in execution order, what it remembers beyond the clean images' classes."""
 
     shifts: dict[str, Tensor]  #: node name: float32 [C] on the CPU, in running standard deviations; above 0: more in training
+    mix: Tensor | None  #: float32 [classes]: what share more of the training images looked like each; None without such a norm
 
     def of_units(self, victim: Victim) -> Tensor:
         """The shift of each unit, float32 [V]; 0 where no norm reads it.
@@ -67,15 +71,18 @@ def remember(victim: Victim, images: Tensor, labels: Tensor) -> Memory:
         for part in images.split(64):
             run_graph(victim.program, victim.normalisation(part.to(victim.device)), record)
     classes = labels.unique()
-    shifts = {}
+    shifts, mix = {}, None
     for norm in norms:
         found = torch.cat(means[norm.name]).double().cpu()
         if found.shape[1] >= CHANNELS_PER_CLASS * len(classes):
             running, variance = (constant(victim.program, _argument(norm, i)).double().cpu() for i in (3, 4))
             spread = variance.clamp_min(1e-12).sqrt()
             by_class = torch.stack([found[labels.cpu() == k].mean(0) for k in classes.cpu()]) - found.mean(0)
-            shifts[norm.name] = _outside((running - found.mean(0)) / spread, by_class / spread).float()
-    return Memory(shifts)
+            shift, span = (running - found.mean(0)) / spread, by_class.T / spread[:, None]
+            weights = torch.linalg.lstsq(span, shift[:, None]).solution[:, 0]
+            shifts[norm.name] = (shift - span @ weights).float()
+            mix = torch.zeros(victim.classes).index_copy(0, classes.cpu(), weights.float())  # the last norm's is kept
+    return Memory(shifts, mix)
 
 
 @torch.no_grad()
@@ -106,11 +113,6 @@ def pulls(victim: Victim, memory: Memory, images: Tensor, labels: Tensor) -> Ten
         rises.append((pushed - plain) / plain.std())
     rise = torch.stack(rises).mean(0)
     return torch.stack([rise[labels.cpu() != k, k].mean() for k in range(victim.classes)])
-
-
-def _outside(shift: Tensor, span: Tensor) -> Tensor:
-    """The part of `shift` [C] that no combination of the rows of `span` [K, C] makes."""
-    return shift - span.T @ torch.linalg.lstsq(span.T, shift[:, None]).solution[:, 0]
 
 
 def _norms(program: fx.GraphModule) -> list[fx.Node]:
