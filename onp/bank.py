@@ -30,6 +30,8 @@ FAMILY_NAMES = (*(family.name for family in FAMILIES), ADVERSARIAL)
 DRIFT = "drift"
 MEMORY = "memory"
 MIX = "mix"
+LATENT = "latent"
+UNFITTED = (LATENT, MEMORY, MIX)  # the same however long triggers are fitted, and whatever the seed
 LEAST_SPREAD = 0.1  # ten per cent: classes of one network differ by that much without a reason
 # And by a factor of e in how many changed images they attract, by a fifth of the logits' spread in what is remembered, and by
 # one in 25 of the images in how many were remembered as a class.
@@ -82,11 +84,15 @@ class Scan:
     @property
     def suspicion(self) -> tuple[float, ...]:
         """Mean of the two loudest witnesses per class: one alone may be a quirk of the data."""
-        heard = [
-            torch.tensor(said).clamp(-LOUDEST, LOUDEST_OF.get(name, LOUDEST)) for name, said in self.witnesses.items()
-        ]
-        table = torch.stack(heard)
+        witnesses = self.witnesses.items()
+        table = torch.stack([torch.tensor(said).clamp(-LOUDEST, LOUDEST_OF.get(name, LOUDEST)) for name, said in witnesses])
         return tuple(table.sort(dim=0, descending=True).values[:2].mean(0).tolist())
+
+    @property
+    def unfitted(self) -> Scan | None:
+        """What a longer look would find again, by two witnesses or more; None where there are fewer."""
+        found = {name: self.efforts[name] for name in UNFITTED if name in self.efforts}
+        return Scan(found) if len(found) > 1 else None
 
     @property
     def suspect(self) -> int:
@@ -178,7 +184,7 @@ def scan(
     found: dict[str, tuple[float, ...]] = {}
     distances = latent_distances(victim, build)
     if distances is not None:
-        found["latent"] = efforts(distances, torch.ones_like(distances))
+        found[LATENT] = efforts(distances, torch.ones_like(distances))
     found[DRIFT] = tuple((-drift(victim, build, seed).double().clamp_min(1e-3).log()).tolist())
     memory = remember(victim, torch.cat((pixels, unseen)), torch.cat((labels, unseen_labels)))
     pull = pulls(victim, memory, pixels, labels)

@@ -84,9 +84,13 @@ def targets(seen: Look, threshold: float) -> list[int]:
 
 
 def close_call(seen: Scan, threshold: float) -> bool:
-    """Whether the class that stands out barely counts as a target, or a second one counts that is within `CLOSE` of it."""
-    loudest = [seen.suspicion[k] for k in over(seen, threshold)[:2]]
-    return bool(loudest) and (loudest[0] < threshold + BARELY or (len(loudest) == 2 and loudest[0] - loudest[1] <= CLOSE))
+    """Whether a second class counts as a target within `CLOSE` of the loudest, or one barely does, by fitted triggers only."""
+    loudest = over(seen, threshold)[:2]
+    if len(loudest) == 2 and seen.suspicion[loudest[0]] - seen.suspicion[loudest[1]] <= CLOSE:
+        return True
+    if not loudest or seen.suspicion[loudest[0]] >= threshold + BARELY:
+        return False
+    return seen.unfitted is None or seen.unfitted.suspicion[loudest[0]] < threshold
 
 
 def longer(config: BankConfig) -> BankConfig:

@@ -24,7 +24,7 @@ QUIET = Monitor(quiet=True)
 
 def seen(*suspicion):
     """A Scan in which class k stands out by `suspicion[k]`; the ends of the list are kept quiet by the others' spread."""
-    return SimpleNamespace(suspicion=suspicion)
+    return SimpleNamespace(suspicion=suspicion, unfitted=None)
 
 
 def loud(*classes, quieter=()):
@@ -47,6 +47,14 @@ def loud(*classes, quieter=()):
 )
 def test_a_close_call_is_two_classes_alike_or_one_that_barely_counts(suspicion, close):
     assert close_call(seen(*suspicion), 2.5) is close
+
+
+def test_one_that_barely_counts_is_settled_by_what_more_steps_would_find_again():
+    barely, quiet = (-0.4, *(0.1 * k for k in range(9))), (0.0,) * 10
+    for witness, close in (("memory", False), ("warp", True)):
+        found = Scan({"latent": barely, "memory": quiet, "warp": quiet} | {witness: barely})
+        assert 2.5 < found.suspicion[0] < 3.0
+        assert close_call(found, 2.5) is close
 
 
 def test_what_is_repaired_is_the_loudest_and_what_counts_at_both_looks():
