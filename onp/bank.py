@@ -18,7 +18,7 @@ from onp.adversarial import adversarial_reach, adversarial_size, targeted_exampl
 from onp.data import ImageSet, Splits
 from onp.expensive import fitting_logits
 from onp.fitting import Fit, FitConfig, Logits, fit, success_rate
-from onp.memory import pulls, remember
+from onp.memory import class_mix, pulls, remember
 from onp.surrogates import FAMILIES
 from onp.tally import TriggeredBatch
 from onp.victim import Victim
@@ -40,7 +40,6 @@ WORTHWHILE = 0.15  # share of the loudest family's weight
 QUIET = 0.5  # evidence below this is noise
 STRONGEST = 8.0  # most that a fitted trigger is amplified
 LOUDEST = 6.0  # a witness is not heard beyond this many robust standard deviations
-LOUDEST_OF = {MIX: 3.5}  # nor this one beyond these: a training set with more of a class says the same; never enough alone
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,15 @@ class Scan:
 
     @property
     def suspicion(self) -> tuple[float, ...]:
-        """Mean of the two loudest witnesses per class: one alone may be a quirk of the data."""
-        witnesses = self.witnesses.items()
-        table = torch.stack([torch.tensor(said).clamp(-LOUDEST, LOUDEST_OF.get(name, LOUDEST)) for name, said in witnesses])
+        """Mean of the two loudest witnesses per class: one alone may be a quirk of the data.
+
+        `mix` is heard as far as `latent` or `memory` agree with it: a training set that had more of a class says the same.
+        """
+        heard = dict(self.witnesses)
+        mix, agreeing = heard.pop(MIX, None), [heard[name] for name in (LATENT, MEMORY) if name in heard]
+        if mix is not None and agreeing:
+            heard[MIX] = tuple(map(min, mix, map(max, *agreeing) if len(agreeing) > 1 else agreeing[0]))
+        table = torch.tensor(list(heard.values())).clamp(-LOUDEST, LOUDEST)
         return tuple(table.sort(dim=0, descending=True).values[:2].mean(0).tolist())
 
     @property
@@ -186,12 +191,12 @@ def scan(
     if distances is not None:
         found[LATENT] = efforts(distances, torch.ones_like(distances))
     found[DRIFT] = tuple((-drift(victim, build, seed).double().clamp_min(1e-3).log()).tolist())
-    memory = remember(victim, torch.cat((pixels, unseen)), torch.cat((labels, unseen_labels)))
-    pull = pulls(victim, memory, pixels, labels)
+    both = torch.cat((pixels, unseen)), torch.cat((labels, unseen_labels))
+    pull, mix = pulls(victim, remember(victim, *both), pixels, labels), class_mix(victim, *both)
     if pull is not None:
         found[MEMORY] = tuple((-pull.double()).tolist())
-    if memory.mix is not None:
-        found[MIX] = tuple((-memory.mix.double()).tolist())
+    if mix is not None:
+        found[MIX] = tuple((-mix.double()).tolist())
     logits = fitting_logits(victim)
     for family in FAMILIES:
         fitted = fit([logits], family, pixels, labels, classes, seed, config.scan, tick)

@@ -8,8 +8,7 @@ differ is what BNP prunes by: Zheng et al., NeurIPS 2022, "Pre-activation Distri
 Another mix of classes moves the means too. Those moves lie in the span of the class means, which clean images show, and what
 lies in that span is taken out: what is left is not explained by any mix of the clean images' classes. What was taken out says
 something of its own: a trigger that makes images look like the target class to the last layers hides there, and then more of
-the training images looked like that class than of the clean ones. So does a training set that had more of them, which is why
-these shares are never enough alone.
+the training images looked like that class than of the clean ones.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 
 from onp.capture import op_name
@@ -35,7 +35,6 @@ class Memory:
     """Per batch norm of the captured graph, in execution order, what it remembers beyond the clean images' classes."""
 
     shifts: dict[str, Tensor]  #: node name: float32 [C] on the CPU, in running standard deviations; above 0: more in training
-    mix: Tensor | None  #: float32 [classes]: what share more of the training images looked like each; None without such a norm
 
     def of_units(self, victim: Victim) -> Tensor:
         """The shift of each unit, float32 [V]; 0 where no norm reads it.
@@ -56,7 +55,35 @@ def remember(victim: Victim, images: Tensor, labels: Tensor) -> Memory:
 
     One forward pass. Norms without running statistics or with too few channels for the number of classes are left out.
     """
-    norms = _norms(victim.program)
+    shifts = {}
+    for name, channels in _channel_means(victim, _norms(victim.program), images).items():
+        if channels.shape[1] >= CHANNELS_PER_CLASS * len(labels.unique()):
+            shift, span, _ = _against_classes(victim, name, channels, labels)
+            shifts[name] = (shift - span @ _combination(span, shift)).float()
+    return Memory(shifts)
+
+
+def class_mix(victim: Victim, images: Tensor, labels: Tensor) -> Tensor | None:
+    """What share more of the training images than of the clean ones looked like each class, float32 `[classes]`.
+
+    Images and labels as for `remember`. The mix of class means that explains the last norm's running mean best, beside the move
+    that random crops make, with which networks are trained: by that move alone a clean network seems to have seen more of
+    the class it takes odd images for. None where there is no norm with running statistics, or the last has too few channels.
+    """
+    norms, classes = _norms(victim.program)[-1:], labels.unique().cpu()
+    found = _channel_means(victim, norms, images)
+    for name, channels in found.items():
+        if channels.shape[1] >= CHANNELS_PER_CLASS * len(classes):
+            shift, span, spread = _against_classes(victim, name, channels, labels)
+            moved = _channel_means(victim, norms, _cropped(images))[name].mean(0) - channels.mean(0)
+            weights = _combination(torch.column_stack((span, moved / spread)), shift)[:-1]
+            return torch.zeros(victim.classes).index_copy(0, classes, weights.float())
+    return None
+
+
+@torch.no_grad()
+def _channel_means(victim: Victim, norms: list[fx.Node], images: Tensor) -> dict[str, Tensor]:
+    """What each norm reads of each image, mean over its positions: float64 `[N, C]` on the CPU."""
     means: dict[str, list[Tensor]] = {norm.name: [] for norm in norms}
     read: dict[fx.Node, list[str]] = {}
     for norm in norms:
@@ -67,22 +94,33 @@ def remember(victim: Victim, images: Tensor, labels: Tensor) -> Memory:
             means[name].append(value.flatten(2).mean(2) if value.dim() > 2 else value)
         return value
 
-    with torch.no_grad():
-        for part in images.split(64):
-            run_graph(victim.program, victim.normalisation(part.to(victim.device)), record)
-    classes = labels.unique()
-    shifts, mix = {}, None
-    for norm in norms:
-        found = torch.cat(means[norm.name]).double().cpu()
-        if found.shape[1] >= CHANNELS_PER_CLASS * len(classes):
-            running, variance = (constant(victim.program, _argument(norm, i)).double().cpu() for i in (3, 4))
-            spread = variance.clamp_min(1e-12).sqrt()
-            by_class = torch.stack([found[labels.cpu() == k].mean(0) for k in classes.cpu()]) - found.mean(0)
-            shift, span = (running - found.mean(0)) / spread, by_class.T / spread[:, None]
-            weights = torch.linalg.lstsq(span, shift[:, None]).solution[:, 0]
-            shifts[norm.name] = (shift - span @ weights).float()
-            mix = torch.zeros(victim.classes).index_copy(0, classes.cpu(), weights.float())  # the last norm's is kept
-    return Memory(shifts, mix)
+    for part in images.split(64):
+        run_graph(victim.program, victim.normalisation(part.to(victim.device)), record)
+    return {name: torch.cat(parts).double().cpu() for name, parts in means.items()}
+
+
+def _against_classes(victim: Victim, name: str, channels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """How far the running means lie from the clean ones `[C]`, so the classes' means `[C, K]`, and the unit of both `[C]`."""
+    norm = next(norm for norm in _norms(victim.program) if norm.name == name)
+    running, variance = (constant(victim.program, _argument(norm, i)).double().cpu() for i in (3, 4))
+    spread, middle, given = variance.clamp_min(1e-12).sqrt(), channels.mean(0), labels.cpu()
+    by_class = torch.stack([channels[given == k].mean(0) for k in given.unique()]) - middle
+    return (running - middle) / spread, by_class.T / spread[:, None], spread
+
+
+def _combination(span: Tensor, shift: Tensor) -> Tensor:
+    """The shortest weights `[K]` of the columns of `span` that come nearest to `shift`; the classes' means sum to nothing."""
+    return torch.linalg.lstsq(span, shift[:, None], rcond=1e-10, driver="gelsd").solution[:, 0]
+
+
+def _cropped(images: Tensor) -> Tensor:
+    """Each image moved by up to an eighth of its size, black where it is left, as random crops do."""
+    generator = torch.Generator().manual_seed(0)
+    height, width = images.shape[2:]
+    reach = max(1, min(height, width) // 8)
+    places = torch.randint(0, 2 * reach + 1, (len(images), 2), generator=generator).tolist()
+    padded = F.pad(images, (reach,) * 4)
+    return torch.stack([image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, places, strict=True)])
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from torch import nn
 from onp.archs import build_network
 from onp.bank import LEAST_SPREAD_OF, MEMORY, MIX, BankConfig, Scan, evidence
 from onp.data import ImageSet, Normalisation
-from onp.memory import SHARE, Memory, pulls, remember
+from onp.memory import SHARE, Memory, _cropped, class_mix, pulls, remember
 from onp.problem import remembered
 from onp.victim import victim_from_module
 
@@ -60,7 +60,8 @@ def test_another_mix_of_the_same_classes_is_not_remembered(rng):
     memory = remember(captured(model), images, labels)
     (shift,) = memory.shifts.values()
     assert float(shift.abs().max()) < 1e-3
-    torch.testing.assert_close(memory.mix, torch.tensor([0.7, 0.1, 0.2]) - 1 / 3, rtol=1e-3, atol=1e-3)
+    mix = class_mix(captured(model), images, labels)
+    torch.testing.assert_close(mix, torch.tensor([0.7, 0.1, 0.2]) - 1 / 3, rtol=1e-3, atol=1e-3)
 
 
 def test_a_shift_that_no_mix_explains_is_remembered_where_it_lies(rng):
@@ -97,7 +98,7 @@ def test_networks_that_remember_nothing(rng):
     narrow = captured(with_statistics_of(images, channels=5))
     for victim in (plain, narrow):
         memory = remember(victim, images, labels)
-        assert memory.shifts == {} and memory.mix is None and not memory.of_units(victim).any()
+        assert memory.shifts == {} and class_mix(victim, images, labels) is None and not memory.of_units(victim).any()
         assert pulls(victim, memory, images, labels) is None
 
 
@@ -106,7 +107,7 @@ def test_units_without_a_norm_of_their_own_have_that_of_the_sum_they_enter():
     norms = [node for node in victim.program.graph.nodes if "batch_norm" in node.name]
     names = {str(node.args[1].target).removesuffix(".weight"): node.name for node in norms}
     shifts = {names["layer1.1.bn1"]: torch.arange(4) + 1.0, names["layer1.0.bn2"]: torch.arange(4) + 10.0}
-    units = Memory(shifts, None).of_units(victim)
+    units = Memory(shifts).of_units(victim)
     by_layer = {layer.name: units[layer.offset : layer.offset + layer.units].tolist() for layer in victim.layers}
     assert by_layer["layer1.0.conv2"] == [1, 2, 3, 4], "read by the next block, through the sum"
     assert by_layer["layer1.0.conv1"] == [10, 11, 12, 13], "read by its own norm"
@@ -124,7 +125,17 @@ def test_a_backdoored_network_remembers_its_target(backdoored):
     assert remembered(victim, (images,), 2)[1] == pytest.approx(0), "memory of another class is no reason to prune"
 
 
-def test_a_mix_alone_convicts_no_class():
-    quiet, loud = (0.0,) * 10, (-0.9, *(0.01 * k for k in range(9)))
-    assert max(Scan({"latent": quiet, "drift": quiet, MIX: loud}).suspicion) < BankConfig().threshold
-    assert Scan({"latent": loud, "drift": quiet, MIX: loud}).suspect == 0
+def test_training_on_crops_is_no_mix(rng):
+    images, labels = pictures(rng)
+    model = with_statistics_of(images)
+    with torch.no_grad():
+        means = [model[0](each).mean((0, 2, 3)) for each in (images, _cropped(images))]
+        model[1].running_mean.copy_(means[0] + 0.8 * (means[1] - means[0]))
+    assert float(class_mix(captured(model), images, labels).abs().max()) < 1e-3
+
+
+def test_a_mix_is_heard_as_far_as_what_else_lies_inside_agrees():
+    quiet, loud, louder = (0.0,) * 10, (-0.4, *(0.1 * k for k in range(9))), (-4.0, *(0.1 * k for k in range(9)))
+    assert max(Scan({"latent": quiet, "drift": quiet, "warp": loud, MIX: louder}).suspicion) < BankConfig().threshold
+    assert Scan({"latent": loud, "drift": quiet, MIX: louder}).suspicion[0] == pytest.approx(2.7, abs=0.01)
+    assert max(Scan({"drift": quiet, "warp": loud, MIX: louder}).suspicion) < BankConfig().threshold
