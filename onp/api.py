@@ -31,7 +31,7 @@ class Evidence:
 
     backdoored: bool  #: whether the suspect's suspicion reaches the threshold
     suspect: int  #: the class that is easiest to reach
-    suspicion: tuple[float, ...]  #: per class, robust standard deviations; the mean of the two loudest witnesses
+    suspicion: tuple[float, ...]  #: per class, robust deviations; mean of the two loudest witnesses, at most 1 above the second
     witnesses: dict[str, tuple[float, ...]]  #: what each witness says about each class
     threshold: float
 

@@ -40,6 +40,7 @@ WORTHWHILE = 0.15  # share of the loudest family's weight
 QUIET = 0.5  # evidence below this is noise
 STRONGEST = 8.0  # most that a fitted trigger is amplified
 LOUDEST = 6.0  # a witness is not heard beyond this many robust standard deviations
+LEAD = 1.0  # nor does the loudest lift a class by more than this over the second: one alone came to 6.2 on a clean network
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class Scan:
 
     @property
     def suspicion(self) -> tuple[float, ...]:
-        """Mean of the two loudest witnesses per class: one alone may be a quirk of the data.
+        """Mean of the two loudest witnesses per class, but at most `LEAD` above the second: one may be a quirk of the data.
 
         `mix` is heard as far as `latent` or `memory` agree with it: a training set that had more of a class says the same.
         """
@@ -91,7 +92,8 @@ class Scan:
         if mix is not None and agreeing:
             heard[MIX] = tuple(map(min, mix, map(max, *agreeing) if len(agreeing) > 1 else agreeing[0]))
         table = torch.tensor(list(heard.values())).clamp(-LOUDEST, LOUDEST)
-        return tuple(table.sort(dim=0, descending=True).values[:2].mean(0).tolist())
+        loudest = table.sort(dim=0, descending=True).values[:2]
+        return tuple(torch.minimum(loudest.mean(0), loudest[-1] + LEAD).tolist())
 
     @property
     def unfitted(self) -> Scan | None:

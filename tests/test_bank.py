@@ -114,10 +114,10 @@ def test_a_trigger_that_does_not_work_is_no_evidence():
     assert evidence(efforts(cost, success), 4) < 0
 
 
-def test_one_witness_alone_is_heard_half():
+def test_one_witness_alone_lifts_a_class_by_one_over_the_next():
     quiet = tuple([0.0] * 10)
     loud = tuple([0.0] * 7 + [-6.0] + [0.0] * 2)
-    assert max(Scan({"latent": quiet, "patch": loud, "blend": quiet}).suspicion) == 3.0
+    assert max(Scan({"latent": quiet, "patch": loud, "blend": quiet}).suspicion) == 1.0
     assert max(Scan({"latent": loud, "patch": loud, "blend": quiet}).suspicion) == 6.0
     assert Scan({"latent": quiet, "patch": loud, "blend": quiet}).suspect == 7
 
