@@ -29,7 +29,7 @@ class Preset:
         """
         given = self.search.objective
         objective = replace(
-            given, accuracy=given.accuracy / 2, changed=given.changed / 4, size=given.size / 4, remembered=0.0
+            given, accuracy=given.accuracy / 2, changed=given.changed / 16, size=given.size / 16, remembered=0.0
         )
         return replace(self, search=replace(self.search, objective=objective))
 
