@@ -56,10 +56,12 @@ def remember(victim: Victim, images: Tensor, labels: Tensor) -> Memory:
     One forward pass. Norms without running statistics or with too few channels for the number of classes are left out.
     """
     shifts = {}
-    for name, channels in _channel_means(victim, _norms(victim.program), images).items():
-        if channels.shape[1] >= CHANNELS_PER_CLASS * len(labels.unique()):
-            shift, span, _ = _against_classes(victim, name, channels, labels)
-            shifts[name] = (shift - span @ _combination(span, shift)).float()
+    norms = _norms(victim.program)
+    means = _channel_means(victim, norms, images)
+    for norm in norms:
+        if means[norm.name].shape[1] >= CHANNELS_PER_CLASS * len(labels.unique()):
+            shift, span, _ = _against_classes(victim, norm, means[norm.name], labels)
+            shifts[norm.name] = (shift - span @ _combination(span, shift)).float()
     return Memory(shifts)
 
 
@@ -70,15 +72,16 @@ def class_mix(victim: Victim, images: Tensor, labels: Tensor) -> Tensor | None:
     that random crops make, with which networks are trained: by that move alone a clean network seems to have seen more of
     the class it takes odd images for. None where there is no norm with running statistics, or the last has too few channels.
     """
-    norms, classes = _norms(victim.program)[-1:], labels.unique().cpu()
-    found = _channel_means(victim, norms, images)
-    for name, channels in found.items():
-        if channels.shape[1] >= CHANNELS_PER_CLASS * len(classes):
-            shift, span, spread = _against_classes(victim, name, channels, labels)
-            moved = _channel_means(victim, norms, _cropped(images))[name].mean(0) - channels.mean(0)
-            weights = _combination(torch.column_stack((span, moved / spread)), shift)[:-1]
-            return torch.zeros(victim.classes).index_copy(0, classes, weights.float())
-    return None
+    last, classes = _norms(victim.program)[-1:], labels.unique().cpu()
+    if not last:
+        return None
+    channels, cropped = (_channel_means(victim, last, each)[last[0].name] for each in (images, _cropped(images)))
+    if channels.shape[1] < CHANNELS_PER_CLASS * len(classes):
+        return None
+    shift, span, spread = _against_classes(victim, last[0], channels, labels)
+    moved = (cropped.mean(0) - channels.mean(0)) / spread
+    weights = _combination(torch.column_stack((span, moved)), shift)[:-1]
+    return torch.zeros(victim.classes).index_copy(0, classes, weights.float())
 
 
 @torch.no_grad()
@@ -99,9 +102,8 @@ def _channel_means(victim: Victim, norms: list[fx.Node], images: Tensor) -> dict
     return {name: torch.cat(parts).double().cpu() for name, parts in means.items()}
 
 
-def _against_classes(victim: Victim, name: str, channels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _against_classes(victim: Victim, norm: fx.Node, channels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """How far the running means lie from the clean ones `[C]`, so the classes' means `[C, K]`, and the unit of both `[C]`."""
-    norm = next(norm for norm in _norms(victim.program) if norm.name == name)
     running, variance = (constant(victim.program, _argument(norm, i)).double().cpu() for i in (3, 4))
     spread, middle, given = variance.clamp_min(1e-12).sqrt(), channels.mean(0), labels.cpu()
     by_class = torch.stack([channels[given == k].mean(0) for k in given.unique()]) - middle
