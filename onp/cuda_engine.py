@@ -43,7 +43,8 @@ class CudaEngine:
     Values under the base mask lie at the cut points; an evaluation starts from the deepest one before the first step that its
     masks change, computes once what they share, and from there on all masks in every launch. What was needed twice is replayed
     from a CUDA graph, unless the plan holds operators it does not know, which might wait for the device. `chunk` images run
-    together; None takes as many as a quarter of the device's memory, or half of what is free there, holds for 32 masks.
+    together; None takes as many as a quarter of the device's memory holds for 32 masks, or half of what is free there or of
+    what this process may take.
     """
 
     def __init__(self, plan: Plan, images: Tensor, tally: Tally, precision: str, memory_budget: int, chunk: int | None) -> None:
@@ -203,14 +204,15 @@ def _units(plan: Plan) -> int:
 
 
 def _chunk_size(plan: Plan, value_bytes: int, device: torch.device) -> int:
-    """As many images as fit with all masks at once into a quarter of the memory or half of what is free, if that is less, and
-    as a launch can number."""
+    """As many images as fit with all masks at once into the least of a quarter of the memory, half of what is free and half of
+    what this process may take (`torch.cuda.set_per_process_memory_fraction`), and as a launch can number."""
     outputs = [math.prod(plan.shapes[step.name] or ()) for step in plan.steps]
     before = [plan.image_bytes(index, value_bytes) or 0 for index in range(len(plan.steps))]
     widest = max(size + value_bytes * output for size, output in zip(before, outputs, strict=True))
     memory = 1 << 30
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        memory = min(total // 4, free // 2)
+        share = torch.cuda.get_per_process_memory_fraction(device)
+        memory = min(total // 4, free // 2, int(total * share) // 2)
     most = (2**31 - 1) // max(*outputs, math.prod(plan.shapes[plan.input] or ()))
     return max(1, min(most, memory // (BUCKETS[-1] * widest)))

@@ -43,7 +43,7 @@ class Objective:
     max_acc_drop: float = 0.01  #: share of the clean images; masks beyond it are never chosen
     accuracy: float = 2.0  #: worth of accuracy against ASR as long as no more than `budget` is expected to be lost
     beyond: float = 14.0  #: what more it is worth beyond that
-    budget: float = 0.01  #: accuracy that the user would give, as a share
+    budget: float = 0.01  #: accuracy that the user would give, as a share; masks beyond it by lost and drop together neither
     changed: float = 1.0
     penalty: float = 2.0
     size: float = 1.0
@@ -52,7 +52,7 @@ class Objective:
 
 @dataclass(frozen=True, eq=False)
 class Outcomes:
-    """What B masks achieve; all float32 [B] on the CPU but `acceptable`, bool [B]: accuracy within the allowed drop."""
+    """What B masks achieve; all float32 [B] on the CPU but `acceptable`, bool [B]: loss of accuracy within the allowed."""
 
     phi: Tensor
     asr: Tensor  #: S of `Objective`
@@ -196,8 +196,9 @@ class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             - o.size * pruned
             - o.remembered * (masks.double() @ self._carriers)
         )
-        # Labels decide, not probabilities: a repair that makes the network less sure without changing its answers is fine.
-        acceptable = lost <= o.max_acc_drop + 1e-9
+        # Labels decide; but those of the best of hundreds of masks were lucky, and what the divergence says was not chosen for.
+        # On images kept back, 12 repairs lost 2.1 points where the mean of both said 1 or more, and 0.2 where it said less.
+        acceptable = (lost <= o.max_acc_drop + 1e-9) & ((lost + drop) / 2 <= o.budget + 1e-9)
         columns = (phi.float(), asr.float(), drop.float(), scores.acc.float(), acceptable)
         outcomes = Outcomes(*columns)
         self._known.update((key, outcomes.at(row)) for row, key in enumerate(_keys(masks)))

@@ -17,6 +17,7 @@ from onp.victim import Victim
 
 MINIMUM_IMAGES = 20
 JUDGES: tuple[Part, ...] = ("build", "score")  # nothing is fitted: all images that the search may see say what a mask stops
+COPIES = 2  # the trigger on changed copies of them too: the last per cent of ASR is three images of 300
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class GivenImages:
     parts: Splits
     target: int
     judges: tuple[Part, ...] = JUDGES
+    copies: int = 0
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -48,7 +50,7 @@ def given_trigger(trigger: Trigger, target: int) -> TriggerBank:
         raise InputError(
             f"The trigger {trigger.name} leads every class to another one, and a repair needs one target class; leave it out."
         )
-    return TriggerBank((Surrogate("given", target, LOUDEST, 1.0, 1.0, 0.0, trigger),), target, JUDGES)
+    return TriggerBank((Surrogate("given", target, LOUDEST, 1.0, 1.0, 0.0, trigger),), target, JUDGES, COPIES)
 
 
 def given_images(victim: Victim, images: ImageSet, seed: int) -> GivenImages:

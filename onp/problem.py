@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -61,19 +61,27 @@ def build_problem(
     known = features(victim, batch_of(victim, splits.build), triggered, bank.weights, memory=shifts)
     copies = changed_views(victim, parts, bank.target, config, seed)
     # Clean accuracy is counted on both splits: neither trained the network, and more images make a finer scale.
-    evaluator = record(Evaluator(victim, batch_of(victim, *parts), [*judging(victim, splits, bank), *copies]))
+    evaluator = record(Evaluator(victim, batch_of(victim, *parts), [*judging(victim, splits, bank, seed), *copies]))
     blocks = len(victim.layers) if config.agent.per_layer else config.agent.blocks
     env = PruneEnv(victim, evaluator, bank.weights, config.objective, carriers=belief * known.carrier, blocks=blocks)
     return Problem(known, env)
 
 
-def judging(victim: Victim, splits: Splits, bank: Bank) -> list[TriggeredBatch]:
+def judging(victim: Victim, splits: Splits, bank: Bank, seed: int) -> list[TriggeredBatch]:
     """The triggered images that masks are judged on, one batch a family."""
     batches = []
+    if bank.copies:
+        splits = replace(splits, **{part: _with_copies(getattr(splits, part), bank.copies, seed) for part in bank.judges})
     for same in zip(*(bank.batches(victim, splits, part) for part in bank.judges), strict=True):
         images, labels, target = (torch.cat([getattr(part, name) for part in same]) for name in ("images", "labels", "target"))
         batches.append(TriggeredBatch(same[0].family, images, labels, target))
     return batches
+
+
+def _with_copies(images: ImageSet, count: int, seed: int) -> ImageSet:
+    """The images and `count` changed copies of each."""
+    copies = (views(images.pixels(), count, seed) * 255).round().to(torch.uint8)
+    return replace(images, images=torch.cat((images.images, copies)), labels=images.labels.repeat(1 + count))
 
 
 def remembered(victim: Victim, parts: Sequence[ImageSet], target: int) -> tuple[Tensor, float]:

@@ -18,6 +18,7 @@ from onp.bank import (
     build_bank,
     efforts,
     evidence,
+    least_spread,
     weighed,
 )
 from onp.data import Splits
@@ -101,7 +102,7 @@ def surviving(
     missed = []
     for surrogate in fresh.surrogates:
         (effort,) = efforts(torch.tensor([surrogate.cost]), torch.tensor([surrogate.success]))
-        left = evidence(found.efforts[surrogate.family], bank.target, effort)
+        left = evidence(found.efforts[surrogate.family], bank.target, effort, least_spread(surrogate.family))
         if surrogate.family != ADVERSARIAL and surrogate.success >= config.minimum_success and left >= anomalous:
             missed.append(replace(surrogate, family=f"{surrogate.family} {seed}", evidence=left))
     if not missed:

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from onp.triggers.wanet import identity_grid
 
+CONTROL = 8  # points a side of the fields that smooth triggers are spread from
+
 
 class Family(ABC):
     """Universal triggers of one kind, one per row of its parameters.
@@ -89,6 +91,31 @@ class Blend(Family):
         return (parameters[0] * factor.view(-1, 1, 1, 1),)
 
 
+class Smooth(Family):
+    """A universal image without fine detail added everywhere, x' = clip(x + d), d from an 8x8 control field; cost: the root
+    mean square of the field, pixels in [0, 1].
+
+    Low-frequency triggers (Zeng et al. 2021, https://arxiv.org/abs/2104.03413) are larger than the universal images that lead
+    to any class, and among images this smooth they are cheap.
+    """
+
+    name = "smooth"
+    lr = 0.02
+    weight = 1.5
+
+    def start(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> tuple[Tensor, ...]:
+        return (torch.randn((count, shape[0], CONTROL, CONTROL), generator=generator) * 0.02,)
+
+    def apply(self, parameters: tuple[Tensor, ...], images: Tensor) -> Tensor:
+        return (images + _interpolated(parameters[0], *images.shape[-2:])[:, None]).clamp(0, 1)
+
+    def cost(self, parameters: tuple[Tensor, ...]) -> Tensor:
+        return (parameters[0].square().mean((1, 2, 3)) + 1e-8).sqrt()
+
+    def stronger(self, parameters: tuple[Tensor, ...], factor: Tensor) -> tuple[Tensor, ...]:
+        return (parameters[0] * factor.view(-1, 1, 1, 1),)
+
+
 class Warp(Family):
     """A smooth shift of every pixel, from an 8x8 control field, at most 2 pixels; cost: its root mean square, in pixels."""
 
@@ -98,12 +125,11 @@ class Warp(Family):
     reach = 2.0
 
     def start(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> tuple[Tensor, ...]:
-        return (torch.randn((count, 2, 8, 8), generator=generator) * 0.3,)
+        return (torch.randn((count, 2, CONTROL, CONTROL), generator=generator) * 0.3,)
 
     def flow(self, parameters: tuple[Tensor, ...], height: int, width: int) -> Tensor:
         """Displacement float32 `[G, 2, H, W]` in pixels."""
-        control = self.reach * torch.tanh(parameters[0])
-        return _spread(height, control.device) @ control @ _spread(width, control.device).T
+        return _interpolated(self.reach * torch.tanh(parameters[0]), height, width)
 
     def apply(self, parameters: tuple[Tensor, ...], images: Tensor) -> Tensor:
         groups, count, channels, height, width = images.shape
@@ -120,14 +146,19 @@ class Warp(Family):
         return (torch.atanh((torch.tanh(parameters[0]) * factor.view(-1, 1, 1, 1)).clamp(-0.999, 0.999)),)
 
 
+def _interpolated(control: Tensor, height: int, width: int) -> Tensor:
+    """Bicubic interpolation of a field `[..., 8, 8]` to `[..., height, width]`.
+
+    As two products, whose gradient is the same every time on a GPU too.
+    """
+    return _spread(height, control.device) @ control @ _spread(width, control.device).T
+
+
 @cache
 def _spread(size: int, device: torch.device) -> Tensor:
-    """Bicubic interpolation of 8 control points to `size` pixels as a matrix, float32 `[size, 8]`.
-
-    Two products with it are the interpolation of a field, and their gradient is the same every time on a GPU too.
-    """
-    points = torch.eye(8, dtype=torch.float64).view(1, 8, 8, 1)
+    """Bicubic interpolation of `CONTROL` points to `size` pixels as a matrix, float32 `[size, CONTROL]`."""
+    points = torch.eye(CONTROL, dtype=torch.float64).view(1, CONTROL, CONTROL, 1)
     return F.interpolate(points, (size, 1), mode="bicubic", align_corners=True)[0, :, :, 0].T.float().contiguous().to(device)
 
 
-FAMILIES: tuple[Family, ...] = (Patch(), Blend(), Warp())
+FAMILIES: tuple[Family, ...] = (Patch(), Blend(), Smooth(), Warp())

@@ -71,6 +71,25 @@ def test_a_patch_shrinks_onto_the_planted_corner():
     assert float(mask[-3:, -3:].sum()) > 0.6 * float(mask.sum())
 
 
+class Slope(nn.Module):
+    """Class 0; 1 where the left is brighter than the right by a fifth, 2 where it is darker by four fifths."""
+
+    def forward(self, x):
+        difference = x[..., :6].mean((1, 2, 3)) - x[..., 6:].mean((1, 2, 3))
+        return torch.stack((torch.zeros_like(difference), 40 * (difference - 0.2), 40 * (-difference - 0.8)), 1)
+
+
+def test_a_smooth_image_leads_most_cheaply_where_a_smooth_trigger_was_planted():
+    images, labels = torch.rand(60, 1, 12, 12) * 0.1 + 0.45, torch.zeros(60, dtype=torch.int64)
+    smooth = next(family for family in FAMILIES if family.name == "smooth")
+    found = fit([Slope()], smooth, images, labels, (1, 2), 0, FitConfig(steps=100, images=8))
+    assert found.worked.tolist() == [True, True] and float(found.cost[0]) < 0.5 * float(found.cost[1])
+    image = found.apply(torch.full((1, 1, 12, 12), 0.5), 0)[0, 0]
+    assert float(image[:, :5].mean()) > float(image[:, 7:].mean()) + 0.1
+    assert float((image[1:] - image[:-1]).abs().max()) < 0.1, "no fine detail"
+    assert success_rate(Slope(), lambda x: found.apply(x, 0), images, labels, 1) > 0.8
+
+
 def test_the_bundled_wanet_is_reached_by_a_small_warp_and_another_class_is_not():
     case = read_case(with_demo(DefendConfig(demo="wanet")))
     build, score = case.splits.build, case.splits.score

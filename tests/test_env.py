@@ -53,20 +53,22 @@ def test_blocks_partition_the_units_in_order(backdoored):
 
 def test_phi_follows_its_formula(backdoored):
     b = backdoored
-    objective = Objective(max_acc_drop=0.02, accuracy=1.5, beyond=5.0, budget=0.001, penalty=3.0, size=0.1)
+    objective = Objective(max_acc_drop=0.02, accuracy=1.5, beyond=5.0, budget=0.0005, penalty=3.0, size=0.1)
     env = env_of(b, objective=objective)
     masks = torch.rand(6, b.victim.units, generator=torch.Generator().manual_seed(2)) > 0.04
     masks[0] = True
     scores = Evaluator(b.victim, b.score, b.score_triggered).score(masks)
     drop = LOST_PER_NAT * (scores.divergence - scores.divergence[0])
     asr = (scores.asr[:, 0] + scores.asr_soft[:, 0]) / 2
-    excess = (scores.acc[0] - scores.acc - 0.02).clamp_min(0) / 0.02
-    assert (drop > 0.001).any() and (drop < 0.001).any()
-    spent = 1.5 * drop.clamp_min(0) + 5 * (drop - 0.001).clamp_min(0)
+    lost = scores.acc[0] - scores.acc
+    excess = (lost - 0.02).clamp_min(0) / 0.02
+    assert (drop > 0.0005).any() and (drop < 0.0005).any()
+    spent = 1.5 * drop.clamp_min(0) + 5 * (drop - 0.0005).clamp_min(0)
     expected = -asr - spent - 3 * excess - 0.1 * (~masks).double().mean(1)
     found = env.evaluate(masks)
     torch.testing.assert_close(found.phi, expected.float())
-    assert torch.equal(found.acceptable, scores.acc[0] - scores.acc <= 0.02 + 1e-9)
+    allowed = (lost <= 0.02) & ((lost + drop.clamp_min(0)) / 2 <= 0.0005)
+    assert torch.equal(found.acceptable, allowed) and allowed.any() and not allowed.all()
 
 
 def test_known_masks_cost_nothing(backdoored):

@@ -31,7 +31,7 @@ def loud(*classes, quieter=()):
     """A true Scan of four classes in which several witnesses give `classes` away, and `quieter` ones hardly less."""
     effort = tuple(-0.4 if k in quieter else -0.42 if k in classes else 0.02 * k for k in range(4))
     return Scan({"latent": effort, "drift": effort, "memory": effort, "patch": effort, "blend": (0.0,) * 4,
-                 "warp": (0.0,) * 4, "adversarial": (0.0,) * 4})  # fmt: skip
+                 "smooth": (0.0,) * 4, "warp": (0.0,) * 4, "adversarial": (0.0,) * 4})  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -51,8 +51,8 @@ def test_a_close_call_is_two_classes_alike_or_one_that_barely_counts(suspicion, 
 
 def test_one_that_barely_counts_is_settled_by_what_more_steps_would_find_again():
     barely, quiet = (-0.4, *(0.1 * k for k in range(9))), (0.0,) * 10
-    for witness, close in (("memory", False), ("warp", True)):
-        found = Scan({"latent": barely, "memory": quiet, "warp": quiet} | {witness: barely})
+    for witness, close in (("memory", False), ("adversarial", True)):
+        found = Scan({"latent": barely, "memory": quiet, "adversarial": quiet} | {witness: barely})
         assert 2.5 < found.suspicion[0] < 3.0
         assert close_call(found, 2.5) is close
 
