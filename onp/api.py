@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from onp.arithmetic import strict_float32
-from onp.bank import Scan
 from onp.config import DefendConfig
 from onp.data import ImageSet, Normalisation, check_for, split
 from onp.defend import Outcome, preset_of, run
@@ -20,6 +19,7 @@ from onp.mask import Mask
 from onp.monitor import Monitor
 from onp.repair import pruned_rows
 from onp.rounds import look
+from onp.suspicion import Scan
 from onp.victim import Victim, victim_from_module
 
 Images = Tensor | np.ndarray

@@ -7,17 +7,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onp.bank import LOUDEST, Part, Surrogate, TriggerBank
+from onp.bank import Part, Surrogate, TriggerBank
 from onp.data import ImageSet, Splits, split
 from onp.errors import InputError
 from onp.metrics import predictions
+from onp.suspicion import LOUDEST
 from onp.tally import TriggeredBatch
 from onp.triggers import Trigger
 from onp.victim import Victim
 
 MINIMUM_IMAGES = 20
 JUDGES: tuple[Part, ...] = ("build", "score")  # nothing is fitted: all images that the search may see say what a mask stops
-COPIES = 2  # the trigger on changed copies of them too: the last per cent of ASR is three images of 300
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,6 @@ class GivenImages:
     parts: Splits
     target: int
     judges: tuple[Part, ...] = JUDGES
-    copies: int = 0
 
     @property
     def weights(self) -> tuple[float, ...]:
@@ -50,7 +49,7 @@ def given_trigger(trigger: Trigger, target: int) -> TriggerBank:
         raise InputError(
             f"The trigger {trigger.name} leads every class to another one, and a repair needs one target class; leave it out."
         )
-    return TriggerBank((Surrogate("given", target, LOUDEST, 1.0, 1.0, 0.0, trigger),), target, JUDGES, COPIES)
+    return TriggerBank((Surrogate("given", target, LOUDEST, 1.0, 1.0, 0.0, trigger),), target, JUDGES)
 
 
 def given_images(victim: Victim, images: ImageSet, seed: int) -> GivenImages:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from onp.agent import AgentConfig
-from onp.bank import LOUDEST, MEMORY, Bank, Scan, loudness
+from onp.bank import Bank
 from onp.data import ImageSet, Splits
 from onp.env import VIEWS, Objective, PruneEnv
 from onp.evaluator import Batch, Evaluator
 from onp.features import NodeFeatures, features
 from onp.memory import pulls, remember
 from onp.metrics import predictions
+from onp.suspicion import LOUDEST, MEMORY, Scan, loudness
 from onp.tally import TriggeredBatch
 from onp.victim import Victim
 from onp.views import views
@@ -61,27 +62,19 @@ def build_problem(
     known = features(victim, batch_of(victim, splits.build), triggered, bank.weights, memory=shifts)
     copies = changed_views(victim, parts, bank.target, config, seed)
     # Clean accuracy is counted on both splits: neither trained the network, and more images make a finer scale.
-    evaluator = record(Evaluator(victim, batch_of(victim, *parts), [*judging(victim, splits, bank, seed), *copies]))
+    evaluator = record(Evaluator(victim, batch_of(victim, *parts), [*judging(victim, splits, bank), *copies]))
     blocks = len(victim.layers) if config.agent.per_layer else config.agent.blocks
     env = PruneEnv(victim, evaluator, bank.weights, config.objective, carriers=belief * known.carrier, blocks=blocks)
     return Problem(known, env)
 
 
-def judging(victim: Victim, splits: Splits, bank: Bank, seed: int) -> list[TriggeredBatch]:
+def judging(victim: Victim, splits: Splits, bank: Bank) -> list[TriggeredBatch]:
     """The triggered images that masks are judged on, one batch a family."""
     batches = []
-    if bank.copies:
-        splits = replace(splits, **{part: _with_copies(getattr(splits, part), bank.copies, seed) for part in bank.judges})
     for same in zip(*(bank.batches(victim, splits, part) for part in bank.judges), strict=True):
         images, labels, target = (torch.cat([getattr(part, name) for part in same]) for name in ("images", "labels", "target"))
         batches.append(TriggeredBatch(same[0].family, images, labels, target))
     return batches
-
-
-def _with_copies(images: ImageSet, count: int, seed: int) -> ImageSet:
-    """The images and `count` changed copies of each."""
-    copies = (views(images.pixels(), count, seed) * 255).round().to(torch.uint8)
-    return replace(images, images=torch.cat((images.images, copies)), labels=images.labels.repeat(1 + count))
 
 
 def remembered(victim: Victim, parts: Sequence[ImageSet], target: int) -> tuple[Tensor, float]:

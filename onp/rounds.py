@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from onp.bank import Bank, BankConfig, Scan, TriggerBank, build_bank, refine_steps, scan, scan_steps
+from onp.bank import Bank, BankConfig, TriggerBank, build_bank, refine_steps, scan, scan_steps
 from onp.config import DefendConfig
 from onp.data import ImageSet, Splits
 from onp.expensive import fitting_logits
@@ -22,6 +22,7 @@ from onp.presets import Preset
 from onp.problem import batch_of
 from onp.repair import repair
 from onp.search import Found, search
+from onp.suspicion import Scan
 from onp.victim import Victim
 
 BARELY = 0.5  # suspicion over the threshold up to which one class may be a quirk of a short look; a clean network came to 2.49

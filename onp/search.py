@@ -9,18 +9,7 @@ from functools import partial
 import torch
 
 from onp.agent import TrainResult, Update, build_policies, train
-from onp.bank import (
-    ADVERSARIAL,
-    Bank,
-    BankConfig,
-    Scan,
-    TriggerBank,
-    build_bank,
-    efforts,
-    evidence,
-    least_spread,
-    weighed,
-)
+from onp.bank import ADVERSARIAL, Bank, BankConfig, TriggerBank, build_bank, weighed
 from onp.data import Splits
 from onp.expensive import fitting_logits
 from onp.graph import build_graph
@@ -28,6 +17,7 @@ from onp.mask import Mask
 from onp.problem import SearchConfig, build_problem
 from onp.repair import repair
 from onp.state import recorded
+from onp.suspicion import Scan, efforts, evidence, least_spread
 from onp.victim import Victim
 
 

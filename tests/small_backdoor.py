@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onp.agent import AgentConfig
-from onp.bank import LOUDEST, BankConfig, Surrogate, TriggerBank
+from onp.bank import BankConfig, Surrogate, TriggerBank
 from onp.data import ImageSet, Normalisation, split
 from onp.env import Objective
 from onp.evaluator import Batch, TriggeredBatch
@@ -15,6 +15,7 @@ from onp.fitting import FitConfig
 from onp.inputs import Case
 from onp.presets import Preset
 from onp.problem import SearchConfig
+from onp.suspicion import LOUDEST
 from onp.victim import Victim, victim_from_module
 
 CLASSES = ("upper left", "upper right", "lower left", "lower <right>")

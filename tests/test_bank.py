@@ -5,13 +5,13 @@ import torch
 from torch import nn
 
 from onp.adversarial import adversarial_size, targeted_examples
-from onp.bank import Scan, efforts, evidence
 from onp.config import DefendConfig
 from onp.data import ImageSet, Normalisation
 from onp.fitting import FitConfig, fit, success_rate
 from onp.inputs import read_case, with_demo
 from onp.latent import latent_directions
 from onp.surrogates import FAMILIES
+from onp.suspicion import Scan, efforts, evidence
 from onp.victim import victim_from_module
 from onp.views import views
 from onp.witnesses import DRIFT_COPIES, drift

@@ -7,10 +7,11 @@ import torch
 from torch import nn
 
 from onp.archs import build_network
-from onp.bank import LEAST_SPREAD_OF, MEMORY, MIX, BankConfig, Scan, evidence
+from onp.bank import BankConfig
 from onp.data import ImageSet, Normalisation
 from onp.memory import SHARE, Memory, _cropped, class_mix, pulls, remember
 from onp.problem import remembered
+from onp.suspicion import LEAST_SPREAD_OF, MEMORY, MIX, Scan, evidence
 from onp.victim import victim_from_module
 
 CLASSES = 3

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from onp import fitting, rounds
-from onp.bank import Scan
 from onp.config import DefendConfig
 from onp.data import ImageSet
 from onp.defend import run
@@ -18,6 +17,7 @@ from onp.monitor import Monitor
 from onp.rounds import Look, close_call, look, repair_classes, targets, told
 from onp.search import Found
 from onp.state import State, kept_in
+from onp.suspicion import Scan
 
 QUIET = Monitor(quiet=True)
 

@@ -68,8 +68,8 @@ def _bars(figure: Any, rows: Sequence[Row], names: Sequence[str]) -> None:
         spread = [statistics.stdev(each) if len(each) > 1 else 0.0 for each in values]
         places = [place + (index - (len(names) - 1) / 2) * width for place in range(len(victims))]
         axes.bar(places, means, width, yerr=spread, label=name, color=_style(index)["color"], edgecolor="black", linewidth=0.3)
-    axes.set(ylabel="ASR after the defence, %", title="Mean and standard deviation over seeds")
-    axes.set_xticks(range(len(victims)), victims)
+    axes.set(ylabel="ASR after the defence, %", title="Mean and standard deviation over seeds", ylim=(0, 103))
+    axes.set_xticks(range(len(victims)), victims, rotation=20)
     _legend(axes, len(names))
 
 
