@@ -1,5 +1,6 @@
 """The comparison: a whole small matrix, its tables, a killed run, a failing cell, and bad input."""
 
+import contextlib
 import csv
 import importlib.util
 import json
@@ -10,13 +11,14 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from onp import compare as package
-from onp.compare import CompareConfig, compare
+from onp.compare import CompareConfig, compare, pool
 from onp.compare.__main__ import main
 from onp.compare.cell import Cell, run_cell
 from onp.compare.pool import run_all
@@ -196,6 +198,7 @@ def test_a_folder_of_other_settings_is_refused(config, rows, tmp_path):
         (["--victims", "nowhere", "--test-data", "x.npz"], "card.json"),
         (["--victims", "nowhere"], "--test-data"),
         (["--max-acc-drop", "5"], "0.01"),
+        (["--gpu-share", "25"], "a quarter"),
         (["--passes", "0"], "--passes"),
         (["--seeds", "1", "1"], "--seeds"),
     ],
@@ -265,6 +268,41 @@ def _dies_once(item):
         marker.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return run_cell(cell)
+
+
+class _Cluster:
+    """As much of Ray as `run_all` needs, in this process, with one GPU."""
+
+    exceptions = SimpleNamespace(RayTaskError=KeyError, RayError=KeyError)
+
+    def __init__(self):
+        self.options = []
+
+    def cluster_resources(self):
+        return {"CPU": 2.0, "GPU": 1.0}
+
+    def remote(self, task):
+        def options(**given):
+            self.options.append(given)
+            return SimpleNamespace(remote=task)
+
+        return SimpleNamespace(options=options)
+
+    def wait(self, waiting, num_returns):
+        return waiting[:1], waiting[1:]
+
+    def get(self, done):
+        return done
+
+
+def test_a_cell_takes_its_share_of_a_gpu(monkeypatch):
+    cluster, limits = _Cluster(), []
+    monkeypatch.setattr(pool, "_cluster", lambda address: contextlib.nullcontext(cluster))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", limits.append)
+    assert dict(run_all(_double, [1, 2], "auto", 3, gpu_share=0.25)) == {1: 2, 2: 4}
+    assert cluster.options == [{"num_cpus": 3, "num_gpus": 0.25, "max_retries": 3}] and limits == [0.25, 0.25]
+    assert dict(run_all(_double, [1], "auto")) == {1: 2} and limits == [0.25, 0.25], "a whole GPU has no limit"
 
 
 def test_tasks_fail_alone():

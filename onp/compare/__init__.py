@@ -52,7 +52,7 @@ def compare(config: CompareConfig) -> list[dict[str, Any]]:
             store.put(cell, failed[cell.victim.name])
     todo = [cell for cell in cells if cell.victim.name not in failed and not store.done(cell)]
     with progress.stage("cells", len(todo), config.quiet) as bar:
-        for cell, result in run_all(run_cell, todo, config.ray, threads):
+        for cell, result in run_all(run_cell, todo, config.ray, threads, config.gpu_share):
             store.put(cell, result)
             bar.advance(note=cell.key + (" failed" if isinstance(result, Exception) else ""))
     rows = [row for cell in cells if (row := store.get(cell)) is not None]
@@ -65,7 +65,7 @@ def _train(plans: list[tuple[Training, VictimFiles]], config: CompareConfig, thr
     missing = [training for training, _ in plans if not trained(training)]
     failures: dict[str, Exception] = {}
     with progress.stage("training victims", len(missing), config.quiet) as bar:
-        for training, result in run_all(train, missing, config.ray, threads):
+        for training, result in run_all(train, missing, config.ray, threads, config.gpu_share):
             name = next(files.name for each, files in plans if each == training)
             if isinstance(result, Exception):
                 failures[name] = result

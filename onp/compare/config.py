@@ -59,6 +59,9 @@ class CompareConfig:
     ray: str | None = option(
         None, "run cells through Ray: auto, or the address of a cluster that sees --out", metavar="ADDRESS"
     )
+    gpu_share: float = option(
+        1.0, "with --ray and GPUs: what a cell takes of one, 0.25 for four cells on each; 0 computes without", metavar="SHARE"
+    )
     quiet: bool = option(False, "no progress")
 
     def settings(self) -> dict[str, object]:
@@ -80,6 +83,8 @@ class CompareConfig:
                 raise InputError(f"--{name} must be at least 1, not {getattr(self, name)}.")
         if not 0 <= self.max_acc_drop < 1:
             raise InputError(f"--max-acc-drop is a share of the images, 0.01 for one point, not {self.max_acc_drop}.")
+        if not 0 <= self.gpu_share <= 1:
+            raise InputError(f"--gpu-share is a share of one GPU, 0.25 for a quarter, not {self.gpu_share}.")
         if self.preset not in PRESETS:
             raise InputError(f"There is no preset '{self.preset}'; choose one of {', '.join(PRESETS)}.")
         if self.attacks and not self.data:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import torch
+
 from onp.errors import InputError
 
 Item = TypeVar("Item")
@@ -16,12 +18,13 @@ RETRIES = 3  # of a task whose worker died
 
 
 def run_all(
-    task: Callable[[Item], Result], items: Sequence[Item], ray: str | None = None, threads: int = 1
+    task: Callable[[Item], Result], items: Sequence[Item], ray: str | None = None, threads: int = 1, gpu_share: float = 1.0
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Yields every item with its result, or with the exception that its task raised, as they are done.
 
     ray: None runs them here in order; "auto" takes the cluster that runs on this machine or starts one; else its address.
-    There each task takes `threads` CPUs, and one whose worker is killed starts again, `RETRIES` times at most.
+    There each task takes `threads` CPUs and, where there are GPUs, `gpu_share` of one and its memory; one whose worker is
+    killed starts again, `RETRIES` times at most.
     Raises InputError where Ray is asked for and cannot be used.
     """
     if not items:
@@ -35,8 +38,11 @@ def run_all(
             yield item, result
         return
     with _cluster(ray) as cluster:
-        remote = cluster.remote(task).options(num_cpus=max(1, threads), max_retries=RETRIES)
-        waiting = {remote.remote(item): item for item in items}
+        # A worker that asks for no GPU sees none.
+        share = gpu_share if cluster.cluster_resources().get("GPU", 0) else 0.0
+        options = {"num_cpus": max(1, threads), "num_gpus": share, "max_retries": RETRIES}
+        remote = cluster.remote(_within).options(**options)
+        waiting = {remote.remote(share, task, item): item for item in items}
         while waiting:
             (done,), _ = cluster.wait(list(waiting), num_returns=1)
             try:
@@ -46,6 +52,13 @@ def run_all(
             except cluster.exceptions.RayError as error:
                 result = error
             yield waiting.pop(done), result
+
+
+def _within(share: float, task: Callable[[Item], Result], item: Item) -> Result:
+    """`task(item)` in a process that takes no more than `share` of a GPU's memory."""
+    if 0 < share < 1 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(share)
+    return task(item)
 
 
 @contextmanager
