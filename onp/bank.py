@@ -119,7 +119,8 @@ def scan(
         found[LATENT] = efforts(distances, torch.ones_like(distances))
     found[DRIFT] = tuple((-drift(victim, build, seed).double().clamp_min(1e-3).log()).tolist())
     both = torch.cat((pixels, unseen)), torch.cat((labels, unseen_labels))
-    pull, mix = pulls(victim, remember(victim, *both), pixels, labels), class_mix(victim, *both)
+    memory = remember(victim, *both)
+    pull, mix = pulls(victim, memory, pixels, labels), class_mix(victim, *both, memory)
     if pull is not None:
         found[MEMORY] = tuple((-pull.double()).tolist())
     if mix is not None:

@@ -35,6 +35,7 @@ class Memory:
     """Per batch norm of the captured graph, in execution order, what it remembers beyond the clean images' classes."""
 
     shifts: dict[str, Tensor]  #: node name: float32 [C] on the CPU, in running standard deviations; above 0: more in training
+    last: Tensor | None = None  #: what the last norm reads of each image, mean over its positions: float64 [N, C] on the CPU
 
     def of_units(self, victim: Victim) -> Tensor:
         """The shift of each unit, float32 [V]; 0 where no norm reads it.
@@ -62,22 +63,22 @@ def remember(victim: Victim, images: Tensor, labels: Tensor) -> Memory:
         if means[norm.name].shape[1] >= CHANNELS_PER_CLASS * len(labels.unique()):
             shift, span, _ = _against_classes(victim, norm, means[norm.name], labels)
             shifts[norm.name] = (shift - span @ _combination(span, shift)).float()
-    return Memory(shifts)
+    return Memory(shifts, means[norms[-1].name] if norms else None)
 
 
-def class_mix(victim: Victim, images: Tensor, labels: Tensor) -> Tensor | None:
+def class_mix(victim: Victim, images: Tensor, labels: Tensor, memory: Memory) -> Tensor | None:
     """What share more of the training images than of the clean ones looked like each class, float32 `[classes]`.
 
-    Images and labels as for `remember`. The mix of class means that explains the last norm's running mean best, beside the move
-    that random crops make, with which networks are trained: by that move alone a clean network seems to have seen more of
-    the class it takes odd images for. None where there is no norm with running statistics, or the last has too few channels.
+    Images and labels as for `remember`, which gave `memory`. The mix of class means that explains the last norm's running mean
+    best, beside the move that random crops make, with which networks are trained: by that move alone a clean network seems to
+    have seen more of the class it takes odd images for. None where there is no norm with running statistics, or the last has
+    too few channels.
     """
     last, classes = _norms(victim.program)[-1:], labels.unique().cpu()
-    if not last:
+    channels = memory.last
+    if channels is None or channels.shape[1] < CHANNELS_PER_CLASS * len(classes):
         return None
-    channels, cropped = (_channel_means(victim, last, each)[last[0].name] for each in (images, _cropped(images)))
-    if channels.shape[1] < CHANNELS_PER_CLASS * len(classes):
-        return None
+    cropped = _channel_means(victim, last, _cropped(images))[last[0].name]
     shift, span, spread = _against_classes(victim, last[0], channels, labels)
     moved = (cropped.mean(0) - channels.mean(0)) / spread
     weights = _combination(torch.column_stack((span, moved)), shift)[:-1]
