@@ -107,8 +107,8 @@ def test_the_estimate_counts_passes(backdoored, small, monkeypatch):
     monkeypatch.setattr("onp.estimate._seconds", lambda victim, images: 1.0)
     found = estimate(backdoored.victim, splits, small.PRESET, search_only=False)
     # Classes x images x (families x steps + adversarial steps), and changed copies forwards only.
-    assert found.look == 4 * 8 * (3 * 15 + 5) + 6 * 60 / 3
-    assert found.repair == 2 * 3 * 2 * 15 * 8 + 100 * 2 * 60 / 6
+    assert found.look == 4 * 8 * (4 * 15 + 5) + 6 * 60 / 3
+    assert found.repair == 2 * 4 * 2 * 15 * 8 + 100 * 2 * 60 / 6
     known = estimate(backdoored.victim, splits, small.PRESET, search_only=True)
     assert known.look == 0 and known.repair == 100 * 2 * 60 / 6
     text = "40 s to look for a trigger and, if there is one, 10 minutes more to repair it"
