@@ -163,7 +163,8 @@ def build_bank(
     """
     pixels, labels = build.pixels().to(victim.device), build.labels.to(victim.device)
     unseen, unseen_labels = score.pixels().to(victim.device), score.labels.to(victim.device)
-    said = {name: found.witnesses[name][target] for name in FAMILY_NAMES}
+    witnesses = found.witnesses
+    said = {name: witnesses[name][target] for name in FAMILY_NAMES}
     heard = {name: loudness(each) for name, each in said.items()}
     if not any(heard.values()):
         # Nothing else: the others reach any class of many networks in ways that a mask can only stop by ruining it.

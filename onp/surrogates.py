@@ -81,8 +81,12 @@ class Blend(Family):
     def start(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> tuple[Tensor, ...]:
         return (torch.randn((count, *shape), generator=generator) * 0.02,)
 
+    def image(self, parameters: tuple[Tensor, ...], height: int, width: int) -> Tensor:
+        """d of each trigger, float32 `[G, C, height, width]`."""
+        return parameters[0]
+
     def apply(self, parameters: tuple[Tensor, ...], images: Tensor) -> Tensor:
-        return (images + parameters[0][:, None]).clamp(0, 1)
+        return (images + self.image(parameters, *images.shape[-2:])[:, None]).clamp(0, 1)
 
     def cost(self, parameters: tuple[Tensor, ...]) -> Tensor:
         return parameters[0].flatten(1).norm(dim=1)
@@ -91,7 +95,7 @@ class Blend(Family):
         return (parameters[0] * factor.view(-1, 1, 1, 1),)
 
 
-class Smooth(Family):
+class Smooth(Blend):
     """A universal image without fine detail added everywhere, x' = clip(x + d), d from an 8x8 control field; cost: the root
     mean square of the field, pixels in [0, 1].
 
@@ -106,14 +110,11 @@ class Smooth(Family):
     def start(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> tuple[Tensor, ...]:
         return (torch.randn((count, shape[0], CONTROL, CONTROL), generator=generator) * 0.02,)
 
-    def apply(self, parameters: tuple[Tensor, ...], images: Tensor) -> Tensor:
-        return (images + _interpolated(parameters[0], *images.shape[-2:])[:, None]).clamp(0, 1)
+    def image(self, parameters: tuple[Tensor, ...], height: int, width: int) -> Tensor:
+        return _interpolated(parameters[0], height, width)
 
     def cost(self, parameters: tuple[Tensor, ...]) -> Tensor:
         return (parameters[0].square().mean((1, 2, 3)) + 1e-8).sqrt()
-
-    def stronger(self, parameters: tuple[Tensor, ...], factor: Tensor) -> tuple[Tensor, ...]:
-        return (parameters[0] * factor.view(-1, 1, 1, 1),)
 
 
 class Warp(Family):

@@ -58,11 +58,11 @@ def test_another_mix_of_the_same_classes_is_not_remembered(rng):
     model = with_statistics_of(images)
     with torch.no_grad():  # the first layer is linear, so the mean of a mix is the mix of the means
         model[1].running_mean.copy_(model[0](mixed).mean((0, 2, 3)))
-    memory = remember(captured(model), images, labels)
+    victim = captured(model)
+    memory = remember(victim, images, labels)
     (shift,) = memory.shifts.values()
     assert float(shift.abs().max()) < 1e-3
-    victim = captured(model)
-    mix = class_mix(victim, images, labels, remember(victim, images, labels))
+    mix = class_mix(victim, images, labels, memory)
     torch.testing.assert_close(mix, torch.tensor([0.7, 0.1, 0.2]) - 1 / 3, rtol=1e-3, atol=1e-3)
 
 
