@@ -31,7 +31,7 @@ class Evidence:
 
     backdoored: bool  #: whether the suspect's suspicion reaches the threshold
     suspect: int  #: the class that is easiest to reach
-    suspicion: tuple[float, ...]  #: per class, robust deviations; mean of the two loudest witnesses, at most 1 above the second
+    suspicion: tuple[float, ...]  #: per class: what the witnesses say beyond 1, added up, of each at most 2.5
     witnesses: dict[str, tuple[float, ...]]  #: what each witness says about each class
     threshold: float
 

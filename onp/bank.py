@@ -41,7 +41,7 @@ class BankConfig:
     refine: FitConfig = FitConfig(steps=60, images=16, keep=0.97)  #: the suspect alone, several starts
     starts: int = 4  #: triggers a family keeps for the suspect; a mask that stops one alone is easily found
     minimum_success: float = 0.6  #: on unseen images, or the trigger is dropped
-    threshold: float = 2.5  #: suspicion from which a class counts as a backdoor's target
+    threshold: float = 4.0  #: suspicion from which a class counts as a backdoor's target
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from onp.search import Found, search
 from onp.suspicion import Scan
 from onp.victim import Victim
 
-BARELY = 0.5  # suspicion over the threshold up to which one class may be a quirk of a short look; a clean network came to 2.49
-CLOSE = 1.5  # suspicion by which two classes are told apart at the first look; two real targets in one network were 1.2 apart
+BARELY = 1.0  # suspicion over the threshold up to which one class may be a quirk of a short look
+CLOSE = 3.0  # suspicion by which two classes are told apart at the first look; one that any square leads to was 3.4 behind
 LONGER = 2.5  # times the steps: what it took for a 4x4 patch, dearer than other classes after 40 steps, to cost half of theirs
 CLOSER, NEXT = 500, 10_000  # added to the seeds of the closer look and of each round after the first
 REMOVED = 0.5  # share of the surrogate ASR that a repair must take away to be called one

@@ -1,4 +1,4 @@
-"""Suspicion: how much every witness says against every class, and what two of them make of it.
+"""Suspicion: how much every witness says against every class, and what they come to together.
 
 A witness gives each class an effort; a class is suspected where its effort lies anomalously far below that of the others, which
 needs no threshold in the witness's own unit.
@@ -24,7 +24,7 @@ LEAST_SPREAD = 0.1  # ten per cent: classes of one network differ by that much w
 LEAST_SPREAD_OF = {DRIFT: 1.0, MEMORY: 0.2, MIX: 0.04, "patch": 0.25, "blend": 0.15, "smooth": 0.25, "warp": 0.45}
 QUIET = 1.0  # evidence below this is noise: without a backdoor one class in seven has that much
 LOUDEST = 6.0  # a witness is not heard beyond this many robust standard deviations
-LEAD = 1.0  # nor does the loudest lift a class by more than this over the second: one alone came to 6.2 on a clean network
+ALONE = 2.5  # most that one witness adds to the suspicion of a class: alone, one came to 6.2 on a clean network
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,17 @@ class Scan:
 
     @property
     def suspicion(self) -> tuple[float, ...]:
-        """Mean of the two loudest witnesses per class, but at most `LEAD` above the second: one may be a quirk of the data.
+        """What all witnesses say above the noise (`loudness`), added up per class, of each at most `ALONE`.
 
+        Several that say a little convict as well as two that are loud; one never does. The mean of the two loudest told a class
+        that five witnesses named (a colour filter's target) no better from the worst of clean networks than noise would.
         `mix` is heard as far as `latent` or `memory` agree with it: a training set that had more of a class says the same.
         """
         heard = dict(self.witnesses)
         mix, agreeing = heard.pop(MIX, None), [heard[name] for name in (LATENT, MEMORY) if name in heard]
         if mix is not None and agreeing:
             heard[MIX] = tuple(map(min, mix, map(max, *agreeing) if len(agreeing) > 1 else agreeing[0]))
-        table = torch.tensor(list(heard.values())).clamp(-LOUDEST, LOUDEST)
-        loudest = table.sort(dim=0, descending=True).values[:2]
-        return tuple(torch.minimum(loudest.mean(0), loudest[-1] + LEAD).tolist())
+        return tuple(sum(min(loudness(each), ALONE) for each in said) for said in zip(*heard.values(), strict=True))
 
     @property
     def unfitted(self) -> Scan | None:

@@ -5,13 +5,14 @@ import torch
 from torch import nn
 
 from onp.adversarial import adversarial_size, targeted_examples
+from onp.bank import BankConfig
 from onp.config import DefendConfig
 from onp.data import ImageSet, Normalisation
 from onp.fitting import FitConfig, fit, success_rate
 from onp.inputs import read_case, with_demo
 from onp.latent import latent_directions
 from onp.surrogates import FAMILIES
-from onp.suspicion import Scan, efforts, evidence
+from onp.suspicion import Scan, efforts, evidence, least_spread
 from onp.victim import victim_from_module
 from onp.views import views
 from onp.witnesses import DRIFT_COPIES, drift
@@ -133,12 +134,22 @@ def test_a_trigger_that_does_not_work_is_no_evidence():
     assert evidence(efforts(cost, success), 4) < 0
 
 
-def test_one_witness_alone_lifts_a_class_by_one_over_the_next():
-    quiet = tuple([0.0] * 10)
-    loud = tuple([0.0] * 7 + [-6.0] + [0.0] * 2)
-    assert max(Scan({"latent": quiet, "patch": loud, "blend": quiet}).suspicion) == 1.0
-    assert max(Scan({"latent": loud, "patch": loud, "blend": quiet}).suspicion) == 6.0
-    assert Scan({"latent": quiet, "patch": loud, "blend": quiet}).suspect == 7
+def test_several_quiet_witnesses_convict_and_one_loud_one_does_not():
+    def said(*evidence):
+        """A scan in which each witness gives class 7 so much evidence and the other classes none."""
+        names = ("latent", "drift", "memory", "patch", "blend")
+        return Scan({
+            name: tuple(-each * least_spread(name) if k == 7 else 0.0 for k in range(10))
+            for name, each in zip(names, evidence, strict=True)
+        })  # fmt: skip
+
+    threshold = BankConfig().threshold
+    assert said(0.0, 0.0, 0.0, 60.0, 0.0).suspicion[7] == pytest.approx(2.5) and threshold > 2.5
+    assert said(0.0, 0.0, 5.0, 5.0, 0.0).suspicion[7] == pytest.approx(5.0) and threshold < 5.0
+    several = said(1.9, 0.9, 1.9, 2.4, 1.9)
+    assert several.suspicion == pytest.approx([0.0] * 7 + [0.9 + 0.9 + 1.4 + 0.9] + [0.0] * 2)
+    assert several.suspicion[7] >= threshold and several.suspect == 7
+    assert max(said(0.9, 0.9, 0.9, 0.9, 0.9).suspicion) == 0, "what is noise in each is noise in all"
 
 
 def test_drift_is_what_other_classes_lose_to_a_class(backdoored):

@@ -42,7 +42,7 @@ def test_every_picture_has_words_for_it(page):
 def test_the_warning_and_other_decisions_are_shown(outcome):
     warned = replace(outcome.report, warning="Costs more than allowed.", evidence=evidence((5.0, 0.1, 0.2, -3.0)))
     page = render(warned, outcome.details)
-    assert "Costs more than allowed." in page and "stands out by 5.0" in page
+    assert "Costs more than allowed." in page and "has a suspicion of 5.0" in page
     nothing = replace(outcome.details, path=(), pictures=(), changed=(), nodes=(), edges=())
     clean = replace(outcome.report, decision="no-backdoor-evidence", target_class=None, target_name=None, pruned={})
     page = render(clean, nothing)

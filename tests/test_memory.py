@@ -7,7 +7,6 @@ import torch
 from torch import nn
 
 from onp.archs import build_network
-from onp.bank import BankConfig
 from onp.data import ImageSet, Normalisation
 from onp.memory import SHARE, Memory, _cropped, class_mix, pulls, remember
 from onp.problem import remembered
@@ -139,6 +138,9 @@ def test_training_on_crops_is_no_mix(rng):
 
 def test_a_mix_is_heard_as_far_as_what_else_lies_inside_agrees():
     quiet, loud, louder = (0.0,) * 10, (-0.4, *(0.1 * k for k in range(9))), (-4.0, *(0.1 * k for k in range(9)))
-    assert max(Scan({"latent": quiet, "drift": quiet, "warp": loud, MIX: louder}).suspicion) < BankConfig().threshold
-    assert Scan({"latent": loud, "drift": quiet, MIX: louder}).suspicion[0] == pytest.approx(2.7, abs=0.01)
-    assert max(Scan({"drift": quiet, "warp": loud, MIX: louder}).suspicion) < BankConfig().threshold
+    alone = Scan({"latent": loud}).suspicion[0]
+    assert alone == pytest.approx(1.7, abs=0.01)
+    assert Scan({"latent": loud, "drift": quiet, MIX: louder}).suspicion[0] == pytest.approx(2 * alone)
+    without = Scan({"latent": quiet, "drift": quiet, "warp": loud}).suspicion
+    assert Scan({"latent": quiet, "drift": quiet, "warp": loud, MIX: louder}).suspicion == without
+    assert max(Scan({"drift": quiet, "warp": loud, MIX: louder}).suspicion) == max(without), "nor where nothing could agree"

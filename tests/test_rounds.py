@@ -37,32 +37,32 @@ def loud(*classes, quieter=()):
 @pytest.mark.parametrize(
     ("suspicion", "close"),
     [
-        ((0.1, 3.2, 3.1, 2.6), True),
-        ((0.2, 4.4, 0.3, 3.3), True),
-        ((6.0, 4.2, 1.0, 0.0), False),  # far behind, as a class that any square leads to
-        ((2.4, 2.4, 0.0, 0.0), False),  # none counts
-        ((4.0, 2.4, 0.0, 0.0), False),  # one counts
-        ((2.9, 0.4, 0.0, 0.0), True),  # one barely counts
+        ((0.1, 6.2, 6.1, 4.1), True),
+        ((0.2, 8.4, 0.3, 5.5), True),
+        ((9.0, 5.2, 1.0, 0.0), False),  # far behind, as a class that any square leads to
+        ((3.9, 3.9, 0.0, 0.0), False),  # none counts
+        ((6.0, 3.9, 0.0, 0.0), False),  # one counts
+        ((4.9, 0.4, 0.0, 0.0), True),  # one barely counts
     ],
 )
 def test_a_close_call_is_two_classes_alike_or_one_that_barely_counts(suspicion, close):
-    assert close_call(seen(*suspicion), 2.5) is close
+    assert close_call(seen(*suspicion), 4.0) is close
 
 
 def test_one_that_barely_counts_is_settled_by_what_more_steps_would_find_again():
-    barely, quiet = (-0.4, *(0.1 * k for k in range(9))), (0.0,) * 10
+    barely, quiet = (-0.55, *(0.1 * k for k in range(9))), (0.0,) * 10
     for witness, close in (("memory", False), ("adversarial", True)):
         found = Scan({"latent": barely, "memory": quiet, "adversarial": quiet} | {witness: barely})
-        assert 2.5 < found.suspicion[0] < 3.0
-        assert close_call(found, 2.5) is close
+        assert 4.0 < found.suspicion[0] < 5.0
+        assert close_call(found, 4.0) is close
 
 
 def test_what_is_repaired_is_the_loudest_and_what_counts_at_both_looks():
-    assert targets(Look(seen(6.0, 4.2, 0.0), None), 2.5) == [0]
-    assert targets(Look(seen(3.2, 3.1, 0.0), seen(1.0, 5.0, 0.0)), 2.5) == [1], "the first choice was wrong"
-    assert targets(Look(seen(0.0, 3.1, 3.0), seen(6.0, 2.6, 3.0)), 2.5) == [0, 2, 1], "the loudest need not have counted"
-    assert targets(Look(seen(3.1, 3.0, 0.0), seen(4.0, 3.0, 3.5)), 2.5) == [0, 1], "the others must"
-    assert targets(Look(seen(2.6, 2.5, 0.0), seen(2.0, 1.0, 0.0)), 2.5) == []
+    assert targets(Look(seen(9.0, 5.2, 0.0), None), 4.0) == [0]
+    assert targets(Look(seen(6.2, 6.1, 0.0), seen(1.0, 8.0, 0.0)), 4.0) == [1], "the first choice was wrong"
+    assert targets(Look(seen(0.0, 6.1, 6.0), seen(9.0, 4.6, 5.0)), 4.0) == [0, 2, 1], "the loudest need not have counted"
+    assert targets(Look(seen(6.1, 6.0, 0.0), seen(7.0, 5.0, 6.5)), 4.0) == [0, 1], "the others must"
+    assert targets(Look(seen(4.1, 4.0, 0.0), seen(3.0, 1.0, 0.0)), 4.0) == []
 
 
 @pytest.fixture
@@ -80,11 +80,11 @@ def scans(monkeypatch):
 
 def test_only_a_close_call_is_looked_at_again_and_longer(scans, small, backdoored):
     case, config = small.case(backdoored.victim), DefendConfig(seed=7)
-    scans.queue += [seen(6.0, 4.2, 0.0, 0.1), seen(3.2, 3.1, 0.0, 0.1), seen(1.0, 5.0, 0.0, 0.1)]
+    scans.queue += [seen(9.0, 5.2, 0.0, 0.1), seen(6.2, 6.1, 0.0, 0.1), seen(1.0, 8.0, 0.0, 0.1)]
     clear = look(case.victim, case.splits, config, small.PRESET, QUIET)
-    assert clear.closer is None and len(scans.asked) == 1 and clear.scan.suspicion[0] == 6.0
+    assert clear.closer is None and len(scans.asked) == 1 and clear.scan.suspicion[0] == 9.0
     close = look(case.victim, case.splits, config, small.PRESET, QUIET)
-    assert close.scan.suspicion == (1.0, 5.0, 0.0, 0.1) and close.first.suspicion[0] == 3.2
+    assert close.scan.suspicion == (1.0, 8.0, 0.0, 0.1) and close.first.suspicion[0] == 6.2
     (_, first, steps), (_, second, more) = scans.asked[1:]
     assert first == 7 != second and more > 2 * steps
 
@@ -114,15 +114,15 @@ def repaired(small, backdoored, look, preset=None):
 
 def test_a_clear_case_is_one_round(scans, searches, small, backdoored):
     searches.queue += [([3], True)]
-    found = repaired(small, backdoored, Look(seen(6.0, 4.2, 0.0, 0.0), None))
+    found = repaired(small, backdoored, Look(seen(9.0, 5.2, 0.0, 0.0), None))
     assert [each.target for each in found.rounds] == [0] and found.works and not found.asked and not scans.asked
     assert searches.asked[0][2:] == (0, small.PRESET.search.objective.max_acc_drop)
 
 
 def test_a_class_that_still_stands_out_is_repaired_on_the_repaired_network(scans, searches, small, backdoored):
     searches.queue += [([3], True), ([5], True)]
-    scans.queue += [seen(5.0, 0.3, 3.0, 4.0)]
-    found = repaired(small, backdoored, Look(seen(5.0, 2.9, 4.5, 0.0), seen(5.0, 4.0, 4.5, 4.4)))
+    scans.queue += [seen(6.0, 0.3, 4.2, 5.0)]
+    found = repaired(small, backdoored, Look(seen(6.0, 4.9, 5.5, 0.0), seen(6.0, 5.0, 5.5, 5.4)))
     assert [each.target for each in found.rounds] == [0, 2], "class 1 no longer counts, class 3 did not at first"
     assert (~found.mask.keep).nonzero()[:, 0].tolist() == [3, 5] and found.works
     (_, before, seed, budget), (_, after, other, less) = searches.asked
@@ -131,18 +131,18 @@ def test_a_class_that_still_stands_out_is_repaired_on_the_repaired_network(scans
     names = ImageSet(
         torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.zeros(1, dtype=torch.int64), ("eel", "dog", "cat", "ant")
     )
-    first, second = told(Look(seen(5.0, 2.9, 4.5, 0.0), seen(5.0, 4.0, 4.5, 4.4)), found, 2.5, names)
-    assert "eel (5.0), cat (4.5), dog (2.9) stood out" in first and "eel (5.0), cat (4.5), dog (4.0)." in first
-    assert second == "On the network repaired for eel: cat (3.0), dog (0.3); counted, and cat repaired next."
-    (note,) = told(Look(seen(0.0, 2.6, 0.0, 0.0), seen(0.0, 1.0, 0.0, 0.0)), None, 2.5, names)
-    assert note.startswith("dog (2.6) stood out barely") and note.endswith("dog (1.0).")
+    first, second = told(Look(seen(6.0, 4.9, 5.5, 0.0), seen(6.0, 5.0, 5.5, 5.4)), found, 4.0, names)
+    assert "eel (6.0), cat (5.5), dog (4.9) stood out" in first and "eel (6.0), cat (5.5), dog (5.0)." in first
+    assert second == "On the network repaired for eel: cat (4.2), dog (0.3); counted, and cat repaired next."
+    (note,) = told(Look(seen(0.0, 4.6, 0.0, 0.0), seen(0.0, 1.0, 0.0, 0.0)), None, 4.0, names)
+    assert note.startswith("dog (4.6) stood out barely") and note.endswith("dog (1.0).")
 
 
 def test_accuracy_that_is_spent_is_not_spent_again(scans, searches, small, backdoored):
     harmful = list(range(16))  # the whole first layer
     searches.queue += [(harmful, True), ([5], True)]
-    scans.queue += [seen(5.0, 0.3, 3.0, 0.0)]
-    repaired(small, backdoored, Look(seen(5.0, 0.0, 4.5, 0.0), seen(5.0, 0.0, 4.5, 0.0)))
+    scans.queue += [seen(6.0, 0.3, 4.2, 0.0)]
+    repaired(small, backdoored, Look(seen(6.0, 0.0, 5.5, 0.0), seen(6.0, 0.0, 5.5, 0.0)))
     assert searches.asked[1][3] == 0.0 < searches.asked[0][3]
 
 
@@ -163,7 +163,7 @@ def test_what_one_class_leaves_unrepaired_is_no_repair(scans, small, backdoored,
 def test_a_wrong_first_choice_is_put_right_and_a_resumed_run_agrees(scans, small, backdoored, tmp_path, monkeypatch):
     case = replace(small.case(backdoored.victim), known=None)  # class 0 is the backdoor's
     wrong = loud(2, quieter=(0,))
-    assert wrong.suspect == 2 and close_call(wrong, 2.5)
+    assert wrong.suspect == 2 and close_call(wrong, 4.0)
     config = DefendConfig(quiet=True, preset="fast", max_acc_drop=0.05)
     outcomes = []
     for _ in range(2):
