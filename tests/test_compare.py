@@ -22,7 +22,7 @@ from onp.compare import CompareConfig, compare, pool
 from onp.compare.__main__ import main
 from onp.compare.cell import Cell, run_cell
 from onp.compare.pool import run_all
-from onp.compare.table import as_markdown
+from onp.compare.table import as_csv, as_markdown, timed_alike
 from onp.compare.truth import truth_of
 from onp.compare.victims import images_for, read_card, trainings
 from onp.data import Normalisation, load_images
@@ -245,14 +245,27 @@ def test_the_curve_on_test_images_is_what_repaired_networks_do(config, rows):
     assert truth.measure(victim.model)["asr"] == pytest.approx(float((answers == 0).double().mean()))
 
 
-def test_means_and_spread():
-    def row(seed, asr):
-        figures = {"acc_before": 0.9, "acc": 0.88, "asr_before": 1.0, "asr": asr, "ra_before": 0.0, "ra": 0.5}
-        names = {"victim": "v", "attack": "a", "arch": "n", "data": "d", "defence": "clp", "decision": "repaired"}
-        return names | figures | {"seed": seed, "asr_untriggered": 0.01, "der": 0.9, "seconds": 2.0, "asr_oracle": 0.0}
+def outcome(seed, asr, seconds=2.0, where="here"):
+    figures = {"acc_before": 0.9, "acc": 0.88, "asr_before": 1.0, "asr": asr, "ra_before": 0.0, "ra": 0.5}
+    names = {"victim": "v", "attack": "a", "arch": "n", "data": "d", "defence": "clp", "decision": "repaired"}
+    rest = {"seed": seed, "asr_untriggered": 0.01, "der": 0.9, "seconds": seconds, "asr_oracle": 0.0, "where": where}
+    return names | figures | rest
 
-    text = as_markdown([row(0, 0.1), row(1, 0.3)], {"passes": 1})
+
+def test_means_and_spread():
+    text = as_markdown([outcome(0, 0.1), outcome(1, 0.3)], {"passes": 1})
     assert "| clp | 2 | 2.0 ± 0.0 | 20.0 ± 14.1 | 30.0 | 50.0 ± 0.0 | 0.900 ± 0.000 | 0.0 ± 0.0 | - | 2 ± 0 |" in text
+    assert "Seconds are of" not in text
+
+
+def test_seconds_of_different_machines_are_not_averaged():
+    rows = [outcome(0, 0.1), outcome(1, 0.3, 900.0, "elsewhere"), outcome(2, 0.5, 4.0)]
+    text = as_markdown(rows, {"passes": 1})
+    assert "| clp | 3 | 2.0 ± 0.0 | 30.0 ± 20.0 |" in text and "| - | 3 ± 1 |" in text
+    assert "Measured on: here.\nMeasured on: elsewhere.\nSeconds are of the machine that ran most cells." in text
+    lines = as_csv(rows).splitlines()
+    assert [line.rsplit(",", 2)[1:] for line in lines[1:]] == [["2.0", "here"], ["900.0", "elsewhere"], ["4.0", "here"]]
+    assert ["seconds" in row for row in timed_alike(rows)] == [True, False, True]
 
 
 def _double(item):

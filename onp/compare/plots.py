@@ -77,8 +77,9 @@ def _time(figure: Any, rows: Sequence[Row], names: Sequence[str]) -> None:
     axes = figure.subplots()
     for index, name in enumerate(names):
         mine = [row for row in rows if row["defence"] == name]
-        seconds, der = (statistics.mean(row[key] for row in mine) for key in ("seconds", "der"))
-        axes.scatter([seconds], [der], label=name, **_style(index))
+        seconds = [row["seconds"] for row in mine if "seconds" in row]
+        if seconds:
+            axes.scatter([statistics.mean(seconds)], [statistics.mean(row["der"] for row in mine)], label=name, **_style(index))
     axes.set(xlabel="seconds a victim", ylabel="DER", title="Mean over victims and seeds; top left is best", xscale="log")
     _legend(axes, len(names))
 

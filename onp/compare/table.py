@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +18,23 @@ COLUMNS = (
     *("victim", "attack", "arch", "data", "defence", "seed", "error", "decision"),
     *("acc_before", "acc", "asr_before", "asr", "ra_before", "ra", "asr_untriggered", "der"),
     *("acc_reactivated", "asr_reactivated", "threshold", "threshold_oracle", "acc_oracle", "asr_oracle"),
-    *("pruned", "units", "evaluations", "seconds"),
+    *("pruned", "units", "evaluations", "seconds", "where"),
 )
 
 
 def write_tables(folder: Path, rows: Sequence[Row], settings: dict[str, object]) -> None:
     """Write results.csv (one line a cell), results.md (means over seeds) and, where matplotlib is installed, the plots."""
     write_atomically(folder / "results.csv", as_csv(rows))
-    plots = write_plots(folder, rows)
+    plots = write_plots(folder, timed_alike(rows))
     write_atomically(folder / "results.md", as_markdown(rows, settings, plots))
+
+
+def timed_alike(rows: Sequence[Row]) -> list[Row]:
+    """The rows; where cells ran on different machines, `seconds` stays with those of the machine that ran most of them."""
+    machines = Counter(row.get("where") for row in rows)
+    usual = machines.most_common(1)[0][0] if machines else None
+    untimed = ({name: value for name, value in row.items() if name != "seconds"} for row in rows)
+    return [row if row.get("where") == usual else other for row, other in zip(rows, untimed, strict=True)]
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -39,7 +48,8 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 def as_markdown(rows: Sequence[Row], settings: dict[str, object], plots: Sequence[str] = ()) -> str:
     """Summary, one table a victim, false repairs, failures; mean and standard deviation over the seeds, in per cent."""
-    done = [row for row in rows if "error" not in row]
+    done = timed_alike([row for row in rows if "error" not in row])
+    machines = list(dict.fromkeys(row["where"] for row in done if "where" in row))
     attacked = [row for row in done if "asr" in row]
     clean = [row for row in done if "asr" not in row]
     lines = [
@@ -53,7 +63,8 @@ def as_markdown(rows: Sequence[Row], settings: dict[str, object], plots: Sequenc
         "images) are cut short.",
         "",
         "Settings: " + ", ".join(f"{name} {value}" for name, value in settings.items()) + ".",
-        *(f"Measured on: {where}." for where in dict.fromkeys(row["where"] for row in done if "where" in row)),
+        *(f"Measured on: {where}." for where in machines),
+        *(["Seconds are of the machine that ran most cells."] if len(machines) > 1 else []),
     ]
     lines += [f"\n![{Path(plot).stem}]({plot})" for plot in plots]
     if attacked:
@@ -80,7 +91,7 @@ def _summary(rows: Sequence[Row]) -> list[str]:
         "DER": lambda group: _spread([row["der"] for row in group], 1, 3),
         "oracle ASR": lambda group: _spread(_values(group, "asr_oracle")),
         "re-activated": lambda group: _spread(_values(group, "asr_reactivated")),
-        "seconds": lambda group: _spread([row["seconds"] for row in group], 1, 0),
+        "seconds": lambda group: _spread(_values(group, "seconds"), 1, 0),
     }
     groups = _groups(rows)
     order = sorted(groups, key=lambda name: -statistics.mean(row["der"] for row in groups[name]))
@@ -125,7 +136,7 @@ def _clean(rows: Sequence[Row]) -> list[str]:
         "ACC before": lambda group: _spread([row["acc_before"] for row in group]),
         "ACC after": lambda group: _spread([row["acc"] for row in group]),
         "pruned": lambda group: _spread(_values(group, "pruned"), 1, 0),
-        "seconds": lambda group: _spread([row["seconds"] for row in group], 1, 0),
+        "seconds": lambda group: _spread(_values(group, "seconds"), 1, 0),
     }
     return _table("defence", list(_groups(rows).items()), columns)
 
