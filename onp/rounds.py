@@ -25,7 +25,7 @@ from onp.search import Found, search
 from onp.suspicion import Scan
 from onp.victim import Victim
 
-BARELY = 1.0  # suspicion over the threshold up to which one class may be a quirk of a short look
+BARELY = 1.0  # suspicion over the threshold below which one class may be a quirk of a short look; two loud witnesses give that
 CLOSE = 3.0  # suspicion by which two classes are told apart at the first look; one that any square leads to was 3.4 behind
 LONGER = 2.5  # times the steps: what it took for a 4x4 patch, dearer than other classes after 40 steps, to cost half of theirs
 CLOSER, NEXT = 500, 10_000  # added to the seeds of the closer look and of each round after the first
