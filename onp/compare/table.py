@@ -25,16 +25,16 @@ COLUMNS = (
 def write_tables(folder: Path, rows: Sequence[Row], settings: dict[str, object]) -> None:
     """Write results.csv (one line a cell), results.md (means over seeds) and, where matplotlib is installed, the plots."""
     write_atomically(folder / "results.csv", as_csv(rows))
-    plots = write_plots(folder, timed_alike(rows))
-    write_atomically(folder / "results.md", as_markdown(rows, settings, plots))
+    timed = timed_alike(rows)
+    write_atomically(folder / "results.md", as_markdown(timed, settings, write_plots(folder, timed)))
 
 
 def timed_alike(rows: Sequence[Row]) -> list[Row]:
     """The rows; where cells ran on different machines, `seconds` stays with those of the machine that ran most of them."""
-    machines = Counter(row.get("where") for row in rows)
-    usual = machines.most_common(1)[0][0] if machines else None
+    machines = Counter(row["where"] for row in rows if "where" in row)  # a cell that failed names none
+    usual = max(machines, key=lambda where: machines[where], default=None)
     untimed = ({name: value for name, value in row.items() if name != "seconds"} for row in rows)
-    return [row if row.get("where") == usual else other for row, other in zip(rows, untimed, strict=True)]
+    return [row if row.get("where", usual) == usual else other for row, other in zip(rows, untimed, strict=True)]
 
 
 def as_csv(rows: Sequence[Row]) -> str:
@@ -48,7 +48,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 def as_markdown(rows: Sequence[Row], settings: dict[str, object], plots: Sequence[str] = ()) -> str:
     """Summary, one table a victim, false repairs, failures; mean and standard deviation over the seeds, in per cent."""
-    done = timed_alike([row for row in rows if "error" not in row])
+    done = [row for row in rows if "error" not in row]
     machines = list(dict.fromkeys(row["where"] for row in done if "where" in row))
     attacked = [row for row in done if "asr" in row]
     clean = [row for row in done if "asr" not in row]
