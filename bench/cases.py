@@ -113,10 +113,9 @@ def groups(victim: Victim) -> list[list[Layer]]:
     return [[layer for layer in victim.layers if layer.group == number] for number in numbers]
 
 
-def group_masks(members: list[Layer], base: Tensor, count: int) -> Tensor:
-    """`count` masks that prune filters of a group from a base."""
-    masks = base.repeat(count, 1)
-    keep = torch.rand(count, members[0].units) > PRUNED
+def group_masks(members: list[Layer], base: Tensor, keep: Tensor) -> Tensor:
+    """Masks that prune filters of a group from a base: of all its layers those that `keep`, bool [B, filters], leaves out."""
+    masks = base.repeat(len(keep), 1)
     for layer in members:
         masks[:, layer.offset : layer.offset + layer.units] &= keep[:, : layer.units]
     return masks
@@ -176,12 +175,16 @@ def measured_rates(device: str, dtype: torch.dtype) -> Rates:
 clock = time.perf_counter  # or time.process_time: --cpu-time
 
 
-def seconds(call: Callable[[], object], rounds: int, device: str) -> list[float]:
-    """Seconds of each round; what has to warm up has done so when its answers were checked."""
+def seconds(call: Callable[..., object], rounds: int, device: str, draw: Callable[[], object] | None = None) -> list[float]:
+    """Seconds of each round; what has to warm up has done so when its answers were checked.
+
+    What `draw` gives is the argument of `call`, and the time it takes does not count.
+    """
     found = []
     for _ in range(rounds):
+        drawn = () if draw is None else (draw(),)
         start = clock()
-        call()
+        call(*drawn)
         if device == "cuda":
             torch.cuda.synchronize()
         found.append(clock() - start)

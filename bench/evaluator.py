@@ -13,6 +13,7 @@ ratios; `python bench/plot_evaluator.py` makes the table and the plot of it.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import statistics
 import time
@@ -25,6 +26,7 @@ from typing import Any
 import cases
 import torch
 from cases import (
+    PRUNED,
     Case,
     Rates,
     case,
@@ -45,7 +47,7 @@ from torch import Tensor
 from onp.files import write_atomically
 from onp.plan import build_plan
 from onp.report import hardware, versions
-from onp.victim import Victim
+from onp.victim import Layer, Victim
 
 
 def agree(case: Case, hooks: Hooks, candidates: list, masks: Tensor) -> None:
@@ -66,12 +68,17 @@ def agree(case: Case, hooks: Hooks, candidates: list, masks: Tensor) -> None:
             raise AssertionError(f"counts {found.tolist()}, hooked {expected.tolist()}: more than {allowed} apart")
 
 
-def episode(victim: Victim, ours: Ours, count: int) -> None:
-    """Groups first to last, `count` masks each; the best committed."""
+def episode_draws(victim: Victim, count: int) -> list[Tensor]:
+    """What `count` masks keep of each group, bool [count, filters]."""
+    return [torch.rand(count, members[0].units) > PRUNED for members in groups(victim)]
+
+
+def episode(victim: Victim, ours: Ours, draws: list[Tensor]) -> None:
+    """Groups first to last, masks that keep what `draws` says; the best committed."""
     base = torch.ones(victim.units, dtype=torch.bool)
     ours.commit(base)
-    for members in groups(victim):
-        masks = group_masks(members, base, count)
+    for members, keep in zip(groups(victim), draws, strict=True):
+        masks = group_masks(members, base, keep)
         counts = ours.score(masks)
         base = masks[int((counts[:, 0] - counts[:, 1]).argmax())]
         ours.commit(base)
@@ -83,12 +90,14 @@ def measure(case: Case, options: argparse.Namespace, rates: Rates, write: Callab
     hooks, ours = Hooks(case), Ours(case)
     agree(case, hooks, [ours], full_masks(victim, 1))
     agree(case, hooks, [ours], late_masks(victim, 1))
-    calls = {
-        "full": (options.full_masks, lambda: ours.score(full_masks(victim, options.full_masks)), victim.layers[:1]),
-        "late": (options.late_masks, lambda: ours.score(late_masks(victim, options.late_masks)), (last_stage(victim),)),
+    # Masks of a workload, how they are drawn, what is timed with them, and the first layer that each of its calls changes.
+    calls: dict[str, tuple[int, Callable[[], Any], Callable[[Any], object], list[Layer]]] = {
+        "full": (options.full_masks, lambda: full_masks(victim, options.full_masks), ours.score, [victim.layers[0]]),
+        "late": (options.late_masks, lambda: late_masks(victim, options.late_masks), ours.score, [last_stage(victim)]),
         "episode": (
             options.episode_masks * len(groups(victim)),
-            lambda: episode(victim, ours, options.episode_masks),
+            lambda: episode_draws(victim, options.episode_masks),
+            lambda draws: episode(victim, ours, draws),
             [members[0] for members in groups(victim)],
         ),
     }
@@ -99,10 +108,10 @@ def measure(case: Case, options: argparse.Namespace, rates: Rates, write: Callab
     about |= {"precision": ours.evaluator.precision, "backend": ours.evaluator.backend}
     about |= {"matmul_tflops": rates.flops / 1e12, "copy_gb_per_s": rates.bytes / 1e9}
     for workload in options.workloads:
-        count, call, firsts = calls[workload]
+        count, draw, call, firsts = calls[workload]
         # On a GPU what runs for the first time is compiled, for the second time captured.
-        seconds(call, 3 if device == "cuda" else 0, device)
-        each = spread([value / count for value in seconds(call, options.rounds, device)])
+        seconds(call, 3 if device == "cuda" else 0, device, draw)
+        each = spread([value / count for value in seconds(call, options.rounds, device, draw)])
         floor = statistics.mean(rates.floor(plan, case.images, layer, value_bytes) for layer in firsts)
         rows[workload] = {"masks": count, "seconds_a_mask": each, "floor": floor, "times_faster": {}}
         said = f"{each['min']:.6f} to {each['max']:.6f}, n = {each['n']}; {1 / each['median']:.1f} masks a second"
@@ -114,8 +123,9 @@ def measure(case: Case, options: argparse.Namespace, rates: Rates, write: Callab
         peer = build()
         if peer is not hooks:
             agree(case, hooks, [peer], full_masks(victim, 1))
-        seconds(lambda peer=peer: peer.score(full_masks(victim, 1)), 2 if device == "cuda" else 0, device)
-        of_peers[name] = spread(seconds(lambda peer=peer: peer.score(full_masks(victim, 1)), options.peer_rounds, device))
+        one = functools.partial(full_masks, victim, 1)
+        seconds(peer.score, 2 if device == "cuda" else 0, device, one)
+        of_peers[name] = spread(seconds(peer.score, options.peer_rounds, device, one))
         for workload, row in rows.items():
             row["times_faster"][name] = of_peers[name]["median"] / row["seconds_a_mask"]["median"]
             print(f"{case.name} {workload}: {row['times_faster'][name]:.2f} x {name}", flush=True)
@@ -133,7 +143,7 @@ def curves(case: Case, options: argparse.Namespace) -> dict[str, object]:
 
     def rate(draw: Callable[[], Tensor], x: float) -> list[float]:
         count = len(draw())
-        found = spread([count / value for value in seconds(lambda: ours.score(draw()), options.rounds, device)])
+        found = spread([count / value for value in seconds(ours.score, options.rounds, device, draw)])
         print(f"{case.name} {x}: {found['median']:.2f} masks a second", flush=True)
         return [x, found["median"], found["min"], found["max"]]
 

@@ -45,7 +45,7 @@ def steps(engine: CudaEngine, keep: torch.Tensor, first: int) -> None:
     cut = max(cut for cut in engine._cuts if cut <= first)
     engine._steps._runs[:] = [timed(index) for index in range(len(runs))]
     for _ in range(5):
-        engine._run(keep, cut, first)
+        engine._run(keep, cut, first, engine._alike(keep.cpu().numpy(), first))
     torch.cuda.synchronize()
     engine._steps._runs[:] = runs
     images = sum(kept[0][plan.input].data.shape[1] for kept in engine._kept)
@@ -65,7 +65,7 @@ def kernels(engine: CudaEngine, keep: torch.Tensor, first: int) -> None:
     cut = max(cut for cut in engine._cuts if cut <= first)
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         for _ in range(3):
-            engine._run(keep, cut, first)
+            engine._run(keep, cut, first, engine._alike(keep.cpu().numpy(), first))
         torch.cuda.synchronize()
     rows = sorted(seen.key_averages(), key=lambda row: -row.self_device_time_total)[:12]
     for row in rows:

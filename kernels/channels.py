@@ -89,9 +89,7 @@ def pack_filters_kernel(
         tl.store(p_w, b_w, mask=(o_k < n_k)[:, None] & (o_c < n_zero)[None, :])
 
 
-def pack_filters(
-    weight: Tensor, bias: Tensor, rows: Channels | None, columns: Channels | None
-) -> tuple[Tensor, Tensor]:
+def pack_filters(weight: Tensor, bias: Tensor, rows: Channels | None, columns: Channels | None) -> tuple[Tensor, Tensor]:
     """`onp_kernels.reference.pack_filters`; at least one of `rows` and `columns` is given."""
     K, R, S, C = weight.shape
     B = max(len(channels.count) for channels in (rows, columns) if channels is not None)
@@ -116,8 +114,6 @@ def scale_act_kernel(
     scale,  # [B or 1, C] or None
     shift,  # [B or 1, C] or None
     residual,  # [B or 1, M, C] or None
-    index,  # [B, C] or None
-    count,
     y,  # [B, M, C]
     M,
     C,
@@ -134,30 +130,20 @@ def scale_act_kernel(
     i_b = tl.program_id(2)
     o_m = tl.program_id(0) * BM + tl.arange(0, BM)
     o_c = tl.program_id(1) * BC + tl.arange(0, BC)
-    n_c, n_zero = C, C
-    if index is not None:
-        n_c = tl.load(count + i_b)
-        n_zero = tl.minimum(tl.cdiv(n_c, PAD) * PAD, C)
-    if tl.program_id(1) * BC < n_zero:
-        m_c = o_c < n_c
-        channel = o_c
-        if index is not None:
-            channel = tl.load(index + i_b * C + o_c, mask=m_c, other=0)
-        m_x = (o_m < M)[:, None] & m_c[None, :]
-        p_x = x + i_b.to(tl.int64) * x_b + o_m[:, None] * C + channel[None, :]
-        b_y = tl.load(p_x, mask=m_x, other=0.0).to(tl.float32)
-        if scale is not None:
-            b_scale = tl.load(scale + i_b * scale_b + channel, mask=m_c, other=0.0).to(tl.float32)
-            # A pruned channel is zero whatever its value, infinities too.
-            b_y = tl.where((b_scale == 0)[None, :], 0.0, b_y) * b_scale[None, :]
-        if shift is not None:
-            b_y += tl.load(shift + i_b * shift_b + channel, mask=m_c, other=0.0).to(tl.float32)[None, :]
-        o_y = o_m[:, None] * C + o_c[None, :]
-        if residual is not None:
-            b_y += tl.load(residual + i_b.to(tl.int64) * residual_b + o_y, mask=m_x, other=0.0).to(tl.float32)
-        b_y = tl.where(m_c[None, :], activate(b_y, low, high, ACTIVATION), 0.0)
-        m_y = (o_m < M)[:, None] & (o_c < n_zero)[None, :]
-        tl.store(y + i_b.to(tl.int64) * M * C + o_y, b_y.to(y.dtype.element_ty), mask=m_y)
+    m_c = o_c < C
+    m_y = (o_m < M)[:, None] & m_c[None, :]
+    o_y = o_m[:, None] * C + o_c[None, :]
+    b_y = tl.load(x + i_b.to(tl.int64) * x_b + o_y, mask=m_y, other=0.0).to(tl.float32)
+    if scale is not None:
+        b_scale = tl.load(scale + i_b * scale_b + o_c, mask=m_c, other=0.0).to(tl.float32)
+        # A pruned channel is zero whatever its value, infinities too.
+        b_y = tl.where((b_scale == 0)[None, :], 0.0, b_y) * b_scale[None, :]
+    if shift is not None:
+        b_y += tl.load(shift + i_b * shift_b + o_c, mask=m_c, other=0.0).to(tl.float32)[None, :]
+    if residual is not None:
+        b_y += tl.load(residual + i_b.to(tl.int64) * residual_b + o_y, mask=m_y, other=0.0).to(tl.float32)
+    b_y = activate(b_y, low, high, ACTIVATION)
+    tl.store(y + i_b.to(tl.int64) * M * C + o_y, b_y.to(y.dtype.element_ty), mask=m_y)
 
 
 def scale_act(
@@ -166,16 +152,12 @@ def scale_act(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     residual: Tensor | None = None,
-    channels: Channels | None = None,
     activation: str = "none",
     low: float = 0.0,
     high: float = float("inf"),
 ) -> Tensor:
-    """`onp_kernels.reference.scale_act`; `residual` and `channels` do not go together."""
-    if residual is not None and channels is not None:
-        raise ValueError("a residual sum keeps every channel: give residual or channels, not both")
-    index, count = channels or (None, None)
-    B = max(len(tensor) for tensor in (x, scale, shift, residual, index) if tensor is not None)
+    """`onp_kernels.reference.scale_act`."""
+    B = max(len(tensor) for tensor in (x, scale, shift, residual) if tensor is not None)
     y = torch.empty(B, *x.shape[1:], dtype=x.dtype, device=x.device)
     if not y.numel():
         return y
@@ -188,7 +170,7 @@ def scale_act(
     grid = (triton.cdiv(M, tile["BM"]), triton.cdiv(C, tile["BC"]), B)
     launch(
         *(scale_act_kernel, grid),
-        *(x, scale, shift, residual, index, count, y, M, C),
+        *(x, scale, shift, residual, y, M, C),
         *(between(x), between(scale), between(shift), between(residual), low, high),
         ACTIVATION=activation,
         **tile,

@@ -7,10 +7,9 @@ from torch import Tensor
 
 from onp_kernels.common import between, launch
 from onp_kernels.reference import MOST_DIVERGENCE, PROBABILITY
-from onp_kernels.tiles import elementwise_rows
 
 
-@triton.jit(do_not_specialize=["N", "H", "W", "OH", "OW", "taps", "S", "stride_h", "stride_w", "padding_h", "padding_w"])
+@triton.jit(do_not_specialize=["N", "H", "W", "OH", "OW", "taps", "S", "padding_h", "padding_w"])
 def tap_means_kernel(
     x,  # [B, N, H, W, C]
     y,  # [B, N, taps, C]
@@ -33,25 +32,32 @@ def tap_means_kernel(
     x_h,
     x_w,
     BI: tl.constexpr,
+    BT: tl.constexpr,
     BP: tl.constexpr,
     BC: tl.constexpr,
 ):
     i_b = tl.program_id(2).to(tl.int64)
-    o_i = tl.program_id(0) * BI + tl.arange(0, BI)
+    o_t = tl.arange(0, BT)
     o_c = tl.program_id(1) * BC + tl.arange(0, BC)
-    p_x = x + i_b * x_b + o_i[:, None, None] * x_n + o_c[None, None, :]  # [BI, 1, BC]
-    m_x = (o_i < N)[:, None, None] & (o_c < C)[None, None, :]
-    for tap in range(0, taps):
-        total = tl.zeros((BI, BC), tl.float32)
-        for start in range(0, OH * OW, BP):
-            o_p = start + tl.arange(0, BP)
-            o_h = o_p // OW * stride_h - padding_h + tap // S * dilation_h
-            o_w = o_p % OW * stride_w - padding_w + tap % S * dilation_w
-            inside = (o_p < OH * OW) & (o_h >= 0) & (o_h < H) & (o_w >= 0) & (o_w < W)
-            b_x = tl.load(p_x + (o_h * x_h + o_w * x_w)[None, :, None], mask=m_x & inside[None, :, None], other=0.0)
-            total += tl.sum(b_x.to(tl.float32), 1)
-        o_y = (i_b * N + o_i)[:, None] * taps * C + tap * C + o_c[None, :]
-        tl.store(y + o_y, (total / (OH * OW)).to(y.dtype.element_ty), mask=(o_i < N)[:, None] & (o_c < C)[None, :])
+    first = tl.program_id(0) * BI
+    for image in range(first, tl.minimum(first + BI, N)):
+        for t in range(0, taps, BT):
+            r, s = (t + o_t) // S, (t + o_t) % S
+            total = tl.zeros((BT, BC), tl.float32)
+            for start in range(0, H * W, BP):
+                # Every position is read once: a product with ones where a tap sees it, for some output, sums it for all taps.
+                o_p = start + tl.arange(0, BP)
+                h, w = o_p // W, o_p % W
+                up = h[None, :] + padding_h - (r * dilation_h)[:, None]
+                left = w[None, :] + padding_w - (s * dilation_w)[:, None]
+                sees = (up >= 0) & (up % stride_h == 0) & (up // stride_h < OH) & (t + o_t < taps)[:, None]
+                sees = sees & (left >= 0) & (left % stride_w == 0) & (left // stride_w < OW)
+                p_x = x + i_b * x_b + image * x_n + (h * x_h + w * x_w)[:, None] + o_c[None, :]
+                b_x = tl.load(p_x, mask=(o_p < H * W)[:, None] & (o_c < C)[None, :], other=0.0)
+                total = tl.dot(sees.to(b_x.dtype), b_x, total, input_precision="ieee")
+            o_y = ((i_b * N + image) * taps + t + o_t)[:, None] * C + o_c[None, :]
+            total /= OH * OW
+            tl.store(y + o_y, total.to(y.dtype.element_ty), mask=(t + o_t < taps)[:, None] & (o_c < C)[None, :])
 
 
 def tap_means(
@@ -69,13 +75,18 @@ def tap_means(
     y = torch.empty(B, N, R, S, C, dtype=x.dtype, device=x.device)
     if y.numel():
         x = x if x.stride(4) == 1 else x.contiguous()
-        positions = min(64, triton.next_power_of_2(OH * OW))
-        images = min(max(1, elementwise_rows(x.device) // positions), triton.next_power_of_2(N))
-        tile = {"BI": images, "BP": positions, "BC": min(64, triton.next_power_of_2(C))}
+        # A matrix unit takes 16 of anything at least.
+        blocks = {
+            "BT": 16,
+            "BP": min(64, max(16, triton.next_power_of_2(H * W))),
+            "BC": min(128, max(16, triton.next_power_of_2(C))),
+        }
+        images = 4 if x.device.type == "cuda" else 1024
         launch(
-            *(tap_means_kernel, (triton.cdiv(N, images), triton.cdiv(C, tile["BC"]), B)),
+            *(tap_means_kernel, (triton.cdiv(N, images), triton.cdiv(C, blocks["BC"]), B)),
             *(x, y, N, H, W, C, OH, OW, R * S, S, *stride, *padding, *dilation, *x.stride()[:4]),
-            **tile,
+            BI=images,
+            **blocks,
             num_warps=4,
         )
     return y
@@ -89,7 +100,7 @@ def head_kernel(
     expected,  # [N]
     column,  # [N]
     base,  # [M, classes]
-    sums,  # [B, 2, columns]
+    sums,  # [B, 3, columns]
     N,
     M,
     P,
@@ -144,14 +155,16 @@ def head_kernel(
         total = total * tl.exp(largest - new) + tl.sum(tl.exp(logits - new[:, None]), 1)
         largest = new
     # Integers, because a sum of floats would depend on the order in which the programs finish.
+    probability = tl.exp(wanted - largest) / total
     divergence = tl.minimum(tl.maximum(gap + largest + tl.log(total), 0.0), MOST)
-    value = tl.where(o_m < M, divergence, tl.exp(wanted - largest) / total)
-    fixed = (value.to(tl.float64) * SCALE + 0.5).to(tl.int64)
     b_column = tl.load(column + o_m, mask=m_m, other=-1)
     m_counts = b_column >= 0
-    p_sums = sums + i_b * 2 * columns + tl.maximum(b_column, 0)
+    p_sums = sums + i_b * 3 * columns + tl.maximum(b_column, 0)
     tl.atomic_add(p_sums, (best == b_expected).to(tl.int64), mask=m_counts, sem="relaxed")
+    fixed = (probability.to(tl.float64) * SCALE + 0.5).to(tl.int64)
     tl.atomic_add(p_sums + columns, fixed, mask=m_counts, sem="relaxed")
+    fixed = (divergence.to(tl.float64) * SCALE + 0.5).to(tl.int64)
+    tl.atomic_add(p_sums + 2 * columns, fixed, mask=m_counts & (o_m < M), sem="relaxed")
 
 
 def head(

@@ -223,15 +223,13 @@ def scale_act(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     residual: Tensor | None = None,
-    channels: tuple[Tensor, Tensor] | None = None,
     activation: str = "none",
     low: float = 0.0,
     high: float = float("inf"),
 ) -> Tensor:
     """`activation(x * scale + shift + residual)`: x `[B|1, ..., C]`, scale and shift `[B|1, C]` of any dtype.
 
-    A channel whose scale is zero counts as zero whatever x holds. With `channels` (`kept_channels` of B masks, in place of a
-    residual) the kept channels are moved together, zero behind them to the next multiple of 64 (here to the end).
+    A channel whose scale is zero counts as zero whatever x holds.
     """
     y = x
     if scale is not None:
@@ -239,14 +237,7 @@ def scale_act(
         y = torch.where(scale == 0, 0, y * scale)
     if shift is not None:
         y = y + shift.view(len(shift), *[1] * (x.dim() - 2), -1).to(x.dtype)
-    y = _activate(y if residual is None else y + residual, activation, low, high)
-    if channels is None:
-        return y
-    packed = y.new_zeros(len(channels[1]), *y.shape[1:])
-    for b in range(len(packed)):
-        c = _of_mask(channels, b, x.shape[-1])
-        packed[b, ..., : len(c)] = y[b % len(y)][..., c]
-    return packed
+    return _activate(y if residual is None else y + residual, activation, low, high)
 
 
 def tap_means(
@@ -279,22 +270,23 @@ def head(
     | expected | [N]                  | int32          | the class that counts as a hit                                       |
     | column   | [N]                  | int32          | where an image counts, -1: nowhere                                   |
     | base     | [M, classes], M <= N | f32            | log-probabilities of another network on the first M images           |
-    | sums     | [B, 2, columns]      | int64          | gets hits, and in units of 2^-40, of the first M images KL(other     |
-    |          |                      |                | network || this one), 0 to `MOST_DIVERGENCE`, of the rest the        |
-    |          |                      |                | softmax probability of `expected`                                    |
+    | sums     | [B, 3, columns]      | int64          | gets hits, and in units of 2^-40 the softmax probability of          |
+    |          |                      |                | `expected`, and of the first M images KL(other network || this one), |
+    |          |                      |                | 0 to `MOST_DIVERGENCE`                                               |
 
     The sums are integers, so they are the same in whatever order they are taken.
     """
     logits = x[:, :, 0] if weight is None or bias is None else F.linear(x.mean(2), weight.to(x.dtype), bias.to(x.dtype))
     hits = (logits.argmax(2) == expected).long()
     logs = logits.log_softmax(2)
-    values = logs.gather(2, expected.long()[None, :, None].expand(len(x), -1, 1))[:, :, 0].exp()
+    probability = logs.gather(2, expected.long()[None, :, None].expand(len(x), -1, 1))[:, :, 0].exp()
+    divergence = torch.zeros_like(probability)
     first = len(base)
-    values[:, :first] = (base.exp() * (base - logs[:, :first])).sum(2).clamp(0, MOST_DIVERGENCE)
-    fixed = (values.double() * PROBABILITY).round().long()
+    divergence[:, :first] = (base.exp() * (base - logs[:, :first])).sum(2).clamp(0, MOST_DIVERGENCE)
+    fixed = [(values.double() * PROBABILITY).round().long() for values in (probability, divergence)]
+    values = torch.stack([hits, *fixed], 1)
     for i in range(sums.shape[2]):
-        sums[:, 0, i] += hits[:, column == i].sum(1)
-        sums[:, 1, i] += fixed[:, column == i].sum(1)
+        sums[:, :, i] += values[:, :, column == i].sum(2)
 
 
 def _of_mask(channels: tuple[Tensor, Tensor] | None, b: int, total: int) -> Tensor:

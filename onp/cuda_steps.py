@@ -14,6 +14,7 @@ from onp_kernels.head import head, tap_means
 from onp_kernels.masked_conv import Norm, masked_conv, masked_conv_norm
 
 aten = torch.ops.aten
+EVERY_STEP = -1  # as bits
 # Each channel of their result comes from the same channel of their input, zeros from zeros.
 CHANNELWISE = {aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default}
 RESHAPES = {aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.squeeze.dims}
@@ -48,7 +49,7 @@ class Tail:
 class CudaSteps:
     """Runs steps of `plan` in `dtype`; steps that no kernel covers run as `onp.steps.bind_torch` does, masks batched.
 
-    What a conv or linear layer computes under a mask is packed (kept channels together, none other computed) where only such
+    What a conv or linear layer computes for each mask is packed (kept channels together, none other computed) where only such
     layers, and poolings between, read it. Anything else keeps its shape and has its pruned channels zero.
     """
 
@@ -63,25 +64,28 @@ class CudaSteps:
             weight, bias = self.tail.linear.weight.float(), self.tail.linear.bias
             self._head = weight.contiguous(), weight.new_zeros(len(weight)) if bias is None else bias.float()
 
-    def run(self, values: dict[str, Value], start: int, stop: int, keep: Tensor, alike: bool) -> None:
+    def run(self, values: dict[str, Value], start: int, stop: int, keep: Tensor, alike: int) -> None:
         """Add what steps `start` to `stop` make of `values`, drop what nobody reads any more.
 
-        `keep` bool `[B, U]`. `alike`: B is 1 and every value stays unpacked, so that it can be kept for other masks.
+        `keep` bool `[B, U]`. `alike`: bit i says that step i gives the same under all masks: it is computed once, and stays
+        unpacked, so that it can be kept for other masks.
         """
         index = start
         while index < stop:
             step = self.plan.steps[index]
-            if index in self._norms and index + 1 < stop:
+            once, norm_once = bool(alike >> index & 1), bool(alike >> (index + 1) & 1)
+            rows = keep[:1] if once else keep
+            if index in self._norms and index + 1 < stop and once == norm_once:
                 # The norm behind, which is the next step, is a second result of the conv.
                 norm = self._norms[index]
-                scale, shift = _gated(norm.scale, norm.shift, _of(keep, self.plan.steps[index + 1]))
-                arguments = [values[name] for name in step.inputs], _of(keep, step), alike
+                scale, shift = _gated(norm.scale, norm.shift, _of(rows, self.plan.steps[index + 1]))
+                arguments = [values[name] for name in step.inputs], _of(rows, step), once
                 found = self._runs[index](*arguments, norm._replace(scale=scale, shift=shift))
                 names = step.name, self.plan.steps[index + 1].name
                 values.update({name: value for name, value in zip(names, found, strict=True) if value is not None})
                 index += 1
             elif index not in self.tail.skipped:
-                values[step.name] = self._runs[index]([values[name] for name in step.inputs], _of(keep, step), alike)
+                values[step.name] = self._runs[index]([values[name] for name in step.inputs], _of(rows, step), once)
             index += 1
             for name in set(values) - set(self.plan.live[index]) - {self.tail.source}:
                 del values[name]
@@ -145,23 +149,22 @@ class CudaSteps:
                 options = {"inputs": options["inputs"]}
             shared = len(x) == 1 and (residual is None or len(residual) == 1)
             together = shared and keep is not None and len(keep) > 1
-            kept = kept_channels(keep) if packs and keep is not None and not alike else None
-            rows = None if together else kept
+            kept = kept_channels(keep) if packs and keep is not None and not alike and not together else None
             w, b = weight, bias
-            if rows is not None or columns is not None:
-                w, b = pack_filters(weight[0], bias[0], rows, columns)
+            if kept is not None or columns is not None:
+                w, b = pack_filters(weight[0], bias[0], kept, columns)
             if together:
-                # All masks see the same input: one product, then what each keeps of it.
+                # All masks see the same input: one product, then what each keeps of it, in its place: to pick channels would
+                # take longer than to multiply all by 0 or 1, and shorten one conv alone.
                 early, late = ({}, activation) if residual is not None else (activation, {})
                 y = masked_conv(x, w, b, **options, **early)
-                pruned = None if kept is not None else keep
-                y = scale_act(y, scale=pruned, residual=residual, channels=kept, **late)
+                y = scale_act(y, scale=keep, residual=residual, **late)
                 if norm is not None:
                     after = {"activation": norm.activation, "low": norm.low, "high": norm.high}
                     return Value(y), Value(scale_act(y, scale=norm.scale, shift=norm.shift, **after))
             else:
-                gate = None if rows is not None else keep
-                outputs = None if rows is None else rows.count
+                gate = None if kept is not None else keep
+                outputs = None if kept is None else kept.count
                 options |= {"keep": gate, "residual": residual, "outputs": outputs}
                 if norm is not None:
                     found = masked_conv_norm(x, w, b, norm, **options, **activation)

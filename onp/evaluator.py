@@ -31,7 +31,7 @@ class Engine(Protocol):
         """Bytes the prefix cache holds now."""
 
     def sums(self, keep: NDArray[np.bool_], first: NDArray[np.int64]) -> Tensor:
-        """What `Tally.sums` says of K masks, float64 `[K, 2, 1 + F]` on the engine's device; need not be finished there.
+        """What `Tally.sums` says of K masks, float64 `[K, 3, 1 + F]` on the engine's device; need not be finished there.
 
         `keep` bool `[K, U]`, K >= 1, rows all different; `first` int64 `[K]`: index of the first step of the plan that each
         mask changes against the base, the number of steps where it is the base.
@@ -45,16 +45,17 @@ class Engine(Protocol):
 class Scores:
     """What B masks do; all tensors are on one device, the CPU unless `score` was asked for another.
 
-    `acc` float64 `[B]`: share of clean images classified as labelled. `asr` float64 `[B, F]`: share of a family's
-    triggered images, those of the target class left out, classified as the target; `asr_soft`: the mean probability of that
-    class. `divergence` float64 `[B]`: mean KL divergence, in nats, from the unpruned network's probabilities to these on the
-    clean images, at most `onp_kernels.reference.MOST_DIVERGENCE` each. `acc_count` int64 `[B]`, `asr_count` int64 `[B, F]`:
-    the counts behind the shares.
+    `acc` float64 `[B]`: share of clean images classified as labelled; `acc_soft`: the mean probability of the label. `asr`
+    float64 `[B, F]`: share of a family's triggered images, those of the target class left out, classified as the target;
+    `asr_soft`: the mean probability of that class. `divergence` float64 `[B]`: mean KL divergence, in nats, from the unpruned
+    network's probabilities to these on the clean images, at most `onp_kernels.reference.MOST_DIVERGENCE` each. `acc_count`
+    int64 `[B]`, `asr_count` int64 `[B, F]`: the counts behind the shares.
     """
 
     acc: Tensor
     asr: Tensor
     divergence: Tensor
+    acc_soft: Tensor
     asr_soft: Tensor
     acc_count: Tensor
     asr_count: Tensor
@@ -109,7 +110,7 @@ class Evaluator:
         order = self._unit_step.argsort(kind="stable")
         self._order = None if (order == np.arange(self.units)).all() else order
         self._row: dict[bytes, int] = {}
-        self._table = torch.zeros(ROWS, 2, 1 + len(self.families), dtype=torch.float64, device=device)
+        self._table = torch.zeros(ROWS, 3, 1 + len(self.families), dtype=torch.float64, device=device)
         self._counted = torch.from_numpy(tally.counted)
 
     @property
@@ -175,13 +176,14 @@ class Evaluator:
         self._row.update(zip(keys, range(used, used + len(keys)), strict=True))
 
     def _scores(self, sums: Tensor) -> Scores:
-        """`sums` `[B, 2, 1 + F]`, as `Tally.sums` has them."""
-        hits, soft = (sums / self._counted.to(sums.device)).unbind(1)
+        """`sums` `[B, 3, 1 + F]`, as `Tally.sums` has them."""
+        hits, soft, divergence = (sums / self._counted.to(sums.device)).unbind(1)
         counts, families = sums.select(1, 0).to(torch.int64), len(self.families)
         return Scores(
             acc=hits.select(1, 0),
             asr=hits.narrow(1, 1, families),
-            divergence=soft.select(1, 0),
+            divergence=divergence.select(1, 0),
+            acc_soft=soft.select(1, 0),
             asr_soft=soft.narrow(1, 1, families),
             acc_count=counts.select(1, 0),
             asr_count=counts.narrow(1, 1, families),

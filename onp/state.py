@@ -26,7 +26,7 @@ from onp.evaluator import Evaluator, Scores
 from onp.files import write_atomically
 
 FOLDER = "state"
-FIELDS = ("acc", "asr", "divergence", "asr_soft", "acc_count", "asr_count")
+FIELDS = ("acc", "asr", "divergence", "acc_soft", "asr_soft", "acc_count", "asr_count")
 
 _current: ContextVar[State | None] = ContextVar("onp.state", default=None)
 
@@ -132,7 +132,9 @@ class _Recorded:
         self._base: Tensor | None = None
         self._known: dict[str, dict[str, Any]] = {}
         for line in state.lines(name):
-            self._known.update((key, line["scores"][row]) for row, key in enumerate(line["masks"]))
+            # What an older version kept may lack a field; it is worked out again.
+            known = zip(line["masks"], line["scores"], strict=True)
+            self._known.update((key, scores) for key, scores in known if set(FIELDS) <= set(scores))
 
     @property
     def seconds(self) -> float:

@@ -1,4 +1,4 @@
-"""The images an evaluator scores and how logits become counts: hits, divergence on clean images, probabilities by family."""
+"""The images an evaluator scores and how logits become sums: hits, probabilities, and on clean images divergence."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,9 +49,7 @@ class Tally:
             expected.append(batch.target.to(device))
             counts.append((batch.labels != batch.target).to(device))
             if not counts[-1].any():
-                raise InputError(
-                    f"every image of {batch.family!r} belongs to the target class; give images of other classes"
-                )
+                raise InputError(f"every image of {batch.family!r} belongs to the target class; give images of other classes")
         names = [batch.family for batch in triggered]
         if len(set(names)) != len(names):
             raise InputError(f"the families {names} are not all different; give every batch its own name")
@@ -64,17 +62,18 @@ class Tally:
         self.base = torch.cat(parts).log_softmax(1).clamp_min(LEAST)
 
     def sums(self, logits: Tensor) -> Tensor:
-        """`logits` float32 `[N, classes]` of all images -> float64 `[2, 1 + F]`.
+        """`logits` float32 `[N, classes]` of all images -> float64 `[3, 1 + F]`.
 
-        Row 0: hits. Row 1: of clean images the summed divergence KL(unpruned network || this one) in nats, at most
-        `MOST_DIVERGENCE` an image; of a family the summed probabilities of the expected class.
+        Row 0: hits. Row 1: the summed probabilities of the expected class. Row 2: of clean images the summed divergence
+        KL(unpruned network || this one) in nats, at most `MOST_DIVERGENCE` an image; of families 0.
         """
         hits = (logits.argmax(1) == self.expected).double()
         logs = logits.log_softmax(1)
-        values = logs.gather(1, self.expected[:, None])[:, 0].exp()
+        probability = logs.gather(1, self.expected[:, None])[:, 0].exp()
+        divergence = torch.zeros_like(probability)
         gap = self.base - logs[: len(self.base)].clamp_min(LEAST)
-        values[: len(self.base)] = (self.base.exp() * gap).sum(1).clamp(0, MOST_DIVERGENCE)
-        return torch.stack([hits, values.double()]) @ self.member
+        divergence[: len(self.base)] = (self.base.exp() * gap).sum(1).clamp(0, MOST_DIVERGENCE)
+        return torch.stack([hits, probability.double(), divergence.double()]) @ self.member
 
 
 def _check(name: str, victim: Victim, images: Tensor, labels: Tensor, target: Tensor) -> None:
@@ -84,9 +83,7 @@ def _check(name: str, victim: Victim, images: Tensor, labels: Tensor, target: Te
             f"{name} has images {list(images.shape)}; the network takes [N, {channels}, {height}, {width}] with N >= 1"
         )
     if labels.shape != (len(images),) or target.shape != (len(images),):
-        raise InputError(
-            f"{name} has {len(images)} images, labels {list(labels.shape)} and targets {list(target.shape)}"
-        )
+        raise InputError(f"{name} has {len(images)} images, labels {list(labels.shape)} and targets {list(target.shape)}")
     low, high = int(target.min()), int(target.max())
     if low < 0 or high >= victim.classes:
         raise InputError(f"{name} has classes {low} to {high}; the network knows 0 to {victim.classes - 1}")

@@ -108,9 +108,7 @@ def lively_victim(build, channels: int = 3) -> Victim:
     return victim_from_module(network, Normalisation.parse("none"), (channels, SIZE, SIZE))
 
 
-def batches(
-    clean: int = 37, families: tuple[int, ...] = (23, 14), channels: int = 3
-) -> tuple[Batch, list[TriggeredBatch]]:
+def batches(clean: int = 37, families: tuple[int, ...] = (23, 14), channels: int = 3) -> tuple[Batch, list[TriggeredBatch]]:
     def images(count: int) -> Tensor:
         return torch.randn(count, channels, SIZE, SIZE)
 
@@ -130,10 +128,8 @@ def random_masks(victim: Victim, count: int) -> Tensor:
     return masks
 
 
-def reference(
-    victim: Victim, mask: Tensor, clean: Batch, triggered: list[TriggeredBatch]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Float64 hits, NaN for near-ties, and divergences (clean) or probabilities, one tensor a batch."""
+def reference(victim: Victim, mask: Tensor, clean: Batch, triggered: list[TriggeredBatch]) -> tuple[list[Tensor], list[Tensor]]:
+    """Float64 hits, NaN for near-ties, and probabilities of what is wanted, a tensor a batch; last the divergences (clean)."""
     hits, values = [], []
     whole = gated_forward(victim, clean.images.double(), torch.ones(victim.units, dtype=torch.float64))
     for batch in (clean, *triggered):
@@ -142,15 +138,12 @@ def reference(
         top = logits.topk(2, 1).values
         hit = (logits.argmax(1) == wanted).double()
         hit[top[:, 0] - top[:, 1] < 1e-4] = torch.nan
-        counts = (
-            batch.labels != wanted if isinstance(batch, TriggeredBatch) else torch.ones(len(wanted), dtype=torch.bool)
-        )
+        counts = batch.labels != wanted if isinstance(batch, TriggeredBatch) else torch.ones(len(wanted), dtype=torch.bool)
         hits.append(hit[counts])
-        if isinstance(batch, TriggeredBatch):
-            values.append(logits.softmax(1).gather(1, wanted[:, None])[:, 0][counts])
-        else:
-            values.append(divergence(whole, logits))
-    return hits, values
+        values.append(logits.softmax(1).gather(1, wanted[:, None])[:, 0][counts])
+        if batch is clean:
+            divergences = divergence(whole, logits)
+    return hits, [*values, divergences]
 
 
 def divergence(whole: Tensor, pruned: Tensor) -> Tensor:
@@ -159,19 +152,18 @@ def divergence(whole: Tensor, pruned: Tensor) -> Tensor:
     return each.sum(1).clamp_max(MOST_DIVERGENCE)
 
 
-def assert_matches(
-    scores: Scores, masks: Tensor, victim: Victim, clean: Batch, triggered: list[TriggeredBatch]
-) -> None:
+def assert_matches(scores: Scores, masks: Tensor, victim: Victim, clean: Batch, triggered: list[TriggeredBatch]) -> None:
     for row, mask in enumerate(masks):
         hits, values = reference(victim, mask, clean, triggered)
         counts = [scores.acc_count[row], *scores.asr_count[row]]
         shares = [scores.acc[row], *scores.asr[row]]
-        soft = [scores.divergence[row], *scores.asr_soft[row]]
-        for count, share, mean, hit, value in zip(counts, shares, soft, hits, values, strict=True):
+        means = [scores.acc_soft[row], *scores.asr_soft[row], scores.divergence[row]]
+        for mean, value in zip(means, values, strict=True):
+            assert mean == pytest.approx(float(value.mean()), abs=1e-5)
+        for count, share, hit in zip(counts, shares, hits, strict=True):
             certain = int(hit.nansum())
             assert certain <= count <= certain + int(hit.isnan().sum())
             assert share == pytest.approx(int(count) / len(hit), abs=1e-12)
-            assert mean == pytest.approx(float(value.mean()), abs=1e-5)
 
 
 def edited_logits(victim: Victim, mask: Tensor, images: Tensor) -> Tensor:

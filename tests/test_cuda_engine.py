@@ -192,6 +192,48 @@ def test_missing_backend_says_why(monkeypatch):
         choose_backend("triton", torch.device("cpu"))
 
 
+class Branched(nn.Module):
+    """A shortcut that is computed before the convs beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.shortcut = nn.Conv2d(3, 6, 3, padding=1), nn.Conv2d(6, 9, 1)
+        self.conv1, self.conv2, self.head = nn.Conv2d(6, 5, 3, padding=1), nn.Conv2d(5, 9, 1), nn.Linear(9, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem(x))
+        short = self.shortcut(x)
+        return self.head(F.relu(self.conv2(F.relu(self.conv1(x))) + short).mean((2, 3)))
+
+
+@pytest.mark.parametrize("victim", [Branched], indirect=True)
+def test_a_branch_that_no_mask_changes_is_computed_once(victim):
+    """Masks over the shortcut alone: the conv beside it runs for one mask, the conv that adds the shortcut for all."""
+    clean, family = batches(4, 3)
+    evaluator = Evaluator(victim, clean, [family], backend="triton", precision="float32")
+    engine = evaluator._engine
+    assert isinstance(engine, CudaEngine)
+    widths: dict[int, int] = {}
+
+    def noted(index, run):
+        def wrapped(*arguments):
+            value = run(*arguments)
+            widths[index] = len(value.data)
+            return value
+
+        return wrapped
+
+    engine._steps._runs[:] = [noted(index, run) for index, run in enumerate(engine._steps._runs)]
+    shortcut = next(layer for layer in victim.layers if layer.name == "shortcut")
+    masks = layer_masks(victim, torch.ones(victim.units, dtype=torch.bool), shortcut, 3)
+    masks[:, shortcut.offset : shortcut.offset + 2] = torch.tensor([[0, 0], [0, 1], [1, 0]]) > 0
+    assert_matches(evaluator, victim, masks, clean, family)
+    index = {layer.name: position for layer in victim.layers for position, step in enumerate(engine._plan.steps)
+             if step.gate is not None and step.gate.offset == layer.offset}  # fmt: skip
+    assert index["shortcut"] < index["conv1"]
+    assert widths[index["conv1"]] == 1 and widths[index["conv2"]] == widths[index["shortcut"]] == 3
+
+
 @pytest.mark.parametrize("victim", [Fallbacks], indirect=True)
 def test_bfloat16_is_refused_where_labels_disagree(victim, monkeypatch, caplog):
     clean, family = batches(4, 3)
@@ -215,7 +257,8 @@ def test_bfloat16_is_refused_where_labels_disagree(victim, monkeypatch, caplog):
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("build", [Residual, Preactivated, Fallbacks, None])
 def test_graphs_on_a_gpu_give_what_float32_gives(monkeypatch, build, precision):
-    """Run, captured, replayed: three sets of masks, on the GPU; then late masks from a committed base."""
+    """Run, captured, replayed: three sets of masks, on the GPU; then late masks from bases, whose own values are run, captured
+    and replayed as well."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     network = (build() if build else build_network("preact_resnet18:width=64,classes=4")).train().cuda()
     for _ in range(3):
@@ -226,8 +269,8 @@ def test_graphs_on_a_gpu_give_what_float32_gives(monkeypatch, build, precision):
     with torch.no_grad():
         evaluator = Evaluator(victim, clean, [family], backend="triton", precision=precision)
         plain = Evaluator(victim, clean, [family], backend="torch", precision="float32")
-        for round in range(6):
-            if round == 3:
+        for round in range(7):
+            if round >= 3:
                 base = torch.rand(victim.units) > 0.05
                 evaluator.commit(base)
             masks = (torch.rand(5, victim.units) > 0.05) & base

@@ -22,7 +22,7 @@ def test_known_masks_are_remembered(preact):
     second = evaluator.score(masks[[2, 2, 0]])
     assert evaluator.evaluations == 3
     assert evaluator.seconds > 0
-    for name in ("acc", "asr", "divergence", "asr_soft", "acc_count", "asr_count"):
+    for name in ("acc", "asr", "divergence", "acc_soft", "asr_soft", "acc_count", "asr_count"):
         torch.testing.assert_close(getattr(second, name), getattr(first, name)[[3, 3, 0]], rtol=0, atol=0)
     again = Evaluator(preact, clean, triggered).score(masks[:1])
     assert again.acc_count[0] == first.acc_count[0] == first.acc_count[2]
@@ -33,9 +33,10 @@ def test_shapes_dtypes_and_no_masks(preact):
     evaluator = Evaluator(preact, clean, triggered)
     for count in (0, 1):
         scores = evaluator.score(torch.ones(count, preact.units, dtype=torch.bool))
-        assert scores.acc.shape == scores.divergence.shape == scores.acc_count.shape == (count,)
+        assert scores.acc.shape == scores.acc_soft.shape == scores.divergence.shape == scores.acc_count.shape == (count,)
         assert scores.asr.shape == scores.asr_soft.shape == scores.asr_count.shape == (count, 2)
-        assert scores.acc.dtype == scores.asr.dtype == scores.divergence.dtype == scores.asr_soft.dtype == torch.float64
+        assert scores.acc.dtype == scores.asr.dtype == scores.divergence.dtype == torch.float64
+        assert scores.acc_soft.dtype == scores.asr_soft.dtype == torch.float64
         assert scores.acc_count.dtype == scores.asr_count.dtype == torch.int64
     assert evaluator.evaluations == 1
 
@@ -45,7 +46,7 @@ def test_scores_on_request_on_the_device_of_the_victim(preact):
     evaluator = Evaluator(preact, clean, triggered)
     masks = CASES.random_masks(preact, 3)
     here, there = evaluator.score(masks), evaluator.score(masks, device="meta")
-    for name in ("acc", "asr", "divergence", "asr_soft", "acc_count", "asr_count"):
+    for name in ("acc", "asr", "divergence", "acc_soft", "asr_soft", "acc_count", "asr_count"):
         assert getattr(here, name).device.type == "cpu" and getattr(there, name).device.type == "meta"
         assert getattr(here, name).shape == getattr(there, name).shape
 

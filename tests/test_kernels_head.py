@@ -64,12 +64,12 @@ def case(rng: torch.Generator, B: int, N: int, P: int, C: int, classes: int, col
 )
 def test_head(rng, B, N, P, C, classes, columns, masks):
     arguments = case(rng, B, N, P, C, classes, columns)
-    ours, right = (torch.full((masks, 2, columns), 5, dtype=torch.int64, device=DEVICE) for _ in range(2))
+    ours, right = (torch.full((masks, 3, columns), 5, dtype=torch.int64, device=DEVICE) for _ in range(2))
     head(**arguments, sums=ours)
     exact = {name: value.double() if value.is_floating_point() else value for name, value in arguments.items()}
     reference.head(**exact, sums=right)
     assert torch.equal(ours[:, 0], right[:, 0])
-    torch.testing.assert_close(ours[:, 1] / reference.PROBABILITY, right[:, 1] / reference.PROBABILITY, rtol=0, atol=1e-5)
+    torch.testing.assert_close(ours[:, 1:] / reference.PROBABILITY, right[:, 1:] / reference.PROBABILITY, rtol=0, atol=1e-5)
     again = torch.full_like(ours, 5)
     head(**arguments, sums=again)
     assert torch.equal(again, ours)
@@ -79,7 +79,7 @@ def test_logits_without_a_layer_and_ties(rng):
     """The first of equal logits wins, as in torch on the CPU; half precision logits count as they are."""
     logits = torch.tensor([[1.0, 3.0, 3.0], [2.0, 2.0, 2.0], [0.0, -1.0, 4.0]], dtype=torch.float16, device=DEVICE)
     expected = torch.tensor([1, 1, 2], dtype=torch.int32, device=DEVICE)
-    sums = torch.zeros(1, 2, 1, dtype=torch.int64, device=DEVICE)
+    sums = torch.zeros(1, 3, 1, dtype=torch.int64, device=DEVICE)
     nothing = torch.empty(0, 3, device=DEVICE)
     head(logits[None, :, None], None, None, expected, torch.zeros_like(expected), nothing, sums)
     assert sums[0, 0, 0] == 2

@@ -167,7 +167,7 @@ def test_what_was_worked_out_is_read_bit_by_bit(backdoored, tmp_path, rng):
         one = recorded(again, "scores")
         scores = one.score(masks)
         assert again.evaluations == 0
-        for name in ("acc", "asr", "divergence", "asr_soft", "acc_count", "asr_count"):
+        for name in ("acc", "asr", "divergence", "acc_soft", "asr_soft", "acc_count", "asr_count"):
             assert torch.equal(getattr(scores, name), getattr(expected, name)), name
         assert torch.equal(recalled("values", dict)["a"], values["a"])
         one.commit(masks[0])

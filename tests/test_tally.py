@@ -35,4 +35,4 @@ def test_divergence_of_sure_networks(gap):
     tally = Tally(victim, Batch(logits[:, :, None, None], torch.tensor([0])), [], torch.device("cpu"))
     pruned = torch.tensor([[0.0, -gap, -300.0]])
     expected = share * (math.log(share) + gap) + (1 - share) * math.log1p(-share)
-    assert float(tally.sums(pruned)[1, 0]) == pytest.approx(min(expected, MOST_DIVERGENCE), abs=1e-5, rel=1e-3)
+    assert float(tally.sums(pruned)[2, 0]) == pytest.approx(min(expected, MOST_DIVERGENCE), abs=1e-5, rel=1e-3)
