@@ -25,9 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from onp_kernels.common import between, launch
-from onp_kernels.epilogue import finish
-from onp_kernels.row_conv import row_conv_kernel
+from onp_kernels.common import activate, between, launch
 from onp_kernels.tiles import Tile, choose_tile
 
 
@@ -205,36 +203,27 @@ def masked_conv_kernel(
                 r = tl.where(s == s_end, r + 1, r)
                 s = tl.where(s == s_end, s_first, s)
 
-        o_y = image * OH * OW + position
+        acc += tl.load(bias + i_b * bias_b + o_n, mask=m_n, other=0.0).to(tl.float32)[None, :]
+        if keep is not None:
+            m_keep = tl.load(keep + i_b * keep_b + o_n, mask=m_n, other=0) != 0
+            acc = tl.where(m_keep[None, :], acc, 0.0)
+        o_y = (image * OH * OW + position)[:, None] * K + o_n[None, :]
         m_y = m_m[:, None] & (o_n < K)[None, :]
-        finish(
-            acc,
-            bias + i_b * bias_b,
-            keep,
-            residual,
-            outputs,
-            scale,
-            shift,
-            y,
-            z,
-            i_b,
-            o_y,
-            o_n,
-            m_y,
-            n_out,
-            N * OH * OW,
-            K,
-            keep_b,
-            residual_b,
-            scale_b,
-            shift_b,
-            low,
-            high,
-            z_low,
-            z_high,
-            ACTIVATION,
-            Z_ACTIVATION,
-        )
+        if residual is not None:
+            acc += tl.load(residual + i_b.to(tl.int64) * residual_b + o_y, mask=m_y, other=0.0).to(tl.float32)
+        acc = activate(acc, low, high, ACTIVATION)
+        if outputs is not None:
+            acc = tl.where(m_n[None, :], acc, 0.0)
+        y_b = i_b.to(tl.int64) * N * OH * OW * K
+        if y is not None:
+            tl.store(y + y_b + o_y, acc.to(y.dtype.element_ty), mask=m_y)
+        if z is not None:
+            b_scale = tl.load(scale + i_b * scale_b + o_n, mask=m_n, other=0.0)[None, :]
+            b_shift = tl.load(shift + i_b * shift_b + o_n, mask=m_n, other=0.0)[None, :]
+            acc = acc.to(z.dtype.element_ty).to(tl.float32)  # what a kernel of its own would read
+            acc = tl.where(b_scale == 0, 0.0, acc * b_scale) + b_shift
+            acc = activate(acc, z_low, z_high, Z_ACTIVATION)
+            tl.store(z + y_b + o_y, acc.to(z.dtype.element_ty), mask=m_y)
 
 
 def masked_conv(x: Tensor, weight: Tensor, bias: Tensor, **options: Any) -> Tensor:
@@ -293,24 +282,6 @@ def masked_conv_norm(
     residual = None if residual is None else residual.contiguous()
     scale, shift = (None, None) if norm is None else (norm.scale.contiguous(), norm.shift.contiguous())
     tile = tile or choose_tile(x.device, x.dtype, N * OH * OW, K, C, R * S, B)
-    activations = {"ACTIVATION": activation, "Z_ACTIVATION": "none" if norm is None else norm.activation}
-    blocks = {"BM": tile.bm, "BN": tile.bn, "BC": tile.bc, "num_warps": tile.warps, "num_stages": tile.stages}
-    limits = (low, high, *((0.0, 0.0) if norm is None else (norm.low, norm.high)))
-    same = (R, S, *stride, *padding, *dilation) == (3, 3, 1, 1, 1, 1, 1, 1)
-    if tile.rows and same and tile.bm % W == 0 and H * W % tile.bm == 0 and K % tile.bn == 0 and C % tile.bc == 0:
-        launch(
-            *(row_conv_kernel, (N * H * W // tile.bm * (K // tile.bn), B)),
-            *(x, weight, bias, keep, residual, inputs, outputs, scale, shift, y, z, N, C, K, H),
-            *(between(x), x.stride(1), x.stride(2), x.stride(3)),
-            *map(between, (weight, bias, keep, residual, inputs, scale, shift)),
-            *limits,
-            W=W,
-            PRECISION=precision,
-            **activations,
-            **blocks,
-            maxnreg=tile.registers or None,
-        )
-        return y, z
     rows = triton.cdiv(N, tile.bm) * tile.bm
     rows = rows if rows <= 1.1 * N and not tile.local else N
     launch(
@@ -319,14 +290,19 @@ def masked_conv_norm(
         *(N, rows, C, K, H, W, OH, OW, R, S, *stride, *padding, *dilation),
         *(between(x), x.stride(1), x.stride(2), x.stride(3)),
         *map(between, (weight, bias, keep, residual, inputs, scale, shift)),
-        *limits,
+        *(low, high, *((0.0, 0.0) if norm is None else (norm.low, norm.high))),
+        ACTIVATION=activation,
+        Z_ACTIVATION="none" if norm is None else norm.activation,
         PRECISION=precision,
+        BM=tile.bm,
+        BN=tile.bn,
+        BC=tile.bc,
         LOCAL=tile.local,
         ONE_POSITION=rows % tile.bm == 0 and not tile.local,
         FEW_TAPS=max(R, S) <= 30,
         EVEN=K % tile.bn == 0 and C % tile.bc == 0,
-        **activations,
-        **blocks,
+        num_warps=tile.warps,
+        num_stages=tile.stages,
         maxnreg=tile.registers or None,
     )
     return y, z

@@ -28,8 +28,7 @@ class Tile(NamedTuple):
 
     `bn` is at least 64 and `bc` at most 64, so that the zeros behind packed channels reach as far as a conv reads. `local`: the
     positions lie together in an image, instead of one position in many images. `registers`: the most a thread may have, so that
-    more programs share a multiprocessor; 0 leaves it to the compiler. `rows`: whole rows of an image, as
-    `onp_kernels.row_conv` takes them, where the conv and the image allow it.
+    more programs share a multiprocessor; 0 leaves it to the compiler.
     """
 
     bm: int
@@ -39,7 +38,6 @@ class Tile(NamedTuple):
     stages: int
     local: bool = False
     registers: int = 0
-    rows: bool = False
 
 
 # By architecture and bytes of an element; the first is the one for large problems.
@@ -59,18 +57,7 @@ TILES: dict[tuple[str, int], tuple[Tile, ...]] = {
 SHARED_BYTES = {"sm_80": 163 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10}
 
 
-# Of whole rows; `tune` tries them where the conv allows it, and `choose_tile` knows of them by what it measured alone.
-ROW_TILES: dict[tuple[str, int], tuple[Tile, ...]] = {
-    ("sm_80", 2): (Tile(128, 64, 32, 8, 3, rows=True),),
-    ("sm_90", 2): (
-        *(Tile(256, 64, 64, 8, 3, rows=True), Tile(256, 64, 64, 8, 2, rows=True), Tile(256, 64, 64, 16, 3, rows=True)),
-        *(Tile(128, 64, 64, 8, 3, rows=True), Tile(128, 64, 64, 8, 2, rows=True), Tile(256, 64, 32, 8, 4, rows=True)),
-        *(Tile(128, 128, 64, 8, 2, rows=True), Tile(128, 128, 32, 8, 3, rows=True)),
-    ),
-    ("sm_100", 2): (Tile(128, 64, 64, 8, 3, rows=True),),
-}
-
-# What `tune` tries beside those.
+# What `tune` tries beside `TILES`.
 CANDIDATES: dict[tuple[str, int], tuple[Tile, ...]] = {
     ("sm_90", 2): (
         *(Tile(256, 128, 64, 8, 3), Tile(128, 256, 64, 8, 3), Tile(128, 128, 64, 8, 3), Tile(128, 128, 64, 8, 4)),
@@ -215,7 +202,7 @@ def tune(out: Path, images: int, seconds: float) -> None:
         return ours, expected, lambda: F.conv2d(nchw, filters, **geometry)
 
     print(f"{torch.cuda.get_device_name(device)}, {images} images; TFLOP/s with the taps over padding, medians of do_bench")
-    tiles = [*TILES[arch, 2], *CANDIDATES.get((arch, 2), ()), *ROW_TILES[arch, 2]]
+    tiles = [*TILES[arch, 2], *CANDIDATES.get((arch, 2), ())]
     with compiled_together():
         for shape in SHAPES:
             ours, _, _ = calls(shape, images)  # another number may be another kernel
@@ -258,13 +245,9 @@ def _lines(table: dict[str, dict[str, Any]]) -> str:
 
 
 def _of_shape(tiles: list[Tile], shape: Shape) -> list[Tile]:
-    """Those that are worth trying: none much wider than the filters, rows where they are whole, each once."""
+    """Those that are worth trying: none much wider than the filters, each once."""
     narrowed = dict.fromkeys(_narrowed(tile, shape.filters, shape.channels) for tile in tiles)
-    return [
-        tile
-        for tile in narrowed
-        if (shape.sums and shape.side**2 % tile.bm == 0 if tile.rows else tile.bn >= min(128, shape.filters) or tile.bm == 128)
-    ]
+    return [tile for tile in narrowed if tile.bn >= min(128, shape.filters) or tile.bm == 128]
 
 
 def main() -> int:

@@ -17,8 +17,7 @@ from triton.compiler import ASTSource
 from onp_kernels.channels import kept_channels_kernel, pack_filters_kernel, scale_act_kernel
 from onp_kernels.head import head_kernel, tap_means_kernel
 from onp_kernels.masked_conv import masked_conv_kernel
-from onp_kernels.row_conv import row_conv_kernel
-from onp_kernels.tiles import ROW_TILES, TILES
+from onp_kernels.tiles import TILES
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 FLOATS = ("low", "high", "z_low", "z_high")
@@ -83,12 +82,6 @@ def main() -> None:
         if arch != "interpreter":
             # Large problems have tiles of one position; what is more work is a tile of several.
             rows += [conv(arch, size, tile, one) for tile in tiles for one in (False, True)[: 3 - size // 2]]
-    for (arch, _), tiles in ROW_TILES.items():
-        for tile in tiles:
-            constants = {"ACTIVATION": "clamp", "Z_ACTIVATION": "clamp", "PRECISION": "tf32x3", "W": 16}
-            constants |= {"BM": tile.bm, "BN": tile.bn, "BC": tile.bc}
-            row = compiled(row_conv_kernel, arch, "bf16", constants, tile.warps, tile.stages, tile.registers or None)
-            rows.append(row | {"tile": list(tile)})
     for arch in CAPABILITY:
         rows.append(compiled(kept_channels_kernel, arch, "bf16", {"BLOCK": 2048}))
         rows.append(compiled(pack_filters_kernel, arch, "bf16", {"BK": 16, "BC": 64}))

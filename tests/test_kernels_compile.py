@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("triton", reason="the extra `triton` is not installed")
 
-from onp_kernels.tiles import ROW_TILES, SHARED_BYTES, TILES
+from onp_kernels.tiles import SHARED_BYTES, TILES
 
 MATRIX = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}
 
@@ -30,11 +30,10 @@ def rows(tmp_path_factory) -> list[dict]:
 def test_every_kernel_is_compiled_for_every_architecture(rows):
     found = {(row["kernel"], row["arch"]) for row in rows}
     kernels = {"masked_conv_kernel", "kept_channels_kernel", "pack_filters_kernel", "scale_act_kernel"}
-    kernels |= {"tap_means_kernel", "head_kernel", "row_conv_kernel"}
+    kernels |= {"tap_means_kernel", "head_kernel"}
     assert found == {(kernel, arch) for kernel in kernels for arch in MATRIX}
     tiles = {(row["arch"], {"bf16": 2, "fp32": 4}[row["dtype"]], *row["tile"]) for row in rows if "conv" in row["kernel"]}
-    tables = (*TILES.items(), *ROW_TILES.items())
-    wanted = {(arch, size, *tile) for (arch, size), table in tables for tile in table if arch in MATRIX}
+    wanted = {(arch, size, *tile) for (arch, size), table in TILES.items() for tile in table if arch in MATRIX}
     assert tiles == wanted
 
 
@@ -47,6 +46,6 @@ def test_shared_memory_and_registers_suffice(rows):
 
 def test_convs_use_the_matrix_units_and_load_ahead(rows):
     for row in rows:
-        if "conv" in row["kernel"]:
+        if row["kernel"] == "masked_conv_kernel":
             assert MATRIX[row["arch"]] in row["matrix"], row
             assert row["asynchronous"], row

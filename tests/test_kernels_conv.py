@@ -24,7 +24,6 @@ if DEVICE == "cuda":
     DEVICES = [("cuda", torch.float32), ("cuda", torch.float16), ("cuda", torch.bfloat16)]
 SMALL = Tile(32, 64, 16, 4, 2)  # several tiles even of small problems
 LOCAL = SMALL._replace(local=True)
-ROWS = SMALL._replace(rows=True)
 
 
 @pytest.fixture(params=DEVICES, ids=lambda value: f"{value[0]}-{value[1]}".replace("torch.", ""))
@@ -60,8 +59,6 @@ GEOMETRIES = {
     "1x1": ((3, 5, 3, 33), (17, 1, 1), {}),
     "1x1-stride2": ((2, 7, 6, 16), (64, 1, 1), {"stride": (2, 2)}),
     "7x7": ((2, 9, 8, 3), (8, 7, 7), {"padding": (3, 3), "stride": (2, 2)}),
-    "rows": ((3, 8, 8, 32), (64, 3, 3), {"padding": (1, 1)}),
-    "one-row": ((3, 2, 32, 16), (128, 3, 3), {"padding": (1, 1)}),
     "one-pixel": ((33, 1, 1, 70), (5, 3, 3), {"padding": (1, 1)}),
     "many-images": ((31, 4, 3, 7), (6, 3, 3), {"padding": (1, 1)}),
     "many-images-even": ((30, 5, 3, 16), (64, 3, 2), {"padding": (3, 2), "stride": (2, 1), "dilation": (2, 3)}),
@@ -77,7 +74,6 @@ GEOMETRIES = {
         *((name, None) for name in GEOMETRIES),
         *((name, SMALL) for name in ("3x3", "1x1", "one-pixel", "many-images", "many-images-even")),
         *((name, LOCAL) for name in ("3x3", "3x3-stride2", "7x7", "one-pixel")),
-        *((name, ROWS) for name in ("rows", "one-row", "3x3", "3x3-stride2")),
     ],
 )
 def test_masked_conv(draw, rng, name, tile):
