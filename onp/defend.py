@@ -155,7 +155,7 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
         found = search_mask(victim, splits, bank, None, config.seed, preset, monitor)
         repairs = Rounds((Round(bank.target, found),), (), found.mask)
 
-    decision, reason = _decide(seen, repairs, clean)
+    decision, reason = _decide(seen, repairs, clean, config.max_acc_drop)
     mask = repairs.mask if repairs is not None and decision == "repaired" else Mask.of(victim)
     repaired = repair(victim, mask) if decision == "repaired" else victim
     audits = _audits(case, seen, repairs, config, preset, monitor)
@@ -260,8 +260,8 @@ def _audits(
     return audits
 
 
-def _decide(seen: Look | None, repairs: Rounds | None, clean: ImageSet) -> tuple[str, str]:
-    """The decision and one sentence; only the surrogates and the clean images decide."""
+def _decide(seen: Look | None, repairs: Rounds | None, clean: ImageSet, max_acc_drop: float) -> tuple[str, str]:
+    """The decision and why; only the surrogates and the clean images decide."""
     if repairs is None:
         assert seen is not None
         loudest = max(seen.scan.suspicion)
@@ -275,7 +275,7 @@ def _decide(seen: Look | None, repairs: Rounds | None, clean: ImageSet) -> tuple
         return "not-repairable", (
             f"{before}Triggers for class {last} exist, but no mask within the accuracy budget removes them "
             f"(surrogate ASR {100 * float(repairs.rounds[-1].found.results[-1].outcome.asr):.0f} % at best); "
-            "the model was not touched."
+            f"the model was not touched.{repairs.advice(max_acc_drop)}"
         )
     pruned = int((~repairs.mask.keep).sum())
     units = f"{pruned} unit{'s' * (pruned != 1)}"

@@ -20,6 +20,7 @@ VIEWS = ("views", "views of the target class")
 # Accuracy that unseen images lost for each nat of divergence: 0.24 to 0.33, about 100 masks each of three repairs (rank
 # correlation 0.84 to 0.97; of the accuracy lost on the clean images themselves 0.5 to 0.9).
 LOST_PER_NAT = 0.3
+COUNTED = 0.5  # share of the accuracy budget that images may be counted to lose: a few hundred do not show all
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,13 @@ class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             fresh.append(key not in seen)
             seen.add(key)
         return torch.tensor(fresh, dtype=torch.bool)
+
+    def price(self, asr: float) -> float | None:
+        """The smallest accuracy budget, as a share, at which one of the masks scored so far with S of at most `asr` would have
+        been acceptable; None without such a mask."""
+        acc = float(self._acc)
+        lost = [(acc - float(one.acc), float(one.drop)) for one in self._known.values() if float(one.asr) <= asr]
+        return min((max(counted / COUNTED, (counted + drop) / 2) for counted, drop in lost), default=None)
 
     def commit(self, keep: Tensor) -> None:
         """Make `keep`, bool [V], the state; the evaluator then reuses all that lies before the next change."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from onp.agent import PAPER, AgentConfig
 from onp.bank import BankConfig
-from onp.env import Objective
+from onp.env import COUNTED, Objective
 from onp.fitting import FitConfig
 from onp.problem import SearchConfig
 
@@ -19,8 +19,8 @@ class Preset:
     search: SearchConfig
 
     def with_max_acc_drop(self, share: float) -> Preset:
-        """The same with another accuracy budget; half of it for images that are counted: a few hundred do not show all."""
-        objective = replace(self.search.objective, max_acc_drop=share / 2, budget=share)
+        """The same with another accuracy budget."""
+        objective = replace(self.search.objective, max_acc_drop=COUNTED * share, budget=share)
         return replace(self, search=replace(self.search, objective=objective))
 
     def with_trigger_given(self) -> Preset:

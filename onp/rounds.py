@@ -9,6 +9,7 @@ Where the first look is clear, none of this happens.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from onp.bank import Bank, BankConfig, TriggerBank, build_bank, refine_steps, scan, scan_steps
@@ -21,7 +22,7 @@ from onp.monitor import Monitor
 from onp.presets import Preset
 from onp.problem import batch_of
 from onp.repair import repair
-from onp.search import Found, search
+from onp.search import REMOVED, Found, search
 from onp.suspicion import Scan
 from onp.victim import Victim
 
@@ -29,7 +30,6 @@ BARELY = 1.0  # suspicion over the threshold below which one class may be a quir
 CLOSE = 3.0  # suspicion by which two classes are told apart at the first look; one that any square leads to was 3.4 behind
 LONGER = 2.5  # times the steps: what it took for a 4x4 patch, dearer than other classes after 40 steps, to cost half of theirs
 CLOSER, NEXT = 500, 10_000  # added to the seeds of the closer look and of each round after the first
-REMOVED = 0.5  # share of the surrogate ASR that a repair must take away to be called one
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class Round:
     def works(self) -> bool:
         """Whether a mask within the accuracy budget takes most of the surrogate triggers' success away."""
         outcome = self.found.results[-1].outcome
-        return bool(outcome.acceptable) and float(outcome.asr) <= REMOVED * self.found.asr_before
+        return bool(outcome.acceptable) and float(outcome.asr) <= (1 - REMOVED) * self.found.asr_before
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,6 +70,15 @@ class Rounds:
     @property
     def works(self) -> bool:
         return all(each.works for each in self.rounds)
+
+    def advice(self, max_acc_drop: float) -> str:
+        """Which larger budget would have allowed a mask that works, as a sentence; empty where the search met none, and where
+        earlier rounds had spent some of the budget."""
+        price = self.rounds[-1].found.price
+        share = 0.0 if price is None else math.ceil(200 * price - 1e-6) / 200
+        if len(self.rounds) > 1 or not max_acc_drop < share < 1:
+            return ""
+        return f" --max-acc-drop {share:g} would have allowed a mask that takes most of that away."
 
 
 def over(seen: Scan, threshold: float) -> list[int]:

@@ -20,6 +20,8 @@ from onp.state import recorded
 from onp.suspicion import Scan, efforts, evidence, least_spread
 from onp.victim import Victim
 
+REMOVED = 0.5  # share of the surrogate ASR that a repair must take away to be called one
+
 
 @dataclass(frozen=True, eq=False)
 class Found:
@@ -31,6 +33,9 @@ class Found:
     asr_before: float  #: weighted surrogate ASR on the score images
     evaluations: int
     seconds: float  #: inside the evaluator
+    price: (
+        float | None
+    )  #: the accuracy budget, a share, that a mask which takes `REMOVED` of it away would need; None: none seen
 
 
 def search(
@@ -69,7 +74,8 @@ def search(
         if survivors is None:
             break
         bank = survivors
-    return Found(mask, bank, tuple(results), asr_before, evaluations, seconds)
+    price = env.price((1 - REMOVED) * asr_before)
+    return Found(mask, bank, tuple(results), asr_before, evaluations, seconds, price)
 
 
 def surviving(

@@ -3,7 +3,7 @@ import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
 
-from onp.env import LOST_PER_NAT, Objective, PruneEnv
+from onp.env import COUNTED, LOST_PER_NAT, Objective, PruneEnv
 from onp.errors import InputError
 from onp.evaluator import Evaluator
 
@@ -69,6 +69,18 @@ def test_phi_follows_its_formula(backdoored):
     torch.testing.assert_close(found.phi, expected.float())
     allowed = (lost <= 0.02) & ((lost + drop.clamp_min(0)) / 2 <= 0.0005)
     assert torch.equal(found.acceptable, allowed) and allowed.any() and not allowed.all()
+
+
+def test_the_price_is_the_budget_at_which_a_mask_would_be_acceptable(backdoored):
+    masks = torch.rand(40, backdoored.victim.units, generator=torch.Generator().manual_seed(3)) > 0.1
+    env = env_of(backdoored)
+    found = env.evaluate(masks)
+    limit = float(found.asr.median())
+    price = env.price(limit)
+    for share, any_acceptable in ((price + 1e-6, True), (price - 1e-6, False)):
+        allowed = env_of(backdoored, objective=Objective(max_acc_drop=COUNTED * share, budget=share)).evaluate(masks)
+        assert bool((allowed.acceptable & (allowed.asr <= limit)).any()) is any_acceptable
+    assert price > 0 and env.price(-1.0) is None
 
 
 def test_known_masks_cost_nothing(backdoored):

@@ -91,16 +91,16 @@ def test_only_a_close_call_is_looked_at_again_and_longer(scans, small, backdoore
 
 @pytest.fixture
 def searches(monkeypatch, backdoored):
-    """Instead of a search: the units that each is to prune and whether that helps; what each was asked with."""
+    """Instead of a search: the units that each is to prune, whether that helps, the price; what each was asked with."""
     queue, asked = [], []
 
     def search_mask(victim, splits, bank, scan, seed, preset, monitor):
-        units, helps = queue.pop(0)
+        units, helps, *price = queue.pop(0)
         keep = torch.ones(victim.units, dtype=torch.bool)
         keep[units] = False
         asked.append((bank, victim.model[0].weight.detach().clone(), seed, preset.search.objective.max_acc_drop))
         outcome = SimpleNamespace(acceptable=torch.tensor([True]), asr=torch.tensor([0.0 if helps else 0.9]))
-        return Found(Mask.of(victim, keep), bank, (SimpleNamespace(outcome=outcome),), 1.0, 10, 0.1)
+        return Found(Mask.of(victim, keep), bank, (SimpleNamespace(outcome=outcome),), 1.0, 10, 0.1, *price or [None])
 
     monkeypatch.setattr(rounds, "search_mask", search_mask)
     monkeypatch.setattr(rounds, "fit_bank", lambda stage, victim, scan, target, *rest: target)
@@ -158,6 +158,20 @@ def test_what_one_class_leaves_unrepaired_is_no_repair(scans, small, backdoored,
     assert f"Class {first} could be repaired, but class {second} stands out too." in report.reason
     assert len(report.notes) == 2 and report.notes[1] in report.to_text().replace("\n  ", " ")
     assert len(report.evidence["looks_after_repairs"]) == 1 and report.notes[0] in outcome.html()
+
+
+@pytest.mark.parametrize(("price", "advice"), [(0.0231, 0.025), (0.025, 0.025), (0.004, None), (None, None), (0.999, None)])
+def test_a_refusal_says_which_budget_would_have_done(price, advice, scans, small, backdoored, monkeypatch, searches):
+    case = replace(small.case(backdoored.victim), known=None)
+    scans.queue += [loud(0), loud(0)]
+    searches.queue += [([3], False, price)]
+    monkeypatch.setattr("onp.defend._audits", lambda *arguments: [])
+    report = run(case, DefendConfig(quiet=True), small.PRESET, QUIET).report
+    assert report.decision == "not-repairable"
+    said = "the model was not touched."
+    if advice is not None:
+        said += f" --max-acc-drop {advice} would have allowed a mask that takes most of that away."
+    assert report.reason.endswith(said)
 
 
 def test_a_wrong_first_choice_is_put_right_and_a_resumed_run_agrees(scans, small, backdoored, tmp_path, monkeypatch):
