@@ -5,8 +5,8 @@ images that neither the networks nor those runs have seen. Masks: subsets of wha
 On the images that the search of that run scored masks on it counts flips, the mean probability that the labels lose, and the
 mean KL divergence from the unpruned network; on the others the accuracy lost. For each of the three it prints the factor that
 explains what is lost, for all networks and for each, and the root mean square of what is left, in points: with that factor,
-with the factor of the other networks, and with none. Masks that lose 6 points or more count nowhere. Writes
-bench/results/accuracy.json.
+with the factor of the other networks, and with none; last of the divergence as `onp.env` reckons it, alone and with the flips.
+Masks that lose 6 points or more count nowhere. Writes bench/results/accuracy.json; without `--runs` it prints what that says.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from onp.data import ImageSet, Normalisation, load_images, split
+from onp.env import LOST_PER_NAT
 from onp.evaluator import Batch, Evaluator, Scores
 from onp.files import write_atomically
 from onp.mask import Mask
@@ -98,16 +99,24 @@ def summary(found: dict[str, dict[str, list[float]]]) -> list[str]:
         errors = [f"{left(rows, name, factors):.2f}" for factors in ([every] * len(rows), others, [1.0] * len(rows))]
         known = f"off by {errors[0]} points, with the factor of the other networks {errors[1]}, as it is {errors[2]}"
         lines.append(f"{name}: factor {every:.2f}, {known}; {each}")
-    return lines
+    reckoned = [row | {"reckoned": [LOST_PER_NAT * nats for nats in row["divergence"]]} for row in rows]
+    pairs = [zip(row["flips"], row["reckoned"], strict=True) for row in reckoned]
+    mean = [row | {"mean": [sum(pair) / 2 for pair in each]} for row, each in zip(reckoned, pairs, strict=True)]
+    off = [left(each, name, [1.0] * len(rows)) for each, name in ((reckoned, "reckoned"), (mean, "mean"))]
+    return [*lines, f"{LOST_PER_NAT} a nat: off by {off[0]:.2f}, its mean with the flips by {off[1]:.2f}"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, nargs="+", required=True)
-    parser.add_argument("--others", required=True)
+    parser.add_argument("--runs", type=Path, nargs="*", default=[])
+    parser.add_argument("--others", help="needed with --runs")
     parser.add_argument("--masks", type=int, default=34, help="parts of what was pruned, for each run")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "accuracy.json")
     options = parser.parse_args()
+    if not options.runs:
+        print(*summary(json.loads(options.out.read_text())["networks"]), sep="\n")
+        return
+    assert options.others is not None, "--runs needs --others, images that neither networks nor runs have seen"
     others, found = load_images(options.others), {}
     about = {"hardware": hardware(), "versions": versions(), "others": len(others)}
     for folder in options.runs:

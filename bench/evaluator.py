@@ -73,8 +73,8 @@ def episode_draws(victim: Victim, count: int) -> list[Tensor]:
     return [torch.rand(count, members[0].units) > PRUNED for members in groups(victim)]
 
 
-def episode(victim: Victim, ours: Ours, draws: list[Tensor]) -> None:
-    """Groups first to last, masks that keep what `draws` says; the best committed."""
+def episode(victim: Victim, ours: Ours, draws: list[Tensor]) -> Tensor:
+    """Groups first to last, masks that keep what `draws` says; the best committed, and returned the last of them."""
     base = torch.ones(victim.units, dtype=torch.bool)
     ours.commit(base)
     for members, keep in zip(groups(victim), draws, strict=True):
@@ -82,6 +82,7 @@ def episode(victim: Victim, ours: Ours, draws: list[Tensor]) -> None:
         counts = ours.score(masks)
         base = masks[int((counts[:, 0] - counts[:, 1]).argmax())]
         ours.commit(base)
+    return base
 
 
 def measure(case: Case, options: argparse.Namespace, rates: Rates, write: Callable[[dict[str, object]], None]) -> None:
@@ -111,6 +112,10 @@ def measure(case: Case, options: argparse.Namespace, rates: Rates, write: Callab
         count, draw, call, firsts = calls[workload]
         # On a GPU what runs for the first time is compiled, for the second time captured.
         seconds(call, 3 if device == "cuda" else 0, device, draw)
+        if workload == "episode":
+            # What is remembered of the last mask was scored behind all commits.
+            draws = episode_draws(victim, options.episode_masks if device == "cuda" else 2)
+            agree(case, hooks, [ours], episode(victim, ours, draws)[None])
         each = spread([value / count for value in seconds(call, options.rounds, device, draw)])
         floor = statistics.mean(rates.floor(plan, case.images, layer, value_bytes) for layer in firsts)
         rows[workload] = {"masks": count, "seconds_a_mask": each, "floor": floor, "times_faster": {}}

@@ -14,8 +14,7 @@ these are 31 % of a 3 x 3 filter's products. On large maps little falls into the
 few images (`Tile.local`) with the taps as inner loop: what it loads and stores lies together.
 
 A norm that reads the sum (pre-activation networks) is a second result of the epilogue, so that the sum is not read again.
-What a tile loads limits it before the matrix unit does (6 TB/s from the L2 cache of an H200 in the first measurements), so the
-loop has no masks where a tile is one position of whole blocks.
+The loop has no masks where a tile is one position of whole blocks.
 """
 
 from typing import Any, NamedTuple

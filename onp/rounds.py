@@ -75,7 +75,7 @@ class Rounds:
         """Which larger budget would have allowed a mask that works, as a sentence; empty where the search met none, and where
         earlier rounds had spent some of the budget."""
         price = self.rounds[-1].found.price
-        share = 0.0 if price is None else math.ceil(200 * price - 1e-6) / 200
+        share = 0.0 if price is None else math.ceil(200 * price - 1e-3) / 200
         if len(self.rounds) > 1 or not max_acc_drop < share < 1:
             return ""
         return f" --max-acc-drop {share:g} would have allowed a mask that takes most of that away."

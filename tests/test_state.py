@@ -161,6 +161,9 @@ def test_what_was_worked_out_is_read_bit_by_bit(backdoored, tmp_path, rng):
         expected = recorded(evaluator, "scores").score(masks)
         values = recalled("values", lambda: {"a": torch.randn(3, generator=rng)})
     with (tmp_path / "state" / "scores.jsonl").open("a") as file:
+        file.write(
+            json.dumps({"masks": [np.packbits(masks[0].numpy()).tobytes().hex()], "scores": [{"acc": 7.0}]}) + "\n"
+        )  # older
         file.write('{"masks": ["00')  # cut off by a kill
     with kept_in(State(tmp_path, {})):
         again = Evaluator(victim, backdoored.score, backdoored.score_triggered)
@@ -176,7 +179,7 @@ def test_what_was_worked_out_is_read_bit_by_bit(backdoored, tmp_path, rng):
         assert again.evaluations == 1 and torch.equal(more.asr[:2], expected.asr[:2])
     rest = Evaluator(victim, backdoored.score, backdoored.score_triggered).score(fresh)
     torch.testing.assert_close(more.divergence[2:], rest.divergence)
-    assert len((tmp_path / "state" / "scores.jsonl").read_text().splitlines()) == 2
+    assert len((tmp_path / "state" / "scores.jsonl").read_text().splitlines()) == 3
 
 
 def test_nothing_is_kept_without_a_state(backdoored):
