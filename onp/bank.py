@@ -19,6 +19,7 @@ from onp.data import ImageSet, Splits
 from onp.expensive import fitting_logits
 from onp.fitting import Fit, FitConfig, Logits, fit, success_rate
 from onp.memory import class_mix, pulls, remember
+from onp.recall import Recall
 from onp.surrogates import FAMILIES
 from onp.suspicion import DRIFT, LATENT, MEMORY, MIX, Scan, efforts, loudness
 from onp.tally import TriggeredBatch
@@ -30,6 +31,7 @@ ADVERSARIAL = "adversarial"
 FAMILY_NAMES = (*(family.name for family in FAMILIES), ADVERSARIAL)
 WORTHWHILE = 0.15  # share of the loudest family's weight
 GENERAL = ("patch", "blend")  # what any fixed trigger looks like from near or far
+REMEMBERED = 3.0  # weight of a family whose triggers do exactly what the norms remember, where that is sure
 STRONGEST = 8.0  # most that a fitted trigger is amplified
 
 
@@ -54,6 +56,9 @@ class Surrogate:
     weight: float  #: share in the bank's ASR; the weights of a bank sum to 1
     success: float  #: share of unseen images of other classes led to the target
     cost: float  #: of the cheapest trigger, in the family's unit
+    match: (
+        float | None
+    )  #: cosine between what its triggers change and what the norms remember; None where they remember nothing
     apply: Callable[[Tensor], Tensor]  #: float32 images `[N, C, H, W]` in [0, 1] to triggered images
 
 
@@ -155,25 +160,29 @@ def build_bank(
     seed: int,
     config: BankConfig,
     tick: Callable[..., None] = lambda *_, **__: None,
+    recall: Recall | None = None,
 ) -> TriggerBank:
     """Fit several triggers a family for `target`, keep those that work on unseen images, weigh families by their evidence.
 
     `models`: what the triggers must work on; the victim, or the victim and a repaired model for triggers that survived.
-    Families without evidence for the target are left out; where none has any, the `GENERAL` ones count alike.
+    `recall`: what the victim's norms remember of the attack. Every family is then fitted to it too, and heard as far as its
+    triggers explain it, whatever they cost: an attacker's trigger need not be cheap.
+    Without it, families without evidence for the target are left out; where none has any, the `GENERAL` ones count alike.
     """
     pixels, labels = build.pixels().to(victim.device), build.labels.to(victim.device)
     unseen, unseen_labels = score.pixels().to(victim.device), score.labels.to(victim.device)
     witnesses = found.witnesses
     said = {name: witnesses[name][target] for name in FAMILY_NAMES}
     heard = {name: loudness(each) for name, each in said.items()}
+    believed = 0.0 if recall is None else recall.reliability
     if not any(heard.values()):
         # Nothing else: the others reach any class of many networks in ways that a mask can only stop by ruining it.
-        heard = {name: float(name in GENERAL) for name in heard}
+        heard = {name: (1 - believed) * (name in GENERAL) for name in heard}
     kept: list[Surrogate] = []
     for family in FAMILIES:
-        if not heard[family.name]:
+        if not heard[family.name] and recall is None:
             continue
-        weakest = fit(models, family, pixels, labels, [target] * config.starts, seed, config.refine, tick)
+        weakest = fit(models, family, pixels, labels, [target] * config.starts, seed, config.refine, tick, recall)
         fitted = _with_stronger(weakest, found.efforts[family.name])
         rates = [
             min(success_rate(model, partial(fitted.apply, row=row), unseen, unseen_labels, target) for model in models)
@@ -181,15 +190,19 @@ def build_bank(
         ]
         rows = [row for row, rate in enumerate(rates) if rate >= config.minimum_success]
         if rows:
+            apply = partial(_alternate, fitted, rows)
+            others = unseen[unseen_labels != target]
+            match = None if recall is None else recall.explained_by(others, apply(others))
             kept.append(
                 Surrogate(
                     family=family.name,
                     target=target,
                     evidence=said[family.name],
-                    weight=heard[family.name],
+                    weight=heard[family.name] + REMEMBERED * believed * max(match or 0.0, 0.0) ** 4,
                     success=max(rates),
                     cost=float(fitted.cost[rows].min()),
-                    apply=partial(_alternate, fitted, rows),
+                    match=match,
+                    apply=apply,
                 )
             )
     if heard[ADVERSARIAL] or not kept:
@@ -198,7 +211,7 @@ def build_bank(
         rate = success_rate(victim.logits, attack, unseen, unseen_labels, target)
         if rate >= config.minimum_success or not kept:
             weight = heard[ADVERSARIAL] or 1.0
-            kept.append(Surrogate(ADVERSARIAL, target, said[ADVERSARIAL], weight, rate, size, attack))
+            kept.append(Surrogate(ADVERSARIAL, target, said[ADVERSARIAL], weight, rate, size, None, attack))
     return weighed(kept, target)
 
 

@@ -35,7 +35,7 @@ from onp.peers import PeerConfig
 from onp.presets import PRESETS, Preset
 from onp.repair import repair
 from onp.report import Report, Tuned
-from onp.rounds import Look, Round, Rounds, bank_config, fit_bank, look, repair_classes, search_mask, told
+from onp.rounds import Look, Round, Rounds, bank_config, fit_bank, look, recall_of, repair_classes, search_mask, told
 from onp.shrink import check_shrinking, shrink
 from onp.state import State, kept_in
 from onp.trouble import NO_MEMORY, trouble
@@ -244,13 +244,15 @@ def _audits(
     """Triggered holdout images for each class that was to be repaired: of the known trigger, or of freshly fitted ones."""
     if repairs is None:
         return []
-    audits = []
+    audits: list[Audit] = []
     for each in repairs.rounds:
         bank: Bank | None = case.known
         if seen is not None:
             now = dataclasses.replace(preset, bank=bank_config(seen, preset))
             stage = "fitting fresh triggers for the audit"
-            bank = fit_bank(stage, case.victim, seen.scan, each.target, case.splits, config.seed + FRESH, now, monitor)
+            known = None if audits else recall_of(case.victim, case.splits, now)
+            seed = config.seed + FRESH
+            bank = fit_bank(stage, case.victim, seen.scan, each.target, case.splits, seed, now, monitor, known)
         assert bank is not None
         batches = bank.batches(case.victim, case.splits, "holdout")
         if len(repairs.rounds) > 1:
@@ -292,7 +294,7 @@ def _evidence(seen: Look | None, repairs: Rounds | None) -> dict[str, object]:
             again = [] if repairs is None else [scanned.suspicion for scanned in repairs.asked]
             evidence |= {"first_look": seen.first.suspicion, "looks_after_repairs": again}
     banks = [] if repairs is None else [each.found.bank for each in repairs.rounds]
-    names = ("family", "target", "weight", "evidence", "success", "cost")
+    names = ("family", "target", "weight", "evidence", "success", "cost", "match")
     found = [{name: getattr(each, name) for name in names} for bank in banks if isinstance(bank, TriggerBank)
              for each in bank.surrogates]  # fmt: skip
     return evidence | ({"surrogates": found} if found else {})

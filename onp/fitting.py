@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onp.metrics import at_once
+from onp.recall import Recall
 from onp.state import recalled
 from onp.surrogates import Family
 
@@ -23,6 +24,7 @@ class FitConfig:
     steps: int = 60  #: Adam steps
     images: int = 16  #: images a class and step
     keep: float = 0.9  #: running mean probability of the target at which a trigger counts as working
+    recall: float = 2.0  #: worth of matching what the norms remember, times how far that may be believed, in nats
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,16 @@ def fit(
     seed: int,
     config: FitConfig,
     tick: Callable[..., None] = lambda *_, **__: None,
+    recall: Recall | None = None,
 ) -> Fit:
     """Fit one trigger per class in `targets` that works on every model in `models` at once.
 
     The weight of the cost adapts to the target's mean probability p (x1.5 once p is half way from `keep` to 1, /1.5 well below
     `keep`), so triggers shrink until they barely work. Probability and not the argmax counts: a trigger that just flips images
     is weaker than the attacker's, and a mask that stops it would not stop the real one.
+
+    With `recall`, of the first model, triggers are also to change the features as the one in the training images did: then the
+    best match among those that work well enough is kept, not the cheapest.
 
     Args:
         models: the victim alone, or the victim and a repaired model for triggers that survive the repair
@@ -70,7 +76,7 @@ def fit(
         steps += 1
         tick()
 
-    found = recalled(name, lambda: _fit(models, family, images, labels, targets, seed, config, counted))
+    found = recalled(name, lambda: _fit(models, family, images, labels, targets, seed, config, counted, recall))
     if not steps:
         tick(config.steps, known=True)
     found = {key: value.to(images.device) for key, value in found.items()}
@@ -87,6 +93,7 @@ def _fit(
     seed: int,
     config: FitConfig,
     tick: Callable[[], None],
+    recall: Recall | None,
 ) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     count, goal = len(targets), torch.tensor(list(targets), device=images.device)
@@ -97,33 +104,40 @@ def _fit(
     optimiser = torch.optim.Adam(parameters, family.lr, betas=(0.5, 0.9))
     pools = [(labels != target).nonzero()[:, 0].cpu() for target in targets]
     weight = torch.full((count,), family.weight, device=images.device)
-    running = torch.zeros(count, device=images.device)
-    cheapest = torch.full((count,), torch.inf, device=images.device)
+    running, mean_ill = torch.zeros(count, device=images.device), torch.zeros(count, device=images.device)
+    low, high = config.keep - 0.1, (1 + config.keep) / 2
+    enough = config.keep if recall is None else low
+    least = torch.full((count,), torch.inf, device=images.device)
+    read = None if recall is None else recall.read(images)
     kept = [value.detach().clone() for value in parameters]
     # As many triggers at once as memory bears; they do not depend on each other.
     at_a_time = max(1, at_once(images, count * config.images) // config.images)
     groups = [slice(row, row + at_a_time) for row in range(0, count, at_a_time)]
     for step in range(config.steps):
         picks = torch.stack([pool[torch.randint(len(pool), (config.images,), generator=generator)] for pool in pools])
-        done = [
-            _differentiate(models, family, tuple(value[rows] for value in parameters), images[picks[rows].to(images.device)],
-                           goal[rows], weight[rows])
-            for rows in groups
-        ]  # fmt: skip
-        sure, cost = (torch.cat(parts) for parts in list(zip(*done, strict=True))[:2])
+        done = []
+        for rows in groups:
+            picked = picks[rows].to(images.device)
+            clean = None if read is None else [each[picked].mean(1) for each in read]
+            some = tuple(value[rows] for value in parameters)
+            done.append(
+                _differentiate(models, family, some, images[picked], goal[rows], weight[rows], config.recall, recall, clean)
+            )
+        sure, ill = (torch.cat(parts) for parts in list(zip(*done, strict=True))[:2])
         gradients = [torch.cat(parts) for parts in zip(*(gradient for _, _, gradient in done), strict=True)]
         running = sure if step == 0 else 0.7 * running + 0.3 * sure
-        better = (running >= config.keep) & (cost < cheapest)
-        cheapest = torch.where(better, cost, cheapest)
+        # The cost is exact; a match is of a few images.
+        mean_ill = ill if step == 0 or recall is None else 0.7 * mean_ill + 0.3 * ill
+        better = (running >= enough) & (mean_ill < least)
+        least = torch.where(better, mean_ill, least)
         for best, value, gradient in zip(kept, parameters, gradients, strict=True):
             best[better] = value.detach()[better]
             value.grad = gradient
         optimiser.step()
         if step % 3 == 2:
-            low, high = config.keep - 0.1, (1 + config.keep) / 2
             weight = torch.where(running > high, weight * 1.5, torch.where(running < low, weight / 1.5, weight))
         tick()
-    worked = cheapest.isfinite()
+    worked = least.isfinite()
     for best, value in zip(kept, parameters, strict=True):
         best[~worked] = value.detach()[~worked]
     with torch.no_grad():
@@ -132,19 +146,38 @@ def _fit(
 
 
 def _differentiate(
-    models: Sequence[Logits], family: Family, parameters: tuple[Tensor, ...], images: Tensor, goal: Tensor, weight: Tensor
+    models: Sequence[Logits],
+    family: Family,
+    parameters: tuple[Tensor, ...],
+    images: Tensor,
+    goal: Tensor,
+    weight: Tensor,
+    worth: float,
+    recall: Recall | None,
+    clean: list[Tensor] | None,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """Of G triggers on images `[G, N, C, H, W]`: the least mean probability of their goals over the models and the cost,
-    both float32 `[G]`, and the gradients of cross-entropy plus weighted cost.
+    """Of G triggers on images `[G, N, C, H, W]`: the least mean probability of their goals over the models and what is to be
+    small, the cost or minus the match with `recall`, both float32 `[G]`, and the gradients of cross-entropy plus weighted cost
+    less the match. `clean`: mean of what the norms read of the images, `[G, channels]` each.
     """
     triggered, wanted = family.apply(parameters, images).flatten(0, 1), goal.repeat_interleave(images.shape[1])
     loss, sure = torch.zeros(len(goal), device=images.device), torch.ones(len(goal), device=images.device)
-    for model in models:
-        each = F.cross_entropy(model(triggered), wanted, reduction="none").view(len(goal), -1)
+    read: list[Tensor] = []
+    for index, model in enumerate(models):
+        if index == 0 and recall is not None:
+            logits, read = recall.run(triggered)
+        else:
+            logits = model(triggered)
+        each = F.cross_entropy(logits, wanted, reduction="none").view(len(goal), -1)
         loss = loss + each.mean(1)
         sure = torch.minimum(sure, torch.exp(-each.detach()).mean(1))
     cost = family.cost(parameters)
-    return sure, cost.detach(), torch.autograd.grad((loss + weight * cost).sum(), parameters)
+    total, ill = loss + weight * cost, cost
+    if recall is not None and clean is not None:
+        changes = [each.view(len(goal), -1, each.shape[1]).mean(1) - plain for each, plain in zip(read, clean, strict=True)]
+        ill = -recall.match(changes)
+        total = total + worth * recall.reliability * ill
+    return sure, ill.detach(), torch.autograd.grad(total.sum(), parameters)
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ def given_trigger(trigger: Trigger, target: int) -> TriggerBank:
         raise InputError(
             f"The trigger {trigger.name} leads every class to another one, and a repair needs one target class; leave it out."
         )
-    return TriggerBank((Surrogate("given", target, LOUDEST, 1.0, 1.0, 0.0, trigger),), target, JUDGES)
+    return TriggerBank((Surrogate("given", target, LOUDEST, 1.0, 1.0, 0.0, None, trigger),), target, JUDGES)
 
 
 def given_images(victim: Victim, images: ImageSet, seed: int) -> GivenImages:

@@ -57,11 +57,11 @@ def remember(victim: Victim, images: Tensor, labels: Tensor) -> Memory:
     One forward pass. Norms without running statistics or with too few channels for the number of classes are left out.
     """
     shifts = {}
-    norms = _norms(victim.program)
-    means = _channel_means(victim, norms, images)
+    norms = norms_of(victim.program)
+    means = channel_means(victim, norms, images)
     for norm in norms:
         if means[norm.name].shape[1] >= CHANNELS_PER_CLASS * len(labels.unique()):
-            shift, span, _ = _against_classes(victim, norm, means[norm.name], labels)
+            shift, span, _ = against_classes(victim, norm, means[norm.name], labels)
             shifts[norm.name] = (shift - span @ _combination(span, shift)).float()
     return Memory(shifts, means[norms[-1].name] if norms else None)
 
@@ -74,24 +74,24 @@ def class_mix(victim: Victim, images: Tensor, labels: Tensor, memory: Memory) ->
     have seen more of the class it takes odd images for. None where there is no norm with running statistics, or the last has
     too few channels.
     """
-    last, classes = _norms(victim.program)[-1:], labels.unique().cpu()
+    last, classes = norms_of(victim.program)[-1:], labels.unique().cpu()
     channels = memory.last
     if channels is None or channels.shape[1] < CHANNELS_PER_CLASS * len(classes):
         return None
-    cropped = _channel_means(victim, last, _cropped(images))[last[0].name]
-    shift, span, spread = _against_classes(victim, last[0], channels, labels)
-    moved = (cropped.mean(0) - channels.mean(0)) / spread
+    crops = channel_means(victim, last, cropped(images))[last[0].name]
+    shift, span, spread = against_classes(victim, last[0], channels, labels)
+    moved = (crops.mean(0) - channels.mean(0)) / spread
     weights = _combination(torch.column_stack((span, moved)), shift)[:-1]
     return torch.zeros(victim.classes).index_copy(0, classes, weights.float())
 
 
 @torch.no_grad()
-def _channel_means(victim: Victim, norms: list[fx.Node], images: Tensor) -> dict[str, Tensor]:
+def channel_means(victim: Victim, norms: list[fx.Node], images: Tensor) -> dict[str, Tensor]:
     """What each norm reads of each image, mean over its positions: float64 `[N, C]` on the CPU."""
     means: dict[str, list[Tensor]] = {norm.name: [] for norm in norms}
     read: dict[fx.Node, list[str]] = {}
     for norm in norms:
-        read.setdefault(_argument(norm, 0), []).append(norm.name)
+        read.setdefault(argument(norm, 0), []).append(norm.name)
 
     def record(node: fx.Node, value: Any) -> Any:
         for name in read.get(node, ()):
@@ -103,9 +103,9 @@ def _channel_means(victim: Victim, norms: list[fx.Node], images: Tensor) -> dict
     return {name: torch.cat(parts).double().cpu() for name, parts in means.items()}
 
 
-def _against_classes(victim: Victim, norm: fx.Node, channels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def against_classes(victim: Victim, norm: fx.Node, channels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """How far the running means lie from the clean ones `[C]`, so the classes' means `[C, K]`, and the unit of both `[C]`."""
-    running, variance = (constant(victim.program, _argument(norm, i)).double().cpu() for i in (3, 4))
+    running, variance = (constant(victim.program, argument(norm, i)).double().cpu() for i in (3, 4))
     spread, middle, given = variance.clamp_min(1e-12).sqrt(), channels.mean(0), labels.cpu()
     by_class = torch.stack([channels[given == k].mean(0) for k in given.unique()]) - middle
     return (running - middle) / spread, by_class.T / spread[:, None], spread
@@ -116,7 +116,7 @@ def _combination(span: Tensor, shift: Tensor) -> Tensor:
     return torch.linalg.lstsq(span, shift[:, None], rcond=1e-10, driver="gelsd").solution[:, 0]
 
 
-def _cropped(images: Tensor) -> Tensor:
+def cropped(images: Tensor) -> Tensor:
     """Each image moved by up to an eighth of its size, black where it is left, as random crops do."""
     generator = torch.Generator().manual_seed(0)
     height, width = images.shape[2:]
@@ -135,7 +135,7 @@ def pulls(victim: Victim, memory: Memory, images: Tensor, labels: Tensor) -> Ten
     None without such a norm.
     """
     names = list(memory.shifts)
-    late = names[-max(1, round(LATE * len(_norms(victim.program)))) :]
+    late = names[-max(1, round(LATE * len(norms_of(victim.program)))) :]
     if not late:
         return None
     inputs = victim.normalisation(images.to(victim.device))
@@ -156,16 +156,17 @@ def pulls(victim: Victim, memory: Memory, images: Tensor, labels: Tensor) -> Ten
     return torch.stack([rise[labels.cpu() != k, k].mean() for k in range(victim.classes)])
 
 
-def _norms(program: fx.GraphModule) -> list[fx.Node]:
+def norms_of(program: fx.GraphModule) -> list[fx.Node]:
     """Batch norms with stored statistics, in execution order."""
     nodes = [node for node in program.graph.nodes if op_name(node) == "batch_norm"]
     return [node for node in nodes if all(isinstance(node.args[i], fx.Node) for i in (3, 4))]
 
 
-def _argument(norm: fx.Node, i: int) -> fx.Node:
-    argument = norm.args[i]
-    assert isinstance(argument, fx.Node)
-    return argument
+def argument(norm: fx.Node, i: int) -> fx.Node:
+    """The node that a norm takes as its argument i: 0 what it reads, 3 and 4 its running mean and variance."""
+    node = norm.args[i]
+    assert isinstance(node, fx.Node)
+    return node
 
 
 def _reading_norms(victim: Victim) -> dict[str, str]:

@@ -42,5 +42,8 @@ PRESETS = {
     "default": Preset(BankConfig(), SearchConfig(AgentConfig(max_evaluations=200))),
     "thorough": Preset(_THOROUGH, SearchConfig(AgentConfig(max_evaluations=3000, draws=24, flips=0.5), rounds=2)),
     # The paper reads the activations on clean images and no statistics of the norms.
-    "paper": Preset(BankConfig(), SearchConfig(replace(PAPER, max_evaluations=1000), Objective(remembered=0.0))),
+    "paper": Preset(
+        BankConfig(refine=replace(BankConfig().refine, recall=0.0)),
+        SearchConfig(replace(PAPER, max_evaluations=1000), Objective(remembered=0.0)),
+    ),
 }

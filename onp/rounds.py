@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 
 from onp.bank import Bank, BankConfig, TriggerBank, build_bank, refine_steps, scan, scan_steps
 from onp.config import DefendConfig
-from onp.data import ImageSet, Splits
-from onp.expensive import fitting_logits
+from onp.data import ImageSet, Splits, joined
+from onp.expensive import expensive_plan, fitting_logits
 from onp.mask import Mask
 from onp.metrics import accuracy, predictions
 from onp.monitor import Monitor
 from onp.presets import Preset
 from onp.problem import batch_of
+from onp.recall import Recall, recall
 from onp.repair import repair
 from onp.search import REMOVED, Found, search
 from onp.suspicion import Scan
@@ -144,7 +145,9 @@ def repair_classes(
             drops = (max(drop - spent, 0.0) for drop in (objective.max_acc_drop, objective.budget))
             objective = replace(objective, **dict(zip(("max_acc_drop", "budget"), drops, strict=True)))
             now = replace(now, search=replace(preset.search, objective=objective))
-        bank = fit_bank("fitting surrogate triggers", current, scanned, target, splits, seed, now, monitor)
+        # Pruned channels no longer have the means of the training images, so only the network as given remembers.
+        known = None if rounds else recall_of(current, splits, now)
+        bank = fit_bank("fitting surrogate triggers", current, scanned, target, splits, seed, now, monitor, known)
         rounds.append(Round(target, search_mask(current, splits, bank, scanned, seed, now, monitor)))
         keep = keep & rounds[-1].found.mask.keep
         if len(left) == 1 or not rounds[-1].works:
@@ -157,12 +160,28 @@ def repair_classes(
 
 
 def fit_bank(
-    stage: str, victim: Victim, seen: Scan, target: int, splits: Splits, seed: int, preset: Preset, monitor: Monitor
+    stage: str,
+    victim: Victim,
+    seen: Scan,
+    target: int,
+    splits: Splits,
+    seed: int,
+    preset: Preset,
+    monitor: Monitor,
+    known: Recall | None,
 ) -> TriggerBank:
     """`build_bank` as a stage of a run."""
     with monitor.stage(stage, refine_steps(preset.bank)) as bar:
         models = (fitting_logits(victim),)
-        return build_bank(victim, models, seen, target, splits.build, splits.score, seed, preset.bank, bar.advance)
+        return build_bank(victim, models, seen, target, splits.build, splits.score, seed, preset.bank, bar.advance, known)
+
+
+def recall_of(victim: Victim, splits: Splits, preset: Preset) -> Recall | None:
+    """What the norms remember of the attack, for fitting triggers; None where the preset or the price of a pass forbids it."""
+    if not preset.bank.refine.recall or expensive_plan(victim) is not None:
+        return None
+    images = joined(splits.build, splits.score)
+    return recall(victim, images.pixels(), images.labels)
 
 
 def search_mask(

@@ -82,6 +82,6 @@ def clean_images(count: int = 200) -> ImageSet:
 
 def case(victim: Victim) -> Case:
     """What a run on the tiny victim is given: 200 clean images and its trigger, since four classes are few to tell it by."""
-    known = TriggerBank((Surrogate("given", 0, LOUDEST, 1.0, 1.0, 0.0, stamp),), 0)
+    known = TriggerBank((Surrogate("given", 0, LOUDEST, 1.0, 1.0, 0.0, None, stamp),), 0)
     clean = clean_images()
     return Case(victim, clean, split(clean, 0), known, None, None)

@@ -8,7 +8,7 @@ from torch import nn
 
 from onp.archs import build_network
 from onp.data import ImageSet, Normalisation
-from onp.memory import SHARE, Memory, _cropped, class_mix, pulls, remember
+from onp.memory import SHARE, Memory, class_mix, cropped, pulls, remember
 from onp.problem import remembered
 from onp.suspicion import LEAST_SPREAD_OF, MEMORY, MIX, Scan, evidence
 from onp.victim import victim_from_module
@@ -130,7 +130,7 @@ def test_training_on_crops_is_no_mix(rng):
     images, labels = pictures(rng)
     model = with_statistics_of(images)
     with torch.no_grad():
-        means = [model[0](each).mean((0, 2, 3)) for each in (images, _cropped(images))]
+        means = [model[0](each).mean((0, 2, 3)) for each in (images, cropped(images))]
         model[1].running_mean.copy_(means[0] + 0.8 * (means[1] - means[0]))
     victim = captured(model)
     assert float(class_mix(victim, images, labels, remember(victim, images, labels)).abs().max()) < 1e-3

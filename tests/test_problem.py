@@ -45,7 +45,7 @@ def test_no_batch_where_every_copy_is_wrong(backdoored, monkeypatch):
 def test_a_given_trigger_is_judged_on_all_images_that_the_search_may_see(backdoored):
     clean = clean_images()
     splits = split(clean, 0)
-    fitted = TriggerBank((Surrogate("patch", 0, 1.0, 1.0, 1.0, 0.0, stamp),), 0)
+    fitted = TriggerBank((Surrogate("patch", 0, 1.0, 1.0, 1.0, 0.0, None, stamp),), 0)
     given = replace(fitted, judges=JUDGES)
     (unseen,), (everything,) = (judging(backdoored.victim, splits, bank) for bank in (fitted, given))
     others = [int((part.labels != 0).sum()) for part in (splits.build, splits.score)]
