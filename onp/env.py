@@ -44,7 +44,7 @@ class Objective:
     max_acc_drop: float = 0.01  #: share of the clean images; masks beyond it are never chosen
     accuracy: float = 2.0  #: worth of accuracy against ASR as long as no more than `budget` is expected to be lost
     beyond: float = 14.0  #: what more it is worth beyond that
-    budget: float = 0.01  #: accuracy that the user would give, as a share; masks beyond it by lost and drop together neither
+    budget: float = 0.01  #: accuracy that the user would give, as a share; masks whose `Outcomes.cost` is beyond it neither
     changed: float = 1.0
     penalty: float = 2.0
     size: float = 1.0
@@ -58,6 +58,7 @@ class Outcomes:
     phi: Tensor
     asr: Tensor  #: S of `Objective`
     drop: Tensor  #: accuracy expected to be lost, see `Objective`
+    cost: Tensor  #: the same by flips, labels' probability and divergence together; at most the budget where `acceptable`
     acc: Tensor
     acceptable: Tensor
 
@@ -67,7 +68,7 @@ class Outcomes:
     def at(self, index: int) -> Outcomes:
         """The outcome of one mask, as B = 1."""
         part = slice(index, index + 1)
-        return Outcomes(self.phi[part], self.asr[part], self.drop[part], self.acc[part], self.acceptable[part])
+        return Outcomes(*(getattr(self, name)[part] for name in Outcomes.__dataclass_fields__))
 
 
 class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
@@ -113,7 +114,7 @@ class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._known: dict[bytes, Outcomes] = {}
         start = torch.ones(1, victim.units, dtype=torch.bool)
         base = evaluator.score(start)
-        self._acc, self._divergence = base.acc[0], base.divergence[0]
+        self._acc, self._acc_soft, self._divergence = base.acc[0], base.acc_soft[0], base.divergence[0]
         self._agreed = ((base.asr + base.asr_soft) / 2 @ self._views)[0]
         self._remember(start, base)
         self.reset()
@@ -165,8 +166,8 @@ class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         """The smallest accuracy budget, as a share, at which one of the masks scored so far with S of at most `asr` would have
         been acceptable; None without such a mask."""
         acc = float(self._acc)
-        lost = [(acc - float(one.acc), float(one.drop)) for one in self._known.values() if float(one.asr) <= asr]
-        return min((max(counted / COUNTED, (counted + drop) / 2) for counted, drop in lost), default=None)
+        stopped = [one for one in self._known.values() if float(one.asr) <= asr]
+        return min((max((acc - float(one.acc)) / COUNTED, float(one.cost)) for one in stopped), default=None)
 
     def commit(self, keep: Tensor) -> None:
         """Make `keep`, bool [V], the state; the evaluator then reuses all that lies before the next change."""
@@ -206,8 +207,10 @@ class PruneEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         )
         # Labels decide; but those of the best of hundreds of masks were lucky, and what the divergence says was not chosen for.
         # On images kept back, 11 repairs lost 2.1 points where the mean of both said about 1 or more, 0.4 where it said less.
-        acceptable = (lost <= o.max_acc_drop + 1e-9) & ((lost + drop) / 2 <= o.budget + 1e-9)
-        columns = (phi.float(), asr.float(), drop.float(), scores.acc.float(), acceptable)
+        # What the labels' probability says was not chosen for either, and tells where outputs moved without harm.
+        cost = (lost + (drop + self._acc_soft - scores.acc_soft) / 2) / 2
+        acceptable = (lost <= o.max_acc_drop + 1e-9) & (cost <= o.budget + 1e-9)
+        columns = (phi.float(), asr.float(), drop.float(), cost.float(), scores.acc.float(), acceptable)
         outcomes = Outcomes(*columns)
         self._known.update((key, outcomes.at(row)) for row, key in enumerate(_keys(masks)))
         self.evaluations += len(masks)

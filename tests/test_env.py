@@ -67,7 +67,10 @@ def test_phi_follows_its_formula(backdoored):
     expected = -asr - spent - 3 * excess - 0.1 * (~masks).double().mean(1)
     found = env.evaluate(masks)
     torch.testing.assert_close(found.phi, expected.float())
-    allowed = (lost <= 0.02) & ((lost + drop.clamp_min(0)) / 2 <= 0.0005)
+    probability = scores.acc_soft[0] - scores.acc_soft
+    cost = lost / 2 + drop.clamp_min(0) / 4 + probability / 4
+    torch.testing.assert_close(found.cost, cost.float())
+    allowed = (lost <= 0.02) & (cost <= 0.0005)
     assert torch.equal(found.acceptable, allowed) and allowed.any() and not allowed.all()
 
 
@@ -80,7 +83,7 @@ def test_the_price_is_the_budget_at_which_a_mask_would_be_acceptable(backdoored)
     for share, any_acceptable in ((price + 1e-6, True), (price - 1e-6, False)):
         allowed = env_of(backdoored, objective=Objective(max_acc_drop=COUNTED * share, budget=share)).evaluate(masks)
         assert bool((allowed.acceptable & (allowed.asr <= limit)).any()) is any_acceptable
-    assert price > 0 and env.price(-1.0) is None
+    assert price >= 0 and env.price(-1.0) is None
 
 
 def test_known_masks_cost_nothing(backdoored):
