@@ -56,9 +56,7 @@ class Surrogate:
     weight: float  #: share in the bank's ASR; the weights of a bank sum to 1
     success: float  #: share of unseen images of other classes led to the target
     cost: float  #: of the cheapest trigger, in the family's unit
-    match: (
-        float | None
-    )  #: cosine between what its triggers change and what the norms remember; None where they remember nothing
+    match: float | None  #: cosine of what its triggers change and what the norms remember; None where those say nothing
     apply: Callable[[Tensor], Tensor]  #: float32 images `[N, C, H, W]` in [0, 1] to triggered images
 
 
@@ -189,16 +187,19 @@ def build_bank(
             for row in range(len(fitted.targets))
         ]
         rows = [row for row, rate in enumerate(rates) if rate >= config.minimum_success]
-        if rows:
-            apply = partial(_alternate, fitted, rows)
-            others = unseen[unseen_labels != target]
-            match = None if recall is None else recall.explained_by(others, apply(others))
+        if not rows:
+            continue
+        apply = partial(_alternate, fitted, rows)
+        others = unseen[unseen_labels != target]
+        match = None if recall is None else recall.explained_by(others, apply(others))
+        weight = heard[family.name] + REMEMBERED * believed * max(match or 0.0, 0.0) ** 4
+        if weight:  # not where nothing is said for the family and its triggers do the opposite of what is remembered
             kept.append(
                 Surrogate(
                     family=family.name,
                     target=target,
                     evidence=said[family.name],
-                    weight=heard[family.name] + REMEMBERED * believed * max(match or 0.0, 0.0) ** 4,
+                    weight=weight,
                     success=max(rates),
                     cost=float(fitted.cost[rows].min()),
                     match=match,

@@ -95,12 +95,17 @@ def channel_means(victim: Victim, norms: list[fx.Node], images: Tensor) -> dict[
 
     def record(node: fx.Node, value: Any) -> Any:
         for name in read.get(node, ()):
-            means[name].append(value.flatten(2).mean(2) if value.dim() > 2 else value)
+            means[name].append(pooled(value))
         return value
 
     for part in images.split(64):
         run_graph(victim.program, victim.normalisation(part.to(victim.device)), record)
     return {name: torch.cat(parts).double().cpu() for name, parts in means.items()}
+
+
+def pooled(value: Tensor) -> Tensor:
+    """The mean over positions: `[N, C, ...]` to `[N, C]`."""
+    return value.flatten(2).mean(2) if value.dim() > 2 else value
 
 
 def against_classes(victim: Victim, norm: fx.Node, channels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-from onp.memory import CHANNELS_PER_CLASS, LATE, against_classes, argument, channel_means, cropped, norms_of
+from onp.memory import CHANNELS_PER_CLASS, LATE, against_classes, argument, channel_means, cropped, norms_of, pooled
 from onp.metrics import at_once
 from onp.program import run_graph
 from onp.victim import Victim
@@ -48,7 +48,7 @@ class Recall:
         its standard deviations, float32 `[N, channels]`; differentiable in the images."""
         inputs = self.victim.normalisation(images.to(self.victim.device))
         logits, kept = run_graph(self.victim.program, inputs, _unchanged, [norm.node for norm in self.norms])
-        return logits, [_pooled(kept[norm.node]) / norm.spread for norm in self.norms]
+        return logits, [pooled(kept[norm.node]) / norm.spread for norm in self.norms]
 
     @torch.no_grad()
     def read(self, images: Tensor) -> list[Tensor]:
@@ -112,10 +112,6 @@ def _half(labels: Tensor) -> Tensor:
     for k in labels.unique():
         half[(labels == k).nonzero()[::2, 0]] = True
     return half
-
-
-def _pooled(value: Tensor) -> Tensor:
-    return value.flatten(2).mean(2) if value.dim() > 2 else value
 
 
 def _unchanged(node: fx.Node, value: Any) -> Any:

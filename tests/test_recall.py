@@ -64,7 +64,7 @@ def trained_on(images) -> nn.Sequential:
 
 @pytest.fixture
 def planted(rng):
-    """A network whose training images were striped along the columns, one in ten; the clean images and their labels."""
+    """A network of whose training images one in ten had every second row brighter; the clean images and their labels."""
     images, labels = pictures(rng)
     training = pictures(rng, 6000)[0]
     training[::10] = striped(training[::10], columns=False)
@@ -126,6 +126,17 @@ def test_a_bank_hears_the_families_that_explain_what_is_remembered(planted):
     heard = {name: each.match**4 for name, each in remembered.items()}
     for name, each in remembered.items():
         assert each.weight == pytest.approx(heard[name] / sum(heard.values()), abs=0.05)
+
+
+def test_families_that_nothing_speaks_for_are_left_out(planted, monkeypatch):
+    victim, images, labels = planted
+    pieces = ImageSet((images * 255).round().to(torch.uint8), labels, ("a", "b", "c"))
+    nothing = Scan({name: (0.0,) * CLASSES for name in ("patch", "blend", "smooth", "warp", "adversarial")})
+    known = recall(victim, images, labels)
+    monkeypatch.setattr(type(known), "reliability", 1.0)
+    monkeypatch.setattr(type(known), "explained_by", lambda *_: -0.5)
+    bank = build_bank(victim, (victim.logits,), nothing, 2, pieces, pieces, 0, BankConfig(), recall=known)
+    assert [(each.family, each.weight) for each in bank.surrogates] == [("adversarial", 1.0)]
 
 
 def test_a_backdoored_network_remembers_its_own_trigger(backdoored, small):
