@@ -2,10 +2,12 @@
 
 `--runs`: folders that `onp.defend` wrote (each names its model, its clean images and what it pruned). `--others`: labelled
 images that neither the networks nor those runs have seen. Masks: subsets of what a run pruned, with up to eleven random units.
-On the images that the search of that run scored masks on it counts flips, the mean probability that the labels lose, and the
-mean KL divergence from the unpruned network; on the others the accuracy lost. For each of the three it prints the factor that
-explains what is lost, for all networks and for each, and the root mean square of what is left, in points: with that factor,
-with the factor of the other networks, and with none; last of the divergence as `onp.env` reckons it, alone and with the flips.
+On the images that the search of that run scored masks on it counts flips, the mean probability that the labels lose, the
+mean KL divergence from the unpruned network, and what the labels lose on changed copies of the target class, times its share;
+on the others the accuracy lost, and the target class's part of it. For each of the four it prints the factor that explains
+what is lost, for all networks and for each, and the root mean square of what is left, in points: with that factor, with the
+factor of the other networks, and with none; the same of the copies and the target class's part; last of the divergence as
+`onp.env` reckons it, alone and with the flips, and of half of the probability and half of the copies.
 Masks that lose 6 points or more count nowhere. Writes bench/results/accuracy.json; without `--runs` it prints what that says.
 """
 
@@ -20,15 +22,15 @@ import torch
 from torch import Tensor
 
 from onp.data import ImageSet, Normalisation, load_images, split
-from onp.env import LOST_PER_NAT
-from onp.evaluator import Batch, Evaluator, Scores
+from onp.env import LOST_PER_NAT, VIEWS
+from onp.evaluator import Batch, Evaluator, Scores, TriggeredBatch
 from onp.files import write_atomically
 from onp.mask import Mask
-from onp.problem import batch_of
+from onp.problem import SearchConfig, batch_of, changed_views
 from onp.report import hardware, versions
 from onp.victim import Victim, load_victim
 
-NAMES = ("flips", "probability", "divergence")
+NAMES = ("flips", "probability", "divergence", "copies")
 MOST = 0.06
 
 
@@ -56,15 +58,22 @@ def measured(folder: Path, others: ImageSet, count: int) -> dict[str, list[float
     layers = [(layer.name, layer.units) for layer in victim.layers]
     masks = drawn(victim, ~Mask.from_pruned(layers, report["pruned"]["layers"]).keep, count, report["seed"])
 
-    def scores(batch: Batch) -> Scores:
-        return Evaluator(victim, batch, [], precision="float32").score(masks)
+    target, both = report["target_class"], (parts.build, parts.score)
+    copies = changed_views(victim, both, target, SearchConfig(), report["seed"])
 
-    here, there = scores(batch_of(victim, parts.build, parts.score)), scores(batch_of(victim, others))
+    def scores(batch: Batch, families: list[TriggeredBatch]) -> Scores:
+        return Evaluator(victim, batch, families, precision="float32").score(masks)
+
+    here = scores(batch_of(victim, *both), [batch for batch in copies if batch.family == VIEWS[1]])
+    there, of_target = (scores(batch_of(victim, each), []) for each in (others, others.subset(others.labels == target)))
+    share = float((torch.cat([part.labels for part in both]) == target).float().mean())
     columns = {
         "flips": here.acc[0] - here.acc,
         "probability": here.acc_soft[0] - here.acc_soft,
         "divergence": here.divergence,
+        "copies": share * (here.asr_soft[0] - here.asr_soft).sum(1),
         "lost": there.acc[0] - there.acc,
+        "of_target": share * (of_target.acc[0] - of_target.acc),
     }
     return {name: [round(value, 6) for value in column[1:].tolist()] for name, column in columns.items()}
 
@@ -88,22 +97,32 @@ def left(rows: list[dict[str, list[float]]], name: str, factors: list[float]) ->
     return 100 * math.sqrt(total / len(rows))
 
 
+def described(title: str, found: dict[str, dict[str, list[float]]], name: str) -> str:
+    rows = list(found.values())
+    own = [factor([row], name) for row in rows]
+    each = ", ".join(f"{folder} {value:.2f}" for folder, value in zip(found, own, strict=True))
+    every = factor(rows, name)
+    others = [factor(rows[:index] + rows[index + 1 :], name) if len(rows) > 1 else every for index in range(len(rows))]
+    errors = [f"{left(rows, name, factors):.2f}" for factors in ([every] * len(rows), others, [1.0] * len(rows))]
+    known = f"off by {errors[0]} points, with the factor of the other networks {errors[1]}, as it is {errors[2]}"
+    return f"{title}: factor {every:.2f}, {known}; {each}"
+
+
 def summary(found: dict[str, dict[str, list[float]]]) -> list[str]:
     rows = list(found.values())
-    lines = []
-    for name in NAMES:
-        own = [factor([row], name) for row in rows]
-        each = ", ".join(f"{folder} {value:.2f}" for folder, value in zip(found, own, strict=True))
-        every = factor(rows, name)
-        others = [factor(rows[:index] + rows[index + 1 :], name) if len(rows) > 1 else every for index in range(len(rows))]
-        errors = [f"{left(rows, name, factors):.2f}" for factors in ([every] * len(rows), others, [1.0] * len(rows))]
-        known = f"off by {errors[0]} points, with the factor of the other networks {errors[1]}, as it is {errors[2]}"
-        lines.append(f"{name}: factor {every:.2f}, {known}; {each}")
-    reckoned = [row | {"reckoned": [LOST_PER_NAT * nats for nats in row["divergence"]]} for row in rows]
-    pairs = [zip(row["flips"], row["reckoned"], strict=True) for row in reckoned]
-    mean = [row | {"mean": [sum(pair) / 2 for pair in each]} for row, each in zip(reckoned, pairs, strict=True)]
-    off = [left(each, name, [1.0] * len(rows)) for each, name in ((reckoned, "reckoned"), (mean, "mean"))]
-    return [*lines, f"{LOST_PER_NAT} a nat: off by {off[0]:.2f}, its mean with the flips by {off[1]:.2f}"]
+    lines = [described(name, found, name) for name in NAMES]
+    parts = {folder: row | {"lost": row["of_target"]} for folder, row in found.items()}
+    lines.append(described("the target class's part by its copies", parts, "copies"))
+    made = []
+    for row in rows:
+        nats = [LOST_PER_NAT * value for value in row["divergence"]]
+        pairs = zip(row["flips"], nats, strict=True)
+        halves = zip(row["probability"], row["copies"], strict=True)
+        more = {"mean": [sum(pair) / 2 for pair in pairs], "halves": [sum(pair) / 2 for pair in halves]}
+        made.append(row | {"reckoned": nats} | more)
+    off = [f"{left(made, name, [1.0] * len(rows)):.2f}" for name in ("reckoned", "mean", "halves")]
+    said = f"{LOST_PER_NAT} a nat: off by {off[0]}, its mean with the flips by {off[1]}"
+    return [*lines, f"{said}; half of the probability and half of the copies: {off[2]}"]
 
 
 def main() -> None:
