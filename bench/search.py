@@ -30,6 +30,7 @@ from onp.peers import random_search, taylor
 from onp.presets import PRESETS
 from onp.problem import batch_of, build_problem
 from onp.report import hardware, versions
+from onp.rounds import recall_of
 from onp.tally import TriggeredBatch
 from onp.triggers import load_trigger
 from onp.victim import Victim, load_victim
@@ -103,8 +104,8 @@ def main() -> None:
         for seed in options.seeds:
             splits = split(load_images(files.clean), seed)
             found = scan(victim, splits.build, splits.score, seed, PRESET.bank)
-            models = (victim.logits,)
-            bank = build_bank(victim, models, found, found.suspect, splits.build, splits.score, seed, PRESET.bank)
+            known, parts = recall_of(victim, splits, PRESET), (splits.build, splits.score)
+            bank = build_bank(victim, (victim.logits,), found, found.suspect, *parts, seed, PRESET.bank, recall=known)
             for search in options.searches:
                 start = time.monotonic()
                 keep, phi = run(search, victim, splits, bank, options.evaluations, seed)
@@ -116,8 +117,8 @@ def main() -> None:
                 written(results, options.evaluations, "rows", row, ("demo", "seed", "search"))
             if options.masks and seed == options.seeds[0]:
                 seen = Evaluator(victim, batch_of(victim, splits.score), bank.batches(victim, splits, "score"))
-                known = features(victim, batch_of(victim, splits.build), bank.batches(victim, splits, "build"), bank.weights)
-                masks = random_masks(victim, known, options.masks, seed)
+                shown = features(victim, batch_of(victim, splits.build), bank.batches(victim, splits, "build"), bank.weights)
+                masks = random_masks(victim, shown, options.masks, seed)
                 surrogate, real = seen.score(masks), truth.score(masks)
                 weighted = (surrogate.asr_soft @ torch.tensor(bank.weights, dtype=torch.float64)).numpy()
                 usable = (untouched.acc[0] - real.acc < 0.05).numpy()

@@ -9,18 +9,21 @@ import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
 from onp.archs import build_network
-from onp.data import ImageSet, Normalisation
+from onp.bank import build_bank
+from onp.data import ImageSet, Normalisation, split
 from onp.env import PruneEnv
 from onp.evaluator import Evaluator
 from onp.mask import Mask
 from onp.metrics import accuracy, predictions
-from onp.peers import PRUNERS, PeerConfig, anp, bnp, clp, cma_es, fp, ims, pruning, rnp
+from onp.peers import PRUNERS, PeerConfig, Searcher, anp, bnp, clp, cma_es, fp, ims, pruning, rnp, searcher
 from onp.peers.config import divide
 from onp.peers.pruning import Curve, Pruner, choose
 from onp.peers.tuning import with_weights
 from onp.peers.unlearning import unlearned
+from onp.presets import PRESETS
 from onp.program import gated_forward
 from onp.repair import repair
+from onp.rounds import recall_of
 from onp.victim import victim_from_module
 
 CURVES = [name for name, peer in PRUNERS.items() if isinstance(peer, Pruner)]
@@ -180,3 +183,20 @@ def test_a_search_baseline_works_from_clean_images_alone(backdoored, pictures, f
     done = PRUNERS["taylor"].run(backdoored.victim, pictures, config)
     acc, asr = figures(repair(backdoored.victim, done.mask))
     assert acc >= 0.9 and asr <= 0.3 and 1 < done.evaluations <= 150
+
+
+def test_a_search_baseline_gets_the_bank_that_onp_gets(backdoored, pictures, monkeypatch):
+    given = []
+
+    def bank(*arguments, recall=None):
+        given.append(recall)
+        return build_bank(*arguments, recall=recall)
+
+    monkeypatch.setattr(searcher, "build_bank", bank)
+    config = PeerConfig(max_acc_drop=0.05, preset="fast")
+    Searcher(lambda env, score, evaluations, seed: env.keep).run(backdoored.victim, pictures, config)
+    parts = split(pictures, config.seed)
+    images = parts.score.pixels(), parts.score.labels
+    expected = recall_of(backdoored.victim, parts, PRESETS["fast"])
+    assert expected is not None and given[0].reliability == expected.reliability
+    assert given[0].explained_by(images[0], 1 - images[0]) == expected.explained_by(images[0], 1 - images[0])

@@ -41,7 +41,10 @@ def write_plots(folder: Path, rows: Sequence[Row]) -> list[str]:
 
 
 def _style(index: int) -> dict[str, Any]:
-    return {"color": f"C{index % 10}", "marker": MARKERS[index % len(MARKERS)]}
+    from matplotlib import colormaps
+
+    light, hue = divmod(index, 10)
+    return {"color": colormaps["tab20"](2 * hue + light % 2), "marker": MARKERS[index % len(MARKERS)]}
 
 
 def _scatter(figure: Any, rows: Sequence[Row], names: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from onp.peers.config import PeerConfig
 from onp.peers.pruning import Pruning
 from onp.presets import PRESETS
 from onp.problem import build_problem
+from onp.rounds import recall_of
 from onp.victim import Victim
 
 Search = Callable[[PruneEnv, Tensor, int, int], Tensor]
@@ -33,8 +34,8 @@ class Searcher:
         found = scan(victim, splits.build, splits.score, config.seed, preset.bank)
         if max(found.suspicion) < preset.bank.threshold:
             return Pruning(Mask.of(victim), 0)
-        models = (victim.logits,)
-        bank = build_bank(victim, models, found, found.suspect, splits.build, splits.score, config.seed, preset.bank)
+        known, parts, models = recall_of(victim, splits, preset), (splits.build, splits.score), (victim.logits,)
+        bank = build_bank(victim, models, found, found.suspect, *parts, config.seed, preset.bank, recall=known)
         problem = build_problem(victim, splits, bank, config.seed, preset.search)
         evaluations = preset.search.agent.max_evaluations
         keep = self.search(problem.env, problem.known.taylor, evaluations, config.seed)
