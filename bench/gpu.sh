@@ -3,7 +3,7 @@
 #   tests      the evaluator's kernels and its engine (75 s)
 #   tune       conv tiles by measuring, into kernels/tiles.json (45 s)
 #   profile    where an evaluation's time goes (40 s)
-#   evaluator  masks per second of PreActResNet18, torch.compile last (200 s)
+#   evaluator  masks per second of PreActResNet18 and their curves (200 s)
 #   embedded   labels of trained victims in every precision, and their masks per second (75 s)
 #   resnet50   masks per second of ResNet-50 (70 s)
 #   ops        builds the extension with nvcc; message passing (120 s)
@@ -40,7 +40,7 @@ for part in "$@"; do
     tests) run_tests 75 tests/test_kernels_conv.py tests/test_kernels_head.py tests/test_cuda_engine.py -k 'not reference and not bucket and not refused and not missing and not cuda-float16' ;;
     tune) within 45 python3 -m onp_kernels.tiles --tune --seconds 30 ;;
     profile) within 40 python3 bench/profile_steps.py ;;
-    evaluator) within 200 python3 bench/evaluator.py --device cuda --no-curves --cases preact_resnet18 --rounds 10 --peer-rounds 10 ;;
+    evaluator) within 200 python3 bench/evaluator.py --device cuda --cases preact_resnet18 --rounds 10 --peer-rounds 10 ;;
     embedded)
       run_tests 35 tests/test_agreement.py -k cuda
       within 40 python3 bench/evaluator.py --device cuda --no-curves --cases embedded --rounds 10 --peer-rounds 10

@@ -1,4 +1,4 @@
-"""The search baselines as peers: onp's scan, bank, objective and number of evaluations, another search."""
+"""The search baselines as peers: onp's scan, bank (recall included), objective and number of evaluations, another search."""
 
 from __future__ import annotations
 
