@@ -5,6 +5,7 @@
 #include <stdexcept>
 #include <utility>
 
+#include "bind_conv.h"
 #include "ops.h"
 
 namespace {
@@ -276,4 +277,5 @@ PYBIND11_MODULE(onp_native, m) {
   m.def("edge_dot", &edge_dot);
   m.def("edge_softmax", &edge_softmax);
   m.def("edge_softmax_grad", &edge_softmax_grad);
+  bind_conv(m);
 }

@@ -2,6 +2,7 @@
 #include "cpu_kernels.h"
 
 #include "cpu_attention.h"
+#include "cpu_conv.h"
 #include "cpu_max_grad.h"
 
 #define ONP_JOIN_(a, b) a##b
@@ -89,8 +90,9 @@ bool falls(const Csr& csr) {
 
 const Kernels& ONP_JOIN(kernels_, ONP_ISA)() {
   static const Kernels table = {
-      ONP_TEXT(ONP_ISA), spmm,      spmm_max_grad_x,       spmm_max_grad_weight,  edge_dot, edge_softmax,
-      edge_softmax_grad, attention, attention_grad_target, attention_grad_source, outside,  falls};
+      ONP_TEXT(ONP_ISA), spmm,      spmm_max_grad_x,       spmm_max_grad_weight,  edge_dot,     edge_softmax,
+      edge_softmax_grad, attention, attention_grad_target, attention_grad_source, conv_filters, conv_tiles,
+      outside,           falls};
   return table;
 }
 

@@ -2,6 +2,7 @@
 // picks a table at run time and cuts the work into parts.
 #pragma once
 
+#include "conv.h"
 #include "ops.h"
 
 namespace onp {
@@ -24,6 +25,10 @@ struct Kernels {
   void (*attention)(const Attention&, const Part&);
   void (*attention_grad_target)(const AttentionGradTarget&, const Part&);
   void (*attention_grad_source)(const AttentionGradSource&, const Part&);
+  // Output channels [16 * panel, 16 * panel + 16).
+  void (*conv_filters)(const ConvFilters&, int64_t panel);
+  // The tiles [first, last), at most `room` of them at a time.
+  void (*conv_tiles)(const Conv&, int64_t first, int64_t last, int64_t room);
   // Whether an index is outside [0, columns), and whether indptr falls anywhere.
   bool (*outside)(const Csr&);
   bool (*falls)(const Csr&);

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from onp.adversarial import adversarial_reach, adversarial_size, targeted_examples
 from onp.data import ImageSet, Splits
-from onp.expensive import fitting_logits
-from onp.fitting import Fit, FitConfig, Logits, fit, success_rate
+from onp.fitting import Fit, FitConfig, fit, success_rate
+from onp.fused import Logits, fitting_logits
 from onp.memory import class_mix, pulls, remember
 from onp.recall import Recall
 from onp.surrogates import FAMILIES

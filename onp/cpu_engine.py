@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from onp import winograd
 from onp.errors import InputError
 from onp.fused_cpu import bind_onednn, has_bfloat16, matrix_units, missing
 from onp.plan import Plan
@@ -64,6 +65,7 @@ class CpuEngine:
         self._feeder = feeders(plan)
         lasting = [set(held(plan, index)) for index in range(len(plan.steps) + 1)]
         self._dead = [{*lasting[index], step.name} - lasting[index + 1] for index, step in enumerate(plan.steps)]
+        self._filters: dict[int, Tensor] = {}
         self._channels: dict[int, Tensor | None] = {}  # that a feeding step computes; None: all
         gates = {index: step.gate for index, step in enumerate(plan.steps) if step.gate is not None}
         self._offsets = sorted({gate.offset for gate in gates.values()})
@@ -157,16 +159,26 @@ class CpuEngine:
         if step.gate is not None and not _units(keep, step).all():
             gate = self._gate(keep, index, outputs).float()
         shape = self._plan.shapes[step.inputs[0]] if step.inputs else None
-        small = isinstance(step, ConvStep) and shape and suits(step, self._dtype, shape)
+        whole = step
         if isinstance(step, ConvStep) and (outputs is not None or inputs is not None):
             step = narrowed(step, outputs, inputs)
-        if self._backend == "torch":
+        if self._backend == "torch" or not shape:
             return bind_torch(step, gate, self._dtype)
-        if isinstance(step, ConvStep) and shape and small:
+        if isinstance(step, ConvStep) and winograd.suits(step, self._dtype, shape):
+            return winograd.bind_winograd(step, gate, self._filters_of(index, step))
+        if isinstance(step, ConvStep) and isinstance(whole, ConvStep) and suits(whole, self._dtype, shape):
             return bind_small_map(step, gate, shape)
-        if inputs is not None and shape:
+        if inputs is not None:
             shape = (len(inputs), *shape[1:])
-        return bind_onednn(step, gate, self._dtype, (len(self._chunks[0]), *(shape or ())))
+        return bind_onednn(step, gate, self._dtype, (len(self._chunks[0]), *shape))
+
+    def _filters_of(self, index: int, step: ConvStep) -> Tensor:
+        """The filters of step `index` as `onp.winograd` takes them, kept where they are all of its filters."""
+        if step is not self._plan.steps[index]:
+            return winograd.filters_of(step.weight)
+        if index not in self._filters:
+            self._filters[index] = winograd.filters_of(step.weight)
+        return self._filters[index]
 
     def _gate(self, keep: Mask, index: int, channels: Tensor | None) -> Tensor:
         """bool: which of the channels that step `index` computes stay."""

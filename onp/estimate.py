@@ -10,8 +10,9 @@ import torch
 from onp.adversarial import STEPS
 from onp.bank import BankConfig
 from onp.data import ImageSet, Splits
-from onp.expensive import expensive_plan, fitting_logits
+from onp.expensive import expensive
 from onp.fitting import FitConfig
+from onp.fused import fitting_logits
 from onp.metrics import at_once
 from onp.presets import Preset
 from onp.surrogates import FAMILIES
@@ -53,7 +54,7 @@ def estimate(victim: Victim, splits: Splits, preset: Preset, search_only: bool) 
 
 def affordable(victim: Victim, preset: Preset) -> Preset:
     """The preset, for an expensive network on a CPU with half the images a step, the masks and the changed copies."""
-    if expensive_plan(victim) is None:
+    if not expensive(victim):
         return preset
     search, bank = preset.search, preset.bank
     agent = replace(search.agent, max_evaluations=min(search.agent.max_evaluations, FEWEST_MASKS))

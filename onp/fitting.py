@@ -9,12 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onp.fused import Logits
 from onp.metrics import at_once
 from onp.recall import Recall
 from onp.state import recalled
 from onp.surrogates import Family
-
-Logits = Callable[[Tensor], Tensor]  # float32 images [N, C, H, W] in [0, 1] -> [N, classes]
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -67,14 +68,18 @@ class Plan:
         return tuple(step.name for step in self.steps if isinstance(step, OpStep) and not step.known)
 
 
-def build_plan(victim: Victim) -> Plan:
-    """Fuse conv and linear layers with the norm, residual addition and activation after them, and order the steps."""
-    return _Fuser(victim).plan()
+def build_plan(victim: Victim, keep: Sequence[str] = ()) -> Plan:
+    """Fuse conv and linear layers with the norm, residual addition and activation after them, and order the steps.
+
+    `keep`: graph nodes whose values are wanted, so that nothing after them is fused with them.
+    """
+    return _Fuser(victim, frozenset(keep)).plan()
 
 
 @dataclass
 class _Fuser:
     victim: Victim
+    keep: frozenset[str]
     steps: dict[fx.Node, Step] = field(default_factory=dict)  # by the last node each stands for
     absorbed: set[fx.Node] = field(default_factory=set)
 
@@ -188,7 +193,8 @@ class _Fuser:
 
     def _only_reader(self, node: fx.Node) -> fx.Node | None:
         readers = list(node.users)
-        return readers[0] if len(readers) == 1 and node is not self.output and readers[0] not in self.absorbed else None
+        wanted = node is self.output or node.name in self.keep
+        return readers[0] if len(readers) == 1 and not wanted and readers[0] not in self.absorbed else None
 
     def _norm(self, node: fx.Node) -> tuple[Tensor, Tensor] | None:
         """A norm in evaluation mode as `x * scale + shift` by channel, both float64 `[K]`; None for anything else."""

@@ -8,15 +8,14 @@ as the attacker's does changes the features the same way, one that only exploits
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from onp.fused import Forward, forward_of
 from onp.memory import CHANNELS_PER_CLASS, LATE, against_classes, argument, channel_means, cropped, norms_of, pooled
 from onp.metrics import at_once
-from onp.program import run_graph
 from onp.victim import Victim
 
 
@@ -35,7 +34,7 @@ class _Norm:
 class Recall:
     """What the late norms of a victim remember, to hold triggers against; see `recall`."""
 
-    victim: Victim
+    forward: Forward  #: of the victim, with what the norms read
     norms: tuple[_Norm, ...]
 
     @property
@@ -46,8 +45,7 @@ class Recall:
     def run(self, images: Tensor) -> tuple[Tensor, list[Tensor]]:
         """The logits of images float32 `[N, C, H, W]` in [0, 1], and what each norm reads of them, mean over positions and in
         its standard deviations, float32 `[N, channels]`; differentiable in the images."""
-        inputs = self.victim.normalisation(images.to(self.victim.device))
-        logits, kept = run_graph(self.victim.program, inputs, _unchanged, [norm.node for norm in self.norms])
+        logits, kept = self.forward(images)
         return logits, [pooled(kept[norm.node]) / norm.spread for norm in self.norms]
 
     @torch.no_grad()
@@ -94,7 +92,7 @@ def recall(victim: Victim, images: Tensor, labels: Tensor) -> Recall | None:
         if agreed > 0 and float(shift.norm()) > 0:
             here = [each.to(victim.device, torch.float32) for each in (spread, explained, shift / shift.norm())]
             found.append(_Norm(argument(norm, 0).name, here[0], here[1], here[2], 2 * agreed / (1 + agreed)))
-    return Recall(victim, tuple(found)) if found else None
+    return Recall(forward_of(victim, [norm.node for norm in found]), tuple(found)) if found else None
 
 
 def _beyond(victim: Victim, norm: fx.Node, means: Tensor, change: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,7 +110,3 @@ def _half(labels: Tensor) -> Tensor:
     for k in labels.unique():
         half[(labels == k).nonzero()[::2, 0]] = True
     return half
-
-
-def _unchanged(node: fx.Node, value: Any) -> Any:
-    return value

@@ -11,7 +11,7 @@ import torch
 from onp.agent import TrainResult, Update, build_policies, train
 from onp.bank import ADVERSARIAL, Bank, BankConfig, TriggerBank, build_bank, weighed
 from onp.data import Splits
-from onp.expensive import fitting_logits
+from onp.fused import fitting_logits
 from onp.graph import build_graph
 from onp.mask import Mask
 from onp.problem import SearchConfig, build_problem

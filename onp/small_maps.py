@@ -18,11 +18,12 @@ LEAST_PRODUCTS = 1 << 17  # input times output channels
 def suits(step: ConvStep, dtype: torch.dtype, input_shape: tuple[int, ...]) -> bool:
     """Whether `step` on images of `input_shape` `[C, H, W]` is faster this way.
 
-    Float32 only: sums would be rounded to bfloat16 after every tap.
+    Float32 only: sums would be rounded to bfloat16 after every tap. Without strides: with them the products are of one pixel of
+    each image, and took 1.2 to 4 times as long as oneDNN (64 to 4 images, AVX2).
     """
     outputs, inputs, *kernel = step.weight.shape
     height, width = output_size(step, input_shape)
-    plain = step.groups == 1 and step.dilation == (1, 1) and kernel != [1, 1] and dtype == torch.float32
+    plain = step.groups == 1 and step.dilation == step.stride == (1, 1) and kernel != [1, 1] and dtype == torch.float32
     return plain and height * width <= MOST_PIXELS and inputs * outputs >= LEAST_PRODUCTS
 
 

@@ -41,7 +41,14 @@ class BatchNormAlways(nn.Sequential):
 
 class RandomInEval(Vgg):
     def forward(self, x):
-        return super().forward(F.dropout(x))
+        return super().forward(F.dropout(x, 0.02))
+
+
+class Rounded(Vgg):
+    """As deep networks are whose library sums in another order for other numbers of images."""
+
+    def forward(self, x):
+        return super().forward(x) * (1 + 2.5e-3 * (x.shape[0] % 2))
 
 
 class DataDependent(Vgg):
@@ -55,6 +62,10 @@ def test_networks_without_a_fixed_function_are_refused():
     assert "other images" in refused(BatchNormAlways(*layers))
     assert "run to run" in refused(RandomInEval())
     assert "cannot be captured" in refused(DataDependent())
+
+
+def test_rounding_is_no_reason():
+    assert victim_from_module(Rounded(), Normalisation.parse("half"), (3, SIZE, SIZE)).units > 0
 
 
 def test_capture_refuses_more_than_one_output():

@@ -56,6 +56,7 @@ def test_only_large_filters_on_small_maps_run_this_way():
     wide = conv(512, 256, (3, 3))
     assert suits(wide, torch.float32, (512, 4, 4))
     assert not suits(wide, torch.bfloat16, (512, 4, 4))
+    assert not suits(conv(512, 256, (3, 3), (2, 2)), torch.float32, (512, 8, 8))
     assert not suits(wide, torch.float32, (512, 16, 16))
     assert not suits(conv(64, 64, (3, 3)), torch.float32, (64, 4, 4))
     assert not suits(conv(512, 512, (1, 1), padding=(0, 0)), torch.float32, (512, 4, 4))
