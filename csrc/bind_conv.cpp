@@ -37,8 +37,6 @@ void conv(Pointer x, Pointer filters, Pointer scale, Pointer shift, Pointer adde
 }  // namespace
 
 void bind_conv(pybind11::module_& m) {
-  m.attr("conv_panel") = onp::kConvPanel;
-  m.attr("conv_taps") = onp::kTaps;
   m.def("conv_filters", &conv_filters, "csrc/conv.h: from, to, C, K, threads");
   m.def("conv", &conv, "csrc/conv.h: x, filters, scale, shift, added, out, N, H, W, C, K, padding, relu, threads");
 }
