@@ -54,13 +54,7 @@ class CpuEngine:
                 "oneDNN has no bfloat16 on this CPU, which lacks AVX-512; use precision float32, or the backend torch"
             )
         self._plan, self._tally, self._backend, self._device = plan, tally, backend, images.device
-        parts = -(-len(images) // (chunk or _chunk_size(plan, self._device)))
-        self._workers = min(torch.get_num_threads(), len(images)) if self._device.type == "cpu" else 1
-        if chunk is None:
-            parts = -(-parts // self._workers) * self._workers
-        self._workers = min(self._workers, parts)
-        # Chunks of nearly equal size: a small remainder would run at a fraction of the speed.
-        self._chunks = [_channels_last(part, torch.float32) for part in images.tensor_split(parts)]
+        self._chunks, self._workers = _chunks(plan, images, chunk, torch.float32)
         self._prefix = PrefixCache(plan, len(images), 4, 0)  # caches nothing: the checks below come first
         self._feeder = feeders(plan)
         lasting = [set(held(plan, index)) for index in range(len(plan.steps) + 1)]
@@ -75,12 +69,12 @@ class CpuEngine:
         self._bind_base(torch.float32)
         fast = backend == "onednn" and matrix_units()
         if precision == "bfloat16" or (precision == "auto" and fast and self._bfloat16_agrees()):
-            self._chunks = [_channels_last(part, torch.bfloat16) for part in self._chunks]
+            self._chunks, self._workers = _chunks(plan, images, chunk, torch.bfloat16)
             self._bind_base(torch.bfloat16)
         self._prefix = PrefixCache(plan, len(images), self._dtype.itemsize, memory_budget)
         _log.info(
             "evaluator: %s %s on %s, %d images in %d chunks by %d workers, %d steps cached before %s",
-            *(backend, self.precision, self._device, len(images), parts, self._workers),
+            *(backend, self.precision, self._device, len(images), len(self._chunks), self._workers),
             *(len(plan.steps), self._prefix.cuts),
         )
 
@@ -140,7 +134,7 @@ class CpuEngine:
         channels = dict(self._channels)
         for index in set(self._feeder.values()) & changed.keys():
             if index >= start:
-                needed = needed_channels(_units(keep, self._plan.steps[index]))
+                needed = needed_channels(_units(keep, self._plan.steps[index]), self._dtype.itemsize)
                 channels[index] = None if needed is None else needed.to(self._device)
         stale = {index for index in changed if index >= start}
         stale |= {
@@ -235,10 +229,20 @@ def triton_problem(device: torch.device) -> str | None:
     return None if interpreted else f"the victim is on {device.type}, and the kernels are for NVIDIA GPUs"
 
 
-def _chunk_size(plan: Plan, device: torch.device) -> int:
+def _chunks(plan: Plan, images: Tensor, size: int | None, dtype: torch.dtype) -> tuple[list[Tensor], int]:
+    """The images in chunks of `size`, None for a good one, and how many workers to run them by."""
+    parts = -(-len(images) // (size or _chunk_size(plan, images.device, dtype.itemsize)))
+    workers = min(torch.get_num_threads(), len(images)) if images.device.type == "cpu" else 1
+    if size is None:
+        parts = -(-parts // workers) * workers
+    # Chunks of nearly equal size: a small remainder would run at a fraction of the speed.
+    return [_channels_last(part, dtype) for part in images.tensor_split(parts)], min(workers, parts)
+
+
+def _chunk_size(plan: Plan, device: torch.device, itemsize: int) -> int:
     """As many images as keep the values of the widest step in cache (CPU) or well inside the memory (CUDA)."""
-    sizes = [plan.image_bytes(index, 4) or 0 for index in range(len(plan.steps))]
-    outputs = [4 * math.prod(plan.shapes[step.name] or ()) for step in plan.steps]
+    sizes = [plan.image_bytes(index, itemsize) or 0 for index in range(len(plan.steps))]
+    outputs = [itemsize * math.prod(plan.shapes[step.name] or ()) for step in plan.steps]
     widest = max(before + after for before, after in zip(sizes, outputs, strict=True))
     if device.type == "cpu":
         return min(128, max(4, CPU_CHUNK_BYTES // widest))

@@ -12,7 +12,8 @@ from onp.program import expand_units
 from onp.steps import Activation, ConvStep, OpStep, Step, activate
 
 Mask = NDArray[np.bool_]
-LANES = 16  # channels that CPU kernels work on together: fewer pruned ones save nothing
+# Of channels that CPU kernels work on together, a vector register or a row of a matrix tile: fewer pruned ones save nothing.
+LANE_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,10 @@ def feeders(plan: Plan) -> dict[int, int]:
     return found
 
 
-def needed_channels(units: Mask) -> Tensor | None:
-    """Kept channels, filled up with pruned ones to a multiple of LANES: int64, ascending; None where that is all."""
-    count = max(LANES, -(-int(units.sum()) // LANES) * LANES)
+def needed_channels(units: Mask, itemsize: int) -> Tensor | None:
+    """Kept channels, filled up with pruned ones to whole lanes of values of `itemsize` bytes: int64, ascending; None: all."""
+    lanes = LANE_BYTES // itemsize
+    count = max(lanes, -(-int(units.sum()) // lanes) * lanes)
     if count >= len(units):
         return None
     return torch.from_numpy(np.sort(np.argsort(~units, kind="stable")[:count]))

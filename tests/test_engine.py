@@ -20,7 +20,7 @@ def victim(request):
 def narrow(monkeypatch, lanes: int) -> None:
     """Few lanes: networks this narrow leave channels out and run small maps as matrix products, as wide ones do."""
     if lanes < 16:
-        monkeypatch.setattr("onp.suffix.LANES", lanes)
+        monkeypatch.setattr("onp.suffix.LANE_BYTES", 4 * lanes)
         monkeypatch.setattr("onp.small_maps.LEAST_PRODUCTS", 1)
 
 

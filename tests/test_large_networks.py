@@ -70,7 +70,7 @@ def hooked_logits(victim: Victim, mask: Tensor, images: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "densenet121", "efficientnet_b0", "vgg16"])
 def test_masks_give_the_labels_of_hooks(name, monkeypatch):
-    monkeypatch.setattr("onp.suffix.LANES", 4)  # at full width these paths are taken without help
+    monkeypatch.setattr("onp.suffix.LANE_BYTES", 16)  # at full width these paths are taken without help
     monkeypatch.setattr("onp.small_maps.LEAST_PRODUCTS", 256)
     torch.manual_seed(int.from_bytes(os.urandom(4), "little"))
     images = torch.randn(3, 3, 224, 224)

@@ -77,11 +77,14 @@ def test_channels_left_out_between_two_convs_change_nothing(plan):
         )
 
 
-@pytest.mark.parametrize(("units", "kept", "computed"), [(64, 61, None), (64, 48, 48), (64, 33, 48), (64, 0, 16), (8, 3, None)])
-def test_needed_channels_come_in_lanes(units, kept, computed):
+@pytest.mark.parametrize(
+    ("units", "kept", "itemsize", "computed"),
+    [(64, 61, 4, None), (64, 48, 4, 48), (64, 33, 4, 48), (64, 0, 4, 16), (8, 3, 4, None), (64, 33, 2, None), (64, 31, 2, 32)],
+)
+def test_needed_channels_come_in_lanes(units, kept, itemsize, computed):
     keep = np.zeros(units, dtype=bool)
     keep[np.random.default_rng().permutation(units)[:kept]] = True
-    needed = needed_channels(keep)
+    needed = needed_channels(keep, itemsize)
     if computed is None:
         assert needed is None
     else:
