@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from onp.bank import Bank, BankConfig, TriggerBank, build_bank, refine_steps, scan, scan_steps
 from onp.config import DefendConfig
 from onp.data import ImageSet, Splits, joined
-from onp.expensive import expensive
 from onp.fused import fitting_logits
 from onp.mask import Mask
 from onp.metrics import accuracy, predictions
@@ -178,8 +177,8 @@ def fit_bank(
 
 
 def recall_of(victim: Victim, splits: Splits, preset: Preset) -> Recall | None:
-    """What the norms remember of the attack, for fitting triggers; None where the preset or the price of a pass forbids it."""
-    if not preset.bank.refine.recall or expensive(victim):
+    """What the norms remember of the attack, for fitting triggers; None where the preset does not ask or they say nothing."""
+    if not preset.bank.refine.recall:
         return None
     images = joined(splits.build, splits.score)
     return recall(victim, images.pixels(), images.labels)
