@@ -20,14 +20,14 @@ struct ConvFilters {
   int64_t inputs, outputs;
 };
 
-// out = scale * conv(x) + shift + added, and no less than 0 if `relu`. Sums are made in an order that depends on the
+// out = scale * conv(x) + shift + added, the first 0 where scale is, and no less than 0 if `relu`. Sums are made in an order that depends on the
 // sizes alone, so results repeat bit for bit, whatever the number of threads and the other images.
 struct Conv {
   const float* x;
   const float* filters;  // as ConvFilters makes them
   const float* scale;    // [K], or null: ones
   const float* shift;    // [K], or null: zeros
-  const float* added;    // [N, H', W', K], or null; may be `out` itself
+  const float* added;    // [N, H', W', K], or null
   float* out;
   int64_t images, height, width, inputs, outputs, padding;
   bool relu;

@@ -160,7 +160,8 @@ inline void finish_tile(const Conv& op, const Tile& tile, const float* sums, int
       outputs_of_row(half[i], y);
       const int64_t first = ((tile.image * height + tile.row + i) * width + tile.column) * op.outputs + k;
       for (int j = 0; j < kTileWidth && tile.column + j < width; ++j) {
-        Vec value = scale * y[j] + shift;
+        // A pruned channel is 0 even where its sum is not a finite number.
+        Vec value = (scale == 0 ? Vec{} : scale * y[j]) + shift;
         if (op.added) value += load(op.added + first + j * op.outputs);
         store(op.out + first + j * op.outputs, op.relu ? (value < 0 ? Vec{} : value) : value);
       }

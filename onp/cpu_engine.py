@@ -141,7 +141,8 @@ class CpuEngine:
             reader for reader, index in self._feeder.items() if index in stale and channels[index] is not self._channels[index]
         }
         runs = list(self._runs)
-        bound = run_all(lambda index: self._bind(index, keep, channels), sorted(stale), min(self._workers, len(stale) or 1))
+        workers = self._workers if len(stale) > 1 else 1
+        bound = run_all(lambda index: self._bind(index, keep, channels), sorted(stale), workers)
         for index, run in zip(sorted(stale), bound, strict=True):
             runs[index] = run
         return runs, channels
@@ -158,10 +159,11 @@ class CpuEngine:
             step = narrowed(step, outputs, inputs)
         if self._backend == "torch" or not shape:
             return bind_torch(step, gate, self._dtype)
-        if isinstance(step, ConvStep) and winograd.suits(step, self._dtype, shape):
-            return winograd.bind_winograd(step, gate, self._filters_of(index, step))
-        if isinstance(step, ConvStep) and isinstance(whole, ConvStep) and suits(whole, self._dtype, shape):
-            return bind_small_map(step, gate, shape)
+        if isinstance(step, ConvStep) and isinstance(whole, ConvStep):
+            if winograd.suits(step, self._dtype, shape):
+                return winograd.bind_winograd(step, gate, self._filters_of(index, step))
+            if suits(whole, self._dtype, shape):
+                return bind_small_map(step, gate, shape)
         if inputs is not None:
             shape = (len(inputs), *shape[1:])
         return bind_onednn(step, gate, self._dtype, (len(self._chunks[0]), *shape))

@@ -183,9 +183,9 @@ class _Fuser:
             gate,
             weight,
             bias,
-            tuple(stride),
-            tuple(padding),
-            tuple(dilation),
+            _pair(stride),
+            _pair(padding),
+            _pair(dilation),
             groups,
             activation,
         )
@@ -275,3 +275,8 @@ def _liveness(steps: tuple[Step, ...], output: str) -> tuple[tuple[str, ...], ..
 def _flops(step: Step, shape: tuple[int, ...] | None) -> float:
     products = step.weight[0].numel() if isinstance(step, ConvStep | LinearStep) else 0
     return math.prod(shape or ()) * (2.0 * products + FLOPS_PER_ELEMENT)
+
+
+def _pair(sizes: Sequence[int]) -> tuple[int, int]:
+    """For height and width; one number stands for both."""
+    return sizes[0], sizes[-1]

@@ -28,9 +28,9 @@ def suits(step: ConvStep, dtype: torch.dtype, input_shape: tuple[int, ...]) -> b
 
 
 def output_size(step: ConvStep, input_shape: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width of what `step` makes of `[C, H, W]`; dilation 1."""
-    sizes = zip(input_shape[1:], step.weight.shape[2:], step.padding, step.stride, strict=True)
-    height, width = ((size + 2 * padding - kernel) // stride + 1 for size, kernel, padding, stride in sizes)
+    """Height and width of what `step` makes of `[C, H, W]`; stride and dilation 1."""
+    sizes = zip(input_shape[1:], step.weight.shape[2:], step.padding, strict=True)
+    height, width = (size + 2 * padding - kernel + 1 for size, kernel, padding in sizes)
     return height, width
 
 
@@ -45,14 +45,14 @@ def bind_small_map(step: ConvStep, keep: Tensor | None, input_shape: tuple[int, 
     weight = (weight.contiguous() if keep is None else weight * keep).contiguous()
     bias = masked(step.bias, keep)
     bias = weight.new_zeros(weight.shape[3]) if bias is None else bias.float()
-    vertical = _taps(rows, step.stride[0], step.padding[0], height, weight.shape[0])
-    horizontal = _taps(columns, step.stride[1], step.padding[1], width, weight.shape[1])
+    vertical = _taps(rows, step.padding[0], height, weight.shape[0])
+    horizontal = _taps(columns, step.padding[1], width, weight.shape[1])
     products = [
-        (row, source_row, slice(*targets), slice(*sources), weight[r, s])
-        for r, (first_row, last_row, first_source) in enumerate(vertical)
-        for row, source_row in zip(range(first_row, last_row), range(first_source, height, step.stride[0]), strict=False)
-        for s, tap in enumerate(horizontal)
-        for targets, sources in _contiguous(*tap, step.stride[1])
+        (row, row + below, slice(left, right), slice(left + beside, right + beside), weight[r, s])
+        for r, (top, bottom, below) in enumerate(vertical)
+        for row in range(top, bottom)
+        for s, (left, right, beside) in enumerate(horizontal)
+        if left < right
     ]
 
     def run(x: Tensor, added: Tensor | None = None) -> Tensor:
@@ -67,21 +67,11 @@ def bind_small_map(step: ConvStep, keep: Tensor | None, input_shape: tuple[int, 
     return run
 
 
-def _taps(outputs: int, stride: int, padding: int, size: int, kernel: int) -> list[tuple[int, int, int]]:
-    """For each tap of a filter along one axis: first and last (exclusive) output that it reaches, input of the first."""
+def _taps(outputs: int, padding: int, size: int, kernel: int) -> list[tuple[int, int, int]]:
+    """For each tap of a filter along one axis: first and last (exclusive) output that it reaches, and from an output to the
+    input it reads there."""
     found = []
     for tap in range(kernel):
-        first = max(0, -(-(padding - tap) // stride))
-        last = min(outputs, (size - 1 - tap + padding) // stride + 1)
-        found.append((first, max(first, last), first * stride + tap - padding))
+        first, last = max(0, padding - tap), min(outputs, size - tap + padding)
+        found.append((first, max(first, last), tap - padding))
     return found
-
-
-def _contiguous(first: int, last: int, source: int, stride: int) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Runs of outputs and of the inputs they read, as (start, end); single pixels where the stride skips some."""
-    if first == last:
-        return []
-    if stride == 1:
-        return [((first, last), (source, source + last - first))]
-    steps = range(last - first)
-    return [((first + i, first + i + 1), (source + i * stride, source + i * stride + 1)) for i in steps]

@@ -65,14 +65,17 @@ class Tally:
         """`logits` float32 `[N, classes]` of all images -> float64 `[3, 1 + F]`.
 
         Row 0: hits. Row 1: the summed probabilities of the expected class. Row 2: of clean images the summed divergence
-        KL(unpruned network || this one) in nats, at most `MOST_DIVERGENCE` an image; of families 0.
+        KL(unpruned network || this one) in nats, at most `MOST_DIVERGENCE` an image; of families 0. An image whose logits are
+        no numbers is a miss of probability 0 and diverges most.
         """
-        hits = (logits.argmax(1) == self.expected).double()
         logs = logits.log_softmax(1)
-        probability = logs.gather(1, self.expected[:, None])[:, 0].exp()
+        broken = logs.isnan().any(1)
+        hits = ((logits.argmax(1) == self.expected) & ~broken).double()
+        probability = logs.gather(1, self.expected[:, None])[:, 0].exp().masked_fill(broken, 0)
         divergence = torch.zeros_like(probability)
         gap = self.base - logs[: len(self.base)].clamp_min(LEAST)
-        divergence[: len(self.base)] = (self.base.exp() * gap).sum(1).clamp(0, MOST_DIVERGENCE)
+        clean = (self.base.exp() * gap).sum(1).clamp(0, MOST_DIVERGENCE)
+        divergence[: len(clean)] = clean.masked_fill(broken[: len(clean)], MOST_DIVERGENCE)
         return torch.stack([hits, probability.double(), divergence.double()]) @ self.member
 
 

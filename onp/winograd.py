@@ -81,7 +81,7 @@ def conv(
         raise ValueError(f"images of {height} x {width} pixels with padding {padding} have no output")
     x, added = _channels_last(x), None if added is None else _channels_last(added)
     scale, shift = (None if each is None else each.float().contiguous() for each in (scale, shift))
-    out = torch.empty(shape, memory_format=torch.channels_last)
+    out = torch.empty(shape, dtype=torch.float32, device=x.device, memory_format=torch.channels_last)
     pointers = (0 if each is None else each.data_ptr() for each in (x, filters, scale, shift, added, out))
     threads = torch.get_num_threads()
     backend.native().conv(*pointers, images, height, width, inputs, outputs, padding, relu, threads)
@@ -89,7 +89,7 @@ def conv(
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    return x.detach().float().contiguous(memory_format=torch.channels_last)
+    return x.float().contiguous(memory_format=torch.channels_last)
 
 
 def bind_winograd(step: ConvStep, keep: Tensor | None, filters: Tensor) -> Run:
@@ -110,7 +110,7 @@ def bind_differentiable(step: ConvStep) -> Run:
 
     def run(x: Tensor, added: Tensor | None = None) -> Tensor:
         y = _Conv.apply(x, added, filters, back, step.bias, step.padding[0], fused)
-        return y if fused or step.activation is None else step.activation.target(y, *step.activation.args)
+        return y if fused else activate(y, step.activation)
 
     return run
 

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onp.archs import build_network
@@ -154,3 +155,17 @@ def test_gated_forward_refuses_wrong_gates_and_names():
         gated_forward(victim, torch.randn(1, 3, 16, 16), torch.ones(victim.units + 1))
     with pytest.raises(InputError, match="no node named"):
         gated_forward(victim, torch.randn(1, 3, 16, 16), torch.ones(victim.units), outputs=["nowhere"])
+
+
+def test_one_number_stands_for_both_directions():
+    class Short(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.head(F.conv2d(x, self.conv.weight, self.conv.bias, [2], [1]).relu().mean((2, 3)))
+
+    victim = victim_from_module(Short(), Normalisation.parse("none"), (3, 9, 9))
+    step = next(step for step in build_plan(victim).steps if isinstance(step, ConvStep))
+    assert (step.stride, step.padding, step.dilation) == ((2, 2), (1, 1), (1, 1))

@@ -35,6 +35,25 @@ def as_good(found: torch.Tensor, plain: torch.Tensor, exact: torch.Tensor) -> No
     assert off <= 2 * usual + 1e-7 * exact.square().mean().sqrt()
 
 
+def test_a_pruned_channel_is_zero_whatever_its_sum():
+    x, weight = torch.randn(2, 16, 4, 4), torch.randn(16, 16, 3, 3)
+    weight[3] = 1e38
+    keep, shift = torch.ones(16), torch.randn(16)
+    keep[3] = shift[3] = 0
+    found = conv(x, filters_of(weight), keep, shift)
+    assert found.isfinite().all() and not found[:, 3].any()
+
+
+def test_another_default_dtype_changes_nothing():
+    x, filters = torch.randn(2, 16, 4, 4), filters_of(torch.randn(16, 16, 3, 3))
+    expected = conv(x, filters)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(conv(x, filters), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("layout", ["channels last", "channels first", "strided"])
 @pytest.mark.parametrize(
     ("images", "size", "channels", "padding"),

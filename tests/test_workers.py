@@ -5,6 +5,10 @@ import threading
 import pytest
 import torch
 
+from onp.archs import build_network
+from onp.data import Normalisation
+from onp.evaluator import Batch, Evaluator
+from onp.victim import victim_from_module
 from onp.workers import run_all
 
 
@@ -38,3 +42,20 @@ def test_results_keep_their_order_and_the_threads_their_numbers(workers):
 def test_an_error_in_a_task_is_raised(workers):
     with pytest.raises(ZeroDivisionError):
         run_all(lambda item: 1 // (item - 2), range(4), workers)
+
+
+def test_masks_that_change_few_steps_start_no_threads_of_their_own(monkeypatch):
+    """Each number of workers keeps a pool for good."""
+    asked = set()
+
+    def seen(task, items, workers):
+        asked.add(workers)
+        return run_all(task, items, 1)
+
+    monkeypatch.setattr("onp.cpu_engine.run_all", seen)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    victim = victim_from_module(build_network("preact_resnet18:width=4"), Normalisation.parse("none"), (3, 16, 16))
+    clean = Batch(torch.randn(12, 3, 16, 16), torch.zeros(12, dtype=torch.int64))
+    evaluator = Evaluator(victim, clean, [], backend="torch", precision="float32")
+    evaluator.score(torch.rand(30, victim.units) > torch.rand(30, 1) ** 4)
+    assert asked <= {1, 6}
