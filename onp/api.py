@@ -50,8 +50,8 @@ def detect(
 ) -> Evidence:
     """Tell whether `model` is backdoored, and towards which class; takes and gives what `mitigate` does, minus the repair."""
     config = DefendConfig(norm=norm, preset=preset, seed=seed, quiet=quiet)
-    case = _case(model, images, labels, class_names, config)
     chosen = preset_of(config)
+    case = _case(model, images, labels, class_names, config)
     found: Scan = look(case.victim, case.splits, config, chosen, Monitor(quiet)).scan
     suspicion = found.suspicion
     return Evidence(max(suspicion) >= chosen.bank.threshold, found.suspect, suspicion, found.witnesses, chosen.bank.threshold)
@@ -91,7 +91,8 @@ def mitigate(
         InputError: something given cannot be used.
     """
     config = DefendConfig(norm=norm, preset=preset, max_acc_drop=max_acc_drop, seed=seed, quiet=quiet)
-    return run(_case(model, images, labels, class_names, config), config, preset_of(config), Monitor(quiet))
+    chosen = preset_of(config)
+    return run(_case(model, images, labels, class_names, config), config, chosen, Monitor(quiet))
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,9 +115,11 @@ def apply(mask: Mask, model: nn.Module, input_shape: Sequence[int]) -> Applied:
     Raises:
         InputError: the mask is one of another network.
     """
+    if not isinstance(mask, Mask):
+        raise InputError(f"The mask is a {type(mask).__name__}; give that of an outcome, or onp.load_mask of a mask.json.")
+    if not isinstance(input_shape, Sequence) or len(input_shape) != 3:
+        raise InputError(f"The input shape is {input_shape}; give channels, height and width of one image.")
     shape = tuple(int(size) for size in input_shape)
-    if len(shape) != 3:
-        raise InputError(f"The input shape is {list(shape)}; give channels, height and width of one image.")
     device = next(model.parameters()).device
     victim = victim_from_module(model, Normalisation.parse("none"), shape, device=device)
     mask.check(victim)
@@ -145,9 +148,11 @@ def _case(
 ) -> Case:
     if not isinstance(model, nn.Module):
         raise InputError(f"The model is a {type(model).__name__}, not a torch.nn.Module.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("The model is a TorchScript program, whose units cannot be pruned; give the network it was made from.")
     if not isinstance(config.norm, str):
         raise InputError("Say with norm how the model's images are normalised: a preset such as cifar10, or MEAN/STD.")
-    pixels, classes = _pixels(images), torch.as_tensor(np.asarray(labels) if not isinstance(labels, Tensor) else labels)
+    pixels, classes = _pixels(images), _labels(labels)
     if classes.shape != (len(pixels),) or classes.is_floating_point():
         raise InputError(f"The labels are {classes.dtype} {list(classes.shape)}; one integer for each image is needed.")
     shape = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
@@ -158,6 +163,8 @@ def _case(
         model, Normalisation.parse(str(config.norm)), shape, device=first.device, arch=type(model).__name__
     )
     names = tuple(map(str, range(victim.classes))) if class_names is None else tuple(class_names)
+    if len(names) > victim.classes:
+        raise InputError(f"There are {len(names)} class names, and the model has {victim.classes} classes; give one for each.")
     clean = ImageSet(pixels, classes.long().cpu(), names)
     if int(clean.labels.min()) < 0 or int(clean.labels.max()) >= len(names):
         raise InputError(
@@ -166,6 +173,13 @@ def _case(
     check_for(clean, victim.classes, victim.input_shape)
     check_useful(victim, clean)
     return Case(victim, clean, split(clean, config.seed), None, None, None)
+
+
+def _labels(labels: Tensor | np.ndarray | Sequence[int]) -> Tensor:
+    try:
+        return torch.as_tensor(labels if isinstance(labels, Tensor) else np.asarray(labels))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError("The labels are no numbers; give the number of each image's class, as the network counts.") from error
 
 
 def _pixels(images: Images) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -65,23 +66,36 @@ def figures(
     target: int | None,
     evaluation: ImageSet | None,
     attack: TrueAttack | TrueImages | None,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> Figures:
-    """Measure `victim`; `fresh` are triggered holdout images, normalised, `target` the class they lead to, if any."""
+    """Measure `victim`; `fresh` are triggered holdout images, normalised, `target` the class they lead to, if any.
+
+    `advance` counts the images, `images_of` of these.
+    """
     measured = holdout if evaluation is None else evaluation
-    labels, probabilities = measured.labels, _probabilities(victim, measured)
+    labels, probabilities = measured.labels, _probabilities(victim, measured, advance)
     clean = probabilities.argmax(1)
-    surrogate = {batch.family: _led(victim, batch) for batch in fresh}
+    surrogate = {batch.family: _led(victim, batch, advance) for batch in fresh}
     asr = ra = None
     goal: int | Tensor | None = target
     if attack is not None:
         own, triggered = attack.on(measured)
-        guess = predictions(victim.model, victim.normalisation(triggered.to(victim.device)))
+        guess = predictions(victim.model, victim.normalisation(triggered.to(victim.device)), advance)
         own = own.to(guess.device)
         led = attack.goals(own, victim.classes)
         asr, ra = attack_success(own, guess, led), robust_accuracy(own, guess, led)
         goal = attack.goals(labels, victim.classes)
     asr_clean = None if goal is None else attack_success(labels, clean, goal)
     return Figures(accuracy(labels, clean), surrogate, asr, ra, asr_clean, probabilities)
+
+
+def images_of(
+    holdout: ImageSet, fresh: list[TriggeredBatch], evaluation: ImageSet | None, attack: TrueAttack | TrueImages | None
+) -> int:
+    """How many images `figures` runs through the network."""
+    measured = len(holdout if evaluation is None else evaluation)
+    triggered = 0 if attack is None else len(attack.images) if isinstance(attack, TrueImages) else measured
+    return measured + triggered + sum(int((batch.labels != batch.target).sum()) for batch in fresh)
 
 
 def find_target(victim: Victim, labels: Tensor, triggered: Tensor) -> int:
@@ -99,12 +113,16 @@ def der(before: Figures, after: Figures) -> float | None:
 
 
 @torch.no_grad()
-def _probabilities(victim: Victim, images: ImageSet) -> Tensor:
-    return torch.cat([victim.logits(part).softmax(1).cpu() for part in images.pixels().split(at_once(images.images, 250))])
+def _probabilities(victim: Victim, images: ImageSet, advance: Callable[[int], None]) -> Tensor:
+    found = []
+    for part in images.pixels().split(at_once(images.images, 250)):
+        found.append(victim.logits(part).softmax(1).cpu())
+        advance(len(part))
+    return torch.cat(found)
 
 
-def _led(victim: Victim, batch: TriggeredBatch) -> Share:
+def _led(victim: Victim, batch: TriggeredBatch, advance: Callable[[int], None]) -> Share:
     """Share of a triggered batch that is given its target, leaving out images of the target class."""
     counted = batch.labels != batch.target
-    guess = predictions(victim.model, batch.images[counted])
+    guess = predictions(victim.model, batch.images[counted], advance)
     return Share(int((guess == batch.target[counted]).sum()), int(counted.sum()))

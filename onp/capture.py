@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from onp.errors import InputError
+from onp.hush import hushed
 
 aten = torch.ops.aten
 
@@ -52,15 +52,14 @@ def capture(model: nn.Module, example: Tensor) -> fx.GraphModule:
     The result shares its parameters and buffers with `model`. See `onp.victim.Victim.program` for the nodes that occur.
     Raises InputError when the network cannot be exported.
     """
-    with warnings.catch_warnings():
-        # torch.export warns about its own internals here; nothing in it is the caller's to mend.
-        warnings.simplefilter("ignore")
+    with hushed():
         exported = _export(model, example)
         graph_module = plain(exported)
         if not _make_functional(graph_module.graph):
             # A view of the written tensor is still in use: let export untangle that, and undo its lowering of norms.
             graph_module = plain(exported.run_decompositions({}))
             _restore_batch_norm(graph_module.graph)
+            _restore_copies(graph_module.graph)
     _drop_identities(graph_module.graph)
     graph_module.graph.eliminate_dead_code()
     graph_module.graph.lint()
@@ -167,6 +166,22 @@ def _restore_batch_norm(graph: fx.Graph) -> None:
                 if user.args[1] == 0:
                     user.target = aten.batch_norm.default
                     user.args = (x, weight, bias, mean, var, False, momentum, eps, False)
+
+
+def _restore_copies(graph: fx.Graph) -> None:
+    """Turns copy(to, x), which has no gradient, into x in the shape and dtype of `to`."""
+    for node in list(graph.nodes):
+        if op_name(node) == "copy":
+            to, x = node.args[:2]
+            wanted, given = node.meta["val"], value(x)
+            forms = [(aten.to.dtype, wanted.dtype)] if given is None or given.dtype != wanted.dtype else []
+            forms += [(aten.expand_as.default, to)] if given is None or given.shape != wanted.shape else []
+            with graph.inserting_before(node):
+                for target, form in forms:
+                    x = graph.call_function(target, (x, form))
+                    x.meta = dict(node.meta)
+            node.replace_all_uses_with(x)
+            graph.erase_node(node)
 
 
 def _drop_identities(graph: fx.Graph) -> None:

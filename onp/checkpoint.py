@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import pickle
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,8 @@ from torch import Tensor, nn
 from onp import pt2
 from onp.capture import first_line
 from onp.errors import InputError
+from onp.layout import USUAL, Copy, Place, choose, copies, file_and_key, prefixes, some, states, with_tensors
 
-# What training code wraps the state dict in; what DataParallel, torch.compile and Lightning put before names.
-_CONTAINERS = ("state_dict", "model_state_dict", "model", "net", "model_state", "network", "weights")
-PREFIXES = ("", "module.", "_orig_mod.", "_orig_mod.module.", "module._orig_mod.", "model.", "net.", "timm_model.")
 FOREIGN = frozenset({".onnx", ".h5", ".hdf5", ".keras", ".pb", ".tflite", ".mlmodel", ".engine"})  #: others' formats
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _CONVERT = (
@@ -49,16 +46,17 @@ _NUMPY: list[Any] = [
 class Checkpoint:
     """The tensors of a checkpoint file and what is needed to write them back in the same layout.
 
-    `container` is the object that torch.load gave ("torch": the state dict itself or a dict that holds it under `key`)
-    or the verified archive members ("pt2").
+    `container` is the object that torch.load gave ("torch": the state dict itself or a dict that holds it at `place`), the
+    tensors by name ("safetensors") or the verified archive members ("pt2").
     """
 
     path: Path
     kind: str  #: "safetensors", "torch" or "pt2"
     state: dict[str, Tensor]  #: original dtypes, on the CPU; under the network's names
     stored_as: Mapping[str, str] = field(default_factory=dict)  #: those names in the file that are others, by the network's
-    key: str | None = None
+    place: Place = ()
     container: Any = field(default=None, repr=False)
+    copies: tuple[Copy, ...] = ()  #: further copies of the weights in the file, which are written like `state`
     metadata: dict[str, str] | None = None  #: of a safetensors file
     edited: frozenset[str] = frozenset()  #: names of the tensors that differ from the file
 
@@ -67,32 +65,30 @@ class Checkpoint:
         return replace(self, state={**self.state, **edits}, edited=self.edited | edits.keys())
 
     def to_bytes(self) -> bytes:
-        """The file's content: format, names, dtypes, metadata and unedited tensors as they were read."""
-        stored = {self.stored_as.get(name, name): tensor for name, tensor in self.state.items()}
-        if self.kind == "safetensors":
-            return safetensors_bytes({name: tensor.contiguous() for name, tensor in stored.items()}, self.metadata)
+        """The file's content: format, names, dtypes, metadata and unedited tensors as they were read.
+
+        Copies of edited weights are replaced by them, so that whichever is loaded is what was edited.
+        """
         if self.kind == "pt2":
             return pt2.pack(pt2.patch(self.container, {name: self.state[name] for name in self.edited}))
-        # A shallow copy keeps the type of an OrderedDict and the `_metadata` that state_dict() puts on it.
-        container = copy.copy(self.container)
-        inner = copy.copy(container[self.key]) if self.key is not None else container
-        for name in self.edited:
-            key, new = self.stored_as.get(name, name), self.state[name]
-            old = inner[key]
-            inner[key] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
-        if self.key is not None:
-            container[self.key] = inner
+        changed = {self.stored_as.get(name, name): self.state[name] for name in self.edited}
+        content = with_tensors(self.container, self.place, changed)
+        for each in self.copies if self.edited else ():
+            content = with_tensors(content, each.place, {key: self.state[name].clone() for name, key in each.stored_as.items()})
+        if self.kind == "safetensors":
+            return safetensors_bytes({name: tensor.contiguous() for name, tensor in content.items()}, self.metadata)
         buffer = io.BytesIO()
-        torch.save(container, buffer)
+        torch.save(content, buffer)
         return buffer.getvalue()
 
 
-def read_checkpoint(path: Path | str) -> Checkpoint:
-    """Reads safetensors, torch weights (a state dict, or a dict that holds one) or an exported program (.pt2).
+def read_checkpoint(location: Path | str) -> Checkpoint:
+    """Reads safetensors, torch weights (a state dict, or dicts that hold one) or an exported program (.pt2).
 
+    location: PATH, or PATH::KEY for the weights under a key of the dict in the file, PATH::KEY/KEY for deeper ones.
     Raises InputError for a missing or damaged file, one that holds pickled objects, and NaN or infinite weights.
     """
-    path = Path(path)
+    path, wanted = file_and_key(location)
     check_file(path)
     try:
         with path.open("rb") as stream:
@@ -109,7 +105,9 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     elif path.suffix == ".safetensors" or head[8:9] == b"{":
         checkpoint = _read_safetensors(path)
     else:
-        checkpoint = _read_torch(path, head, names)
+        checkpoint = _read_torch(path, head, names, wanted)
+    if wanted and checkpoint.kind != "torch":
+        raise InputError(f"{path} holds one set of weights, and none under {wanted}; leave out ::{wanted}.")
     _check_values(path, checkpoint.state)
     return checkpoint
 
@@ -143,7 +141,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
         raise InputError(f"{path} is not a complete safetensors file ({error}); download or copy it again.") from error
     if not state:
         raise InputError(f"{path} holds no tensors.")
-    return Checkpoint(path, "safetensors", state, metadata=metadata)
+    return Checkpoint(path, "safetensors", state, container=state, metadata=metadata)
 
 
 def _members(path: Path) -> list[str]:
@@ -154,7 +152,7 @@ def _members(path: Path) -> list[str]:
         raise InputError(f"{path} is cut off or damaged ({first_line(error)}); download or copy it again.") from error
 
 
-def _read_torch(path: Path, head: bytes, names: list[str]) -> Checkpoint:
+def _read_torch(path: Path, head: bytes, names: list[str], wanted: str) -> Checkpoint:
     if not names and not head.startswith(b"\x80"):
         raise InputError(f"{path} is not a checkpoint: neither safetensors, torch weights nor an exported program.")
     if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
@@ -169,24 +167,16 @@ def _read_torch(path: Path, head: bytes, names: list[str]) -> Checkpoint:
         raise InputError(f"{path} holds pickled Python objects, which can run code when opened; {_CONVERT}.") from error
     except Exception as error:
         raise InputError(f"{path} is a damaged torch file ({first_line(error)}); download or copy it again.") from error
-    key, state = _find_state(path, content)
-    return Checkpoint(path, "torch", state, key=key, container=content)
-
-
-def _find_state(path: Path, content: Any) -> tuple[str | None, dict[str, Tensor]]:
-    """The state dict in what torch.load gave, and the key it is under."""
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a state dict.")
-    for key in (None, *_CONTAINERS):
-        state = content if key is None else content.get(key)
-        if not isinstance(state, dict) or not state or not all(isinstance(name, str) for name in state):
-            continue
-        if all(isinstance(tensor, Tensor) for tensor in state.values()):
-            return key, {name: tensor.detach() for name, tensor in state.items()}
-    raise InputError(
-        f"{path} holds no state dict: its entries are {some(map(str, content))}, and weights are looked for at the top "
-        f"and under {', '.join(_CONTAINERS)}."
-    )
+    found = states(content)
+    if not found:
+        raise InputError(
+            f"{path} holds no state dict: its entries are {some(map(str, content)) or 'none'}, weights are tensors by name, "
+            f"at the top or in a dict under {', '.join(USUAL)} or another key."
+        )
+    place = choose(path, found, wanted)
+    return Checkpoint(path, "torch", found[place], place=place, container=content)
 
 
 def _check_values(path: Path, state: Mapping[str, Tensor]) -> None:
@@ -201,32 +191,22 @@ def _check_values(path: Path, state: Mapping[str, Tensor]) -> None:
         raise InputError(f"{path} has NaN or infinite values in {some(bad)}; the checkpoint is broken.")
 
 
-def some(names: Iterable[str], count: int = 3) -> str:
-    """The first few names and how many more there are, for a message."""
-    names = list(names)
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")
-
-
 def renamed(checkpoint: Checkpoint, network: nn.Module, names: Mapping[str, str]) -> Checkpoint:
-    """The checkpoint under the names of `network`: without a prefix that all share, and with `names`, which gives the
-    network's name of a tensor by its name in files, where they differ.
+    """The checkpoint under the names of `network`: without the prefix that most of those have in the file, and with `names`,
+    which gives the network's name of a tensor by its name in files, where they differ. What has another prefix is left out.
 
     Raises InputError when two tensors would have one name.
     """
-    wanted = {*network.state_dict(), *names}
-
-    def matches(prefix: str) -> int:
-        if not all(name.startswith(prefix) for name in checkpoint.state):
-            return -1
-        return sum(name.removeprefix(prefix) in wanted for name in checkpoint.state)
-
-    prefix = max(PREFIXES, key=matches)
-    bare = {stored: stored.removeprefix(prefix) for stored in checkpoint.state}
-    stored_as = {names.get(name, name): stored for stored, name in bare.items()}
+    prefix = next((each for each, _ in prefixes(checkpoint.state, {*network.state_dict(), *names})), "")
+    stored = [name for name in checkpoint.state if name.startswith(prefix)]
+    bare = {name.removeprefix(prefix): name for name in stored}
+    stored_as = {names.get(name, name): stored for name, stored in bare.items()}
     if len(stored_as) < len(bare):
         raise InputError(f"{checkpoint.path} holds a tensor under two names; save the model again.")
     state = {name: checkpoint.state[stored] for name, stored in stored_as.items()}
-    return replace(checkpoint, state=state, stored_as=stored_as)
+    shown = {name: names.get(name, name) for name in bare}
+    further = copies(states(checkpoint.container), checkpoint.place, prefix, shown, state)
+    return replace(checkpoint, state=state, stored_as=stored_as, copies=further)
 
 
 def load_into(

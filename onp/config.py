@@ -47,7 +47,7 @@ class DefendConfig:
     model: str | None = option(
         None,
         "checkpoint: .safetensors, .pt or .pth with weights only, or .pt2; or a folder of timm or transformers, whose "
-        "config.json also says --arch, --norm and --image-size",
+        "config.json also says --arch, --norm and --image-size; PATH::KEY picks one of several sets of weights in a file",
         metavar="PATH",
     )
     arch: str | None = option(

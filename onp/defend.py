@@ -17,9 +17,9 @@ from torch import nn
 
 from onp import progress
 from onp.arithmetic import strict_float32
-from onp.audit import der, figures
+from onp.audit import der, figures, images_of
 from onp.bank import Bank, TriggerBank
-from onp.cautions import warning
+from onp.cautions import further_copies, warning
 from onp.config import DefendConfig
 from onp.data import ImageSet, joined
 from onp.details import Audit, Details, details
@@ -37,7 +37,7 @@ from onp.repair import repair
 from onp.report import Report, Tuned
 from onp.rounds import Look, Round, Rounds, bank_config, fit_bank, look, recall_of, repair_classes, search_mask, told
 from onp.shrink import check_shrinking, shrink
-from onp.state import State, kept_in
+from onp.state import State, kept_in, spent_before
 from onp.trouble import NO_MEMORY, trouble
 from onp.tune import check_tuning, tune_pruned
 from onp.victim import Victim
@@ -125,14 +125,18 @@ def _defend(config: DefendConfig, preset: Preset, monitor: Monitor) -> Outcome:
 
 def _facts(config: DefendConfig, case: Case) -> dict[str, object]:
     """What two runs must have in common for one to continue the other."""
-    wanted = ("preset", "max_acc_drop", "seed", "arch", "norm", "image_size", "trigger", "triggered_data", "tune")
+    wanted = ("preset", "max_acc_drop", "seed", "arch", "norm", "image_size", "tune")
     model = hashlib.sha256()
     for tensor in case.victim.model.state_dict().values():
         model.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     images = hashlib.sha256(case.clean.images.contiguous().numpy().tobytes())
     images.update(case.clean.labels.numpy().tobytes())
+    trigger = None
+    if case.known is not None:
+        (batch,) = case.known.batches(case.victim, case.splits, "score")
+        trigger = hashlib.sha256(batch.images.cpu().contiguous().numpy().tobytes()).hexdigest()
     facts: dict[str, object] = {name.replace("_", "-"): getattr(config, name) for name in wanted}
-    return facts | {"model": model.hexdigest(), "data": images.hexdigest()}
+    return facts | {"model": model.hexdigest(), "data": images.hexdigest(), "trigger": trigger}
 
 
 @strict_float32()
@@ -161,13 +165,13 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
     audits = _audits(case, seen, repairs, config, preset, monitor)
     fresh = [batch for audit in audits for batch in audit.batches]
     target = repairs.rounds[0].target if repairs else None
-    with monitor.stage("measuring the result"):
-        before = figures(victim, splits.holdout, fresh, target, case.evaluation, case.attack)
+    images = images_of(splits.holdout, fresh, case.evaluation, case.attack)
+    with monitor.stage("measuring the result", images if repaired is victim else 2 * images) as bar:
+        before = figures(victim, splits.holdout, fresh, target, case.evaluation, case.attack, bar.advance)
         after = before
         if repaired is not victim:
-            after = figures(repaired, splits.holdout, fresh, target, case.evaluation, case.attack)
+            after = figures(repaired, splits.holdout, fresh, target, case.evaluation, case.attack, bar.advance)
         shown = details(victim, repaired, mask, splits.holdout, audits, case.evaluation, case.attack, (before, after))
-    measured = splits.holdout if case.evaluation is None else case.evaluation
     tuned = None
     if config.tune is not None and decision == "repaired":
         with monitor.stage("training the repaired network"):
@@ -179,17 +183,18 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
     if config.shrink and decision == "repaired":
         with monitor.stage("taking pruned channels out"):
             shrunk = shrink(repaired, mask)
-    seconds = sum(monitor.seconds.values())
+    seconds = sum(monitor.seconds.values()) + spent_before()
     searches = [each.found for each in repairs.rounds] if repairs else []
     evaluations, scoring = sum(each.evaluations for each in searches), sum(each.seconds for each in searches)
     report = Report(
         decision=decision,
         reason=reason,
-        warning=warning(before, after, measured, config.max_acc_drop, (len(clean), victim.classes) if seen else None),
+        warning=warning(before, after, case, config.max_acc_drop),
         target_class=target,
         target_name=None if target is None else clean.name(target),
         target_classes=tuple(each.target for each in repairs.rounds) if repairs else (),
-        notes=() if seen is None else told(seen, repairs, preset.bank.threshold, clean),
+        notes=further_copies(victim.checkpoint, decision)
+        + (() if seen is None else told(seen, repairs, preset.bank.threshold, clean)),
         model={
             "path": config.model,
             "arch": victim.arch,
@@ -230,9 +235,9 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
 def preset_of(config: DefendConfig) -> Preset:
     if config.preset not in PRESETS:
         raise InputError(f"There is no preset '{config.preset}'; choose one of {', '.join(PRESETS)}.")
-    if not 0 <= config.max_acc_drop < 1:
+    if not isinstance(config.max_acc_drop, (int, float)) or not 0 <= config.max_acc_drop < 1:
         raise InputError(f"--max-acc-drop is a share of the images, 0.01 for one point, not {config.max_acc_drop}.")
-    if not 0 <= config.seed < 2**31:
+    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**31:
         raise InputError(f"--seed is a number from 0 to {2**31 - 1}, not {config.seed}.")
     preset = PRESETS[config.preset].with_max_acc_drop(config.max_acc_drop)
     return preset.with_trigger_given() if config.trigger or config.triggered_data else preset

@@ -16,11 +16,12 @@ from PIL import Image
 
 from onp.cifar import read_cifar
 from onp.errors import InputError
-from onp.image_files import Size, entries, fit, is_batch, read_tree, stack
+from onp.image_files import MAX_PIXELS, Size, entries, fit, is_batch, read_tree, stack
 from onp.tables import read_table, table_files
 
 # An array file that claims to hold more is refused before it is read.
 MAX_ARRAY_BYTES = 32 * 2**30
+NPZ_KEYS = ("images", "x", "data", "arr_0"), ("labels", "y", "targets", "arr_1")  # capital or small
 IDX_OF_BYTES = b"\0\0\x08"
 
 Arrays = tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]  # images [N, C, H, W], labels [N], class names
@@ -41,6 +42,8 @@ def read(location: str, size: Size | None, channels: int | None, labelled: bool)
         raise InputError(f"Images can be converted to 1 or 3 channels, not to {channels}.")
     if size is not None and min(size) < 1:
         raise InputError(f"The image size {size[0]}x{size[1]} must be at least 1x1.")
+    if size is not None and math.prod(size) > MAX_PIXELS:
+        raise InputError(f"The image size {size[0]}x{size[1]} is more than {MAX_PIXELS} pixels; give that of the network.")
     name, _, inner = location.partition("::")
     path = Path(name)
     if not path.exists():
@@ -53,7 +56,7 @@ def read(location: str, size: Size | None, channels: int | None, labelled: bool)
         raise InputError(f"{path} is neither a folder nor a tar archive, so it has no folder {inner}.")
     try:
         if path.suffix == ".npz":
-            arrays = _read_npz(path)
+            arrays = _read_npz(path, labelled)
         elif _head(path) == IDX_OF_BYTES:
             arrays = _read_idx(path, labelled)
         elif is_batch(path.name):
@@ -110,28 +113,32 @@ def _finish(location: str, arrays: Arrays, size: Size | None, channels: int | No
         class_names = class_names or tuple(str(label) for label in range(labels.max() + 1))
         if labels.min() < 0 or labels.max() >= len(class_names):
             wrong = labels.min() if labels.min() < 0 else labels.max()
-            raise InputError(f"{location} has the label {wrong}; its labels must be 0 to {len(class_names) - 1}.")
+            counted = f"0 to {len(class_names) - 1}" if wrong > 0 else "the classes of the network, counted from 0"
+            raise InputError(f"{location} has the label {wrong}; its labels must be {counted}.")
     if (size or images.shape[2:]) != images.shape[2:] or (channels or images.shape[1]) != images.shape[1]:
         squeezed = images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)
         images = stack([fit(Image.fromarray(image), size, channels) for image in squeezed], location)
     return RawImages(np.ascontiguousarray(images), labels.astype(np.int64), class_names)
 
 
-def _read_npz(path: Path) -> Arrays:
+def _read_npz(path: Path, labelled: bool) -> Arrays:
     with zipfile.ZipFile(path) as archive:
         if sum(member.file_size for member in archive.infolist()) > MAX_ARRAY_BYTES:
             raise InputError(f"{path} claims to hold more than {MAX_ARRAY_BYTES} bytes; give a smaller set.")
     try:
         with np.load(path, allow_pickle=False) as file:
-            arrays = {key: array for key, array in file.items() if isinstance(array, np.ndarray)}
+            arrays = {key.lower(): array for key, array in file.items() if isinstance(array, np.ndarray)}
     except ValueError as error:
         raise InputError(f"{path} holds something other than plain arrays; save it with numpy.savez again.") from error
-    images = next((arrays[key] for key in ("images", "x", "data") if key in arrays), None)
-    labels = next((arrays[key] for key in ("labels", "y") if key in arrays), None)
-    if images is None:
-        raise InputError(f"{path} has no array 'images' (or 'x', 'data') but {', '.join(sorted(arrays)) or 'none'}.")
+    images, labels = (next((arrays[key] for key in keys if key in arrays), None) for keys in NPZ_KEYS)
+    for found, keys in ((images, NPZ_KEYS[0]), *(((labels, NPZ_KEYS[1]),) if labelled else ())):
+        if found is None:
+            raise InputError(f"{path} has no array {' or '.join(map(repr, keys))} but {', '.join(sorted(arrays)) or 'none'}.")
+    assert images is not None
     if images.size == 0:
         raise InputError(f"{path} holds no images.")
+    if labels is not None and labels.shape == (len(images), 1):
+        labels = labels[:, 0]
     if labels is not None and (labels.shape != images.shape[:1] or labels.dtype.kind not in "iu"):
         raise InputError(
             f"The labels of {path} are {labels.dtype} {list(labels.shape)}; one integer for each of the "

@@ -68,4 +68,9 @@ def given_images(victim: Victim, images: ImageSet, seed: int) -> GivenImages:
             f"Only {100 * share:.0f} % of the triggered images are given one class ({target}); give images whose trigger works."
         )
     others = images.subset(images.labels != target)
+    if len(others) < MINIMUM_IMAGES:
+        raise InputError(
+            f"All but {len(others)} of the triggered images are labelled with the class that they lead to ({target}); label "
+            "them with the classes they had before the attack, or put them into one folder without classes."
+        )
     return GivenImages(split(others, seed), target)

@@ -15,6 +15,7 @@ from typing import Any
 from onp.config import DefendConfig
 from onp.data import ImageSet, Normalisation
 from onp.errors import InputError
+from onp.layout import file_and_key
 
 SPEC = "config:"  #: an architecture that a config.json describes is written config:PATH
 CONFIG = "config.json"
@@ -67,19 +68,20 @@ def with_hub(config: DefendConfig) -> DefendConfig:
     """
     if config.model is None:
         return config
-    model = Path(config.model)
+    model, key = file_and_key(config.model)
     path = (model if model.is_dir() else model.parent) / CONFIG
     if not path.exists():
         return config
     if model.is_dir():
         model = _weights(model)
+    location = f"{model}::{key}" if key else str(model)
     if config.arch is not None and config.norm is not None:
-        return dataclasses.replace(config, model=str(model))
+        return dataclasses.replace(config, model=location)
     hub = read_config(path)
     norm = None if hub.normalisation is None else str(hub.normalisation)
     return dataclasses.replace(
         config,
-        model=str(model),
+        model=location,
         arch=config.arch or f"{SPEC}{path}",
         norm=config.norm or norm,
         image_size=config.image_size or hub.size,

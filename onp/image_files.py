@@ -114,12 +114,20 @@ def _parts(name: str) -> Name:
 
 def _folder(path: Path) -> Iterator[tuple[Name, Callable[[], bytes] | None]]:
     for folder, folders, files in os.walk(path, followlinks=True):
-        below = Path(folder).relative_to(path).parts
-        folders.sort()
+        below, here = Path(folder).relative_to(path).parts, Path(folder).resolve()
+        # A link to a folder above would be walked for ever.
+        folders[:] = sorted(name for name in folders if (here / name).resolve() not in (here, *here.parents))
         for name in folders:
             yield (*below, name), None
         for name in sorted(files):
-            yield (*below, name), (Path(folder) / name).read_bytes
+            yield (*below, name), partial(_content, Path(folder) / name)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"The file {path} cannot be read ({error.strerror}); repair or remove it.") from error
 
 
 class _StrictHeader(tarfile.TarInfo):
@@ -192,7 +200,8 @@ def read_tree(
             large = sum(len(content) for _, content in chunk) > THREADED_BYTES * len(chunk)
             decoded.update((pool.map if large else map)(decode_entry, chunk))
     if not decoded:
-        raise InputError(f"No images were found in {where}; it needs one sub-folder of image files per class.")
+        kinds = ", ".join(sorted(SUFFIXES))
+        raise InputError(f"No images ({kinds}) were found in {where}; it needs one sub-folder of image files per class.")
     names = sorted(decoded)
     found = labels_from(where, metadata, names) if metadata else None
     labels, class_names = found or classes_of(where, names, folders, labelled)
@@ -208,6 +217,8 @@ def classes_of(where: str, names: list[Name], folders: set[Name], labelled: bool
         stray = next(name[0] for name in names if len(name) == 1)
         raise InputError(f"The image {stray} of {where} is in no class folder; give each class a sub-folder.")
     above = sorted({parent[:-1] for parent in parents})
+    if len(above) > 1 and (inside := next((each for each in parents if each[:-1] in parents), None)):
+        raise InputError(f"The folder {'/'.join(inside)} of {where} lies in a class folder; move its images up, or away.")
     if len(above) > 1:
         choices = " or ".join("::" + "/".join(folder) for folder in above if folder)
         raise InputError(f"The class folders of {where} lie in different folders; choose one by adding {choices}.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -13,18 +12,21 @@ from torch import Tensor
 from onp.audit import TrueAttack, TrueImages, find_target
 from onp.bank import Bank
 from onp.bundle.demos import ARCH, DEFAULT, NORM, demo
-from onp.checkpoint import check_file, some
+from onp.checkpoint import check_file
 from onp.config import DefendConfig
 from onp.data import ImageSet, Normalisation, Splits, check_for, load_images, split
 from onp.errors import InputError
 from onp.given import given_images, given_trigger
 from onp.hub import hub_model
+from onp.layout import file_and_key, some
 from onp.metrics import accuracy, predictions
 from onp.triggers import Trigger, load_trigger
 from onp.victim import Victim, load_victim
 
 USELESS = 0.2  # of the way from chance to certainty: a model below that, or its data, is not what the user thinks
 
+SHIFTED = 0.1  # accuracy to be gained by another order from which on that order is what is wrong, where classes are missing
+FEW = 3  # images of a class from which on they tell which it is
 REORDERED = 0.7  # accuracy under another order of the classes from which on that order is what is wrong
 
 
@@ -79,7 +81,7 @@ def with_demo(config: DefendConfig) -> DefendConfig:
 
 def _load(config: DefendConfig) -> tuple[Victim, ImageSet]:
     """The victim and the clean images, checked against each other."""
-    check_file(Path(str(config.model)))
+    check_file(file_and_key(str(config.model))[0])
     if config.data is None or config.norm is None:
         raise InputError(_missing(config))
     normalisation = Normalisation.parse(config.norm)
@@ -125,27 +127,36 @@ def _missing(config: DefendConfig) -> str:
 
 
 def check_useful(victim: Victim, clean: ImageSet) -> None:
-    """Raise InputError where the model is hardly better than chance on the images: one of them is not what it seems."""
+    """Raise InputError where the model is hardly better than chance on the images, or knows their classes under other numbers:
+    one of them is not what it seems."""
     guess = _guess(victim, clean)
     acc, chance = accuracy(clean.labels, guess).value, 1 / victim.classes
-    if acc < chance + USELESS * (1 - chance):
+    useless, gapped = acc < chance + USELESS * (1 - chance), len(clean.class_names) < victim.classes
+    reordered = _other_order(victim, clean, guess, REORDERED if useless else acc + SHIFTED) if useless or gapped else None
+    if useless or reordered:
         raise InputError(
             f"The model is right on only {100 * acc:.0f} % of the clean images"
-            + (_other_order(victim, clean, guess) or "; check --norm, --image-size and the order of the classes.")
+            + (reordered or "; check --norm, --image-size and the order of the classes.")
         )
 
 
-def _other_order(victim: Victim, clean: ImageSet, guess: Tensor) -> str | None:
-    """The rest of the sentence where the model knows the classes of the images, but under other numbers."""
+def _other_order(victim: Victim, clean: ImageSet, guess: Tensor, least: float) -> str | None:
+    """The rest of the sentence where the model knows the classes of the images, but under other numbers: where accuracy under
+    those is `least` or more."""
     met = torch.zeros(len(clean.class_names), victim.classes, dtype=torch.long)
     met.index_put_((clean.labels, guess), torch.ones_like(guess), accumulate=True)
+    # A class of one or two images may go to any other by mistake.
+    met[met.sum(1) < FEW] = 0
     rows, columns = linear_sum_assignment(met.numpy(), maximize=True)
     right = int(met[rows, columns].sum()) / len(clean)
-    if right < REORDERED:
+    if right < least:
         return None
-    moved = [f"{clean.name(row)} is its class {column}" for row, column in zip(rows, columns, strict=True) if row != column]
+    pairs = [(row, column) for row, column in zip(rows, columns, strict=True) if row != column and met[row, column]]
+    moved = [f"{clean.name(row)} is its class {column}" for row, column in pairs]
+    missing = victim.classes - len(clean.class_names)
+    gap = f"; {missing} of its {victim.classes} classes have no folder, so that later ones count wrong" if missing else ""
     return (
-        f", but would be on {100 * right:.0f} % with the classes in another order ({some(moved)}); "
+        f", but would be on {100 * right:.0f} % with the classes in another order ({some(moved)}){gap}; "
         "count the labels, or name the folders, by its class numbers."
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -63,8 +64,12 @@ def at_once(images: Tensor, most: int) -> int:
 
 
 @torch.no_grad()
-def predictions(model: torch.nn.Module, inputs: Tensor) -> Tensor:
-    """Classes int64 `[N]` of normalised images `[N, C, H, W]`, by the network's own code."""
+def predictions(model: torch.nn.Module, inputs: Tensor, advance: Callable[[int], None] = lambda _: None) -> Tensor:
+    """Classes int64 `[N]` of normalised images `[N, C, H, W]`, by the network's own code; `advance` counts images."""
     if not len(inputs):
         return torch.empty(0, dtype=torch.int64)
-    return torch.cat([model(part).argmax(1) for part in inputs.split(at_once(inputs, 250))])
+    found = []
+    for part in inputs.split(at_once(inputs, 250)):
+        found.append(model(part).argmax(1))
+        advance(len(part))
+    return torch.cat(found)

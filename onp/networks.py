@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from onp.archs import NETWORKS, build_network
 from onp.capture import first_line
-from onp.checkpoint import PREFIXES
 from onp.classifiers import image_classifier
 from onp.errors import InputError
 from onp.hub import HubModel, hub_model
+from onp.layout import prefixes
 
 
 def network_for(spec: str, state: Mapping[str, Tensor]) -> nn.Module:
@@ -114,8 +114,10 @@ def _with_sizes(spec: str, build: Callable[..., Any], state: Mapping[str, Tensor
     """Builds with the package's defaults, then once more if the checkpoint's head has another number of rows, or its first
     conv another number of channels and the package an option for that, called `channels`."""
     network: nn.Module = _call(spec, build)
-    pairs = [(tensor.shape, fresh.shape) for name, fresh in network.state_dict().items()
-             if (tensor := _stored(state, name)) is not None and tensor.dim() == fresh.dim() > 0]  # fmt: skip
+    names = network.state_dict()
+    prefix = next((each for each, _ in prefixes(state, names)), "")
+    pairs = [(tensor.shape, fresh.shape) for name, fresh in names.items()
+             if (tensor := state.get(prefix + name)) is not None and tensor.dim() == fresh.dim() > 0]  # fmt: skip
     rows = {stored[0] for stored, fresh in pairs if stored[0] != fresh[0] and stored[1:] == fresh[1:]}
     read = {stored[1] for stored, fresh in pairs if len(fresh) == 4 and stored[:1] + stored[2:] == fresh[:1] + fresh[2:]
             and stored[1] != fresh[1]}  # fmt: skip
@@ -127,13 +129,13 @@ def _with_sizes(spec: str, build: Callable[..., Any], state: Mapping[str, Tensor
 
 def likely(state: Mapping[str, Tensor]) -> str | None:
     """The built-in network whose tensors have the names and shapes of these, such as "vgg11_bn:width=16,channels=1"."""
-    prefix = max(PREFIXES, key=lambda prefix: len(prefix) if all(name.startswith(prefix) for name in state) else -1)
-    shapes = {name.removeprefix(prefix): tensor.shape for name, tensor in state.items()}
     for name, build in NETWORKS.items():
         with torch.device("meta"):
             modules = list(build().named_modules())
             stem = next(f"{at}.weight" for at, module in modules if isinstance(module, nn.Conv2d))
             head = next(f"{at}.weight" for at, module in reversed(modules) if isinstance(module, nn.Linear))
+            prefix = next((each for each, _ in prefixes(state, {stem, head})), "")
+            shapes = {key.removeprefix(prefix): tensor.shape for key, tensor in state.items() if key.startswith(prefix)}
             if len(shapes.get(stem, ())) != 4 or len(shapes.get(head, ())) != 2:
                 continue
             sizes = {"width": shapes[stem][0], "classes": shapes[head][0], "channels": shapes[stem][1]}
@@ -145,8 +147,3 @@ def likely(state: Mapping[str, Tensor]) -> str | None:
             options = ",".join(f"{key}={size}" for key, size in sizes.items() if size != usual[key].default)
             return f"{name}:{options}" if options else name
     return None
-
-
-def _stored(state: Mapping[str, Tensor], name: str) -> Tensor | None:
-    names = (prefix + name for prefix in PREFIXES)
-    return next((state[key] for key in names if key in state), None)

@@ -74,5 +74,5 @@ def write_outputs(folder: Path, report: Report, details: Details, mask: Mask, re
     except OSError as error:
         raise InputError(
             f"The results could not be written to {folder} ({error.strerror}); free some space and give the same command with "
-            "--resume, which takes seconds."
+            "--resume, which does nothing twice."
         ) from error

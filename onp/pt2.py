@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import io
 import json
-import logging
 import re
-import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +26,7 @@ from torch import Tensor, fx
 
 from onp.capture import first_line, plain
 from onp.errors import InputError
+from onp.hush import hushed
 
 Members = dict[str, bytes]
 
@@ -168,17 +167,11 @@ def pack(members: Mapping[str, bytes]) -> bytes:
 
 def _load(members: Mapping[str, bytes]) -> torch.export.ExportedProgram:
     """Deserialises members that `read_members` has verified."""
-    logger = logging.getLogger("torch.export")
-    level = logger.level
     try:
-        logger.setLevel(logging.CRITICAL)  # it logs a stack trace for what is reported below in one sentence
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecations inside torch's deserialiser
+        with hushed():
             exported = torch.export.load(io.BytesIO(pack(members)))
     except Exception as error:
         raise InputError(f"The exported program cannot be read ({first_line(error)}); re-export it.") from error
-    finally:
-        logger.setLevel(level)
     for node in exported.graph.nodes:
         # The second lock: whatever a name resolved to, only registered operators and arithmetic are ever called.
         known = isinstance(node.target, torch._ops.OpOverload) or getattr(node.target, "__module__", "") in _CALLABLE

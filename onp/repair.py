@@ -69,14 +69,11 @@ def _without(tensor: Tensor, pruned: Tensor) -> Tensor:
 def save_checkpoint(victim: Victim, path: Path | str) -> None:
     """Writes the (repaired) checkpoint: same format, container, names, metadata and dtypes as the file it came from.
 
-    The file appears whole or not at all. Raises InputError when `path` is the original file or cannot be written.
+    The file appears whole or not at all. Raises InputError when `path` is the original file, OSError when the disk refuses.
     """
     path = Path(path)
     if victim.checkpoint is None:
         raise ValueError("this victim was built from a module, so there is no checkpoint layout to write")
     if path.exists() and os.path.samefile(path, victim.checkpoint.path):
         raise InputError(f"{path} is the original checkpoint, which is never overwritten; choose another name.")
-    try:
-        write_atomically(path, victim.checkpoint.to_bytes())
-    except OSError as error:
-        raise InputError(f"The repaired checkpoint cannot be written to {path}: {error.strerror}.") from error
+    write_atomically(path, victim.checkpoint.to_bytes())

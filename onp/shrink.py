@@ -11,8 +11,6 @@ from __future__ import annotations
 import copy
 import importlib.util
 import io
-import logging
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from torch import Tensor, nn
 
 from onp.errors import InputError
 from onp.files import write_atomically
+from onp.hush import hushed
 from onp.mask import Mask
 from onp.units import Layer
 from onp.victim import Victim
@@ -118,8 +117,7 @@ def _without(network: nn.Module, layer: Layer, units: list[int], images: Tensor)
     )
     smaller.requires_grad_(True)  # torch-pruning follows autograd
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with hushed():
             graph = torch_pruning.DependencyGraph().build_dependency(smaller, example_inputs=images[:2])
             graph.get_pruning_group(module, remove, idxs=units).prune()
         smaller.requires_grad_(False)
@@ -134,44 +132,31 @@ def _without(network: nn.Module, layer: Layer, units: list[int], images: Tensor)
 def write_shrunk(shrunk: Shrunk, input_shape: tuple[int, int, int], folder: Path) -> tuple[str, ...]:
     """Write the network as an exported program and, with the packages onnx and onnxscript, as ONNX; returns the names.
 
-    Both take a batch of any size of normalised float32 images. Raises InputError where the disk refuses.
+    Both take a batch of any size of normalised float32 images. Raises OSError where the disk refuses.
     """
     example = torch.zeros(2, *input_shape, device=next(shrunk.network.parameters()).device)
     batch = ({0: torch.export.Dim("N")},)
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.export warns about its own internals
+    with hushed():
         torch.export.save(torch.export.export(shrunk.network, (example,), dynamic_shapes=batch), buffer)
     files = {PROGRAM: buffer.getvalue()}
     if all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
         files[ONNX] = _onnx(shrunk.network, example)
-    try:
-        for name, content in files.items():
-            write_atomically(folder / name, content)
-    except OSError as error:
-        raise InputError(f"The shrunk network cannot be written to {folder} ({error.strerror}); free some space.") from error
+    for name, content in files.items():
+        write_atomically(folder / name, content)
     return tuple(files)
 
 
 def _onnx(network: nn.Module, example: Tensor) -> bytes:
-    noisy = [logging.getLogger(name) for name in ("onnxscript", "onnx_ir", "torch.onnx")]
-    levels = [logger.level for logger in noisy]
-    for logger in noisy:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                network,
-                (example,),
-                dynamo=True,
-                verbose=False,
-                dynamic_shapes=({0: torch.export.Dim("N")},),
-                input_names=["images"],
-                output_names=["logits"],
-            )
-    finally:
-        for logger, level in zip(noisy, levels, strict=True):
-            logger.setLevel(level)
+    with hushed():
+        program = torch.onnx.export(
+            network,
+            (example,),
+            dynamo=True,
+            verbose=False,
+            dynamic_shapes=({0: torch.export.Dim("N")},),
+            input_names=["images"],
+            output_names=["logits"],
+        )
     assert program is not None
     return bytes(program.model_proto.SerializeToString())

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from onp.errors import InputError
 from onp.evaluator import Evaluator, Scores
 from onp.files import write_atomically
 
-FOLDER = "state"
+FOLDER, SECONDS = "state", "seconds.jsonl"
 FIELDS = ("acc", "asr", "divergence", "acc_soft", "asr_soft", "acc_count", "asr_count")
 
 _current: ContextVar[State | None] = ContextVar("onp.state", default=None)
@@ -36,6 +37,7 @@ class State:
 
     def __init__(self, out: Path, facts: dict[str, Any]) -> None:
         self.folder = out / FOLDER
+        self.spent = 0.0  #: seconds of earlier runs
         file = self.folder / "run.json"
         facts = json.loads(json.dumps(facts))
         if file.exists():
@@ -47,6 +49,7 @@ class State:
                     f"The run in {out} was started with another {name} ({known.get(name)}, now {facts[name]}); "
                     "give the same options, or --out another folder."
                 )
+            self.spent = sum(each["seconds"] for each in self.lines(SECONDS))
         else:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.write("run.json", json.dumps(facts, indent=2) + "\n")
@@ -104,11 +107,20 @@ class State:
 @contextmanager
 def kept_in(state: State | None) -> Iterator[None]:
     """Within this block, `recalled` and `recorded` use `state`; None for a run that keeps nothing."""
-    token = _current.set(state)
+    token, start = _current.set(state), time.monotonic()
     try:
         yield
     finally:
         _current.reset(token)
+        if state is not None:
+            with suppress(InputError):  # of a full disk, which is told of already
+                state.append(SECONDS, json.dumps({"seconds": time.monotonic() - start}))
+
+
+def spent_before() -> float:
+    """Seconds that earlier runs have put into what this one goes on with; those of a killed one are not known."""
+    state = _current.get()
+    return 0.0 if state is None else state.spent
 
 
 def recalled(name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -131,14 +143,17 @@ class _Recorded:
         self.families, self.units = evaluator.families, evaluator.units
         self._base: Tensor | None = None
         self._known: dict[str, dict[str, Any]] = {}
+        self._spent = 0.0
         for line in state.lines(name):
             # What an older version kept may lack a field; it is worked out again.
+            self._spent += line.get("seconds", 0.0)
             known = zip(line["masks"], line["scores"], strict=True)
             self._known.update((key, scores) for key, scores in known if set(FIELDS) <= set(scores))
 
     @property
     def seconds(self) -> float:
-        return self._evaluator.seconds
+        """Of scoring, those of earlier runs included."""
+        return self._spent + self._evaluator.seconds
 
     def commit(self, mask: Tensor) -> None:
         self._base = mask
@@ -150,11 +165,13 @@ class _Recorded:
             if self._base is not None:
                 self._evaluator.commit(self._base)
                 self._base = None
+            before = self._evaluator.seconds
             scores = self._evaluator.score(masks[rows])
+            seconds = self._evaluator.seconds - before
             found = [{field: getattr(scores, field)[row].tolist() for field in FIELDS} for row in range(len(rows))]
             names = [keys[row] for row in rows]
             # JSON keeps every bit of a float: Python writes the shortest decimal that reads back the same.
-            self._state.append(self._name, json.dumps({"masks": names, "scores": found}))
+            self._state.append(self._name, json.dumps({"masks": names, "scores": found, "seconds": seconds}))
             self._known.update(zip(names, found, strict=True))
         known = [self._known[key] for key in keys]
         kinds = {field: torch.int64 if field.endswith("count") else torch.float64 for field in FIELDS}

@@ -117,13 +117,15 @@ def victim_from_module(
 
 def _dry_run(network: nn.Module, x: Tensor, normalisation: Normalisation) -> Tensor:
     """Logits of the batch, after checking that each image's logits depend on nothing but that image."""
-    shape = tuple(x.shape[1:])
+    shape, before = tuple(x.shape[1:]), x.clone()
     normalisation(x)
     with torch.no_grad():
         try:
             logits, again, pair = network(x), network(x), network(x[:2])
         except Exception as error:
             raise InputError(f"The network does not take images of shape {shape}: {first_line(error)}.") from error
+    if not torch.equal(x, before):
+        raise InputError("The network changes its input in place; write x = x - mean in place of x -= mean.")
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != len(x) or logits.shape[1] < 2:
         found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"The network must return logits [N, classes], but for {len(x)} images it returned {found}.")

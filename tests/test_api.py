@@ -80,6 +80,11 @@ def test_applied_and_undone(given, outcome):
         ({"images": iter([])}, "give one tensor"),
         ({"model": nn.Sequential(nn.Flatten(), nn.Linear(64, 4), nn.Softmax(1))}, "probabilities, not logits"),
         ({"seed": -1}, "--seed"),
+        ({"seed": "a"}, "--seed"),
+        ({"max_acc_drop": "0.01"}, "--max-acc-drop"),
+        ({"labels": ["cat"] * 200}, "no numbers"),
+        ({"class_names": list("abcdefg")}, "7 class names"),
+        ({"model": torch.jit.ScriptModule()}, "TorchScript"),
         ({"preset": "slow"}, "no preset"),
     ],
 )
@@ -93,5 +98,8 @@ def test_a_mask_of_another_network_is_refused(given, outcome):
     model, _, _ = given
     with pytest.raises(onp.InputError, match="for another model"):
         onp.apply(onp.Mask(torch.ones(6, dtype=torch.bool), (("first", 6),)), model, (1, 8, 8))
-    with pytest.raises(onp.InputError, match="channels, height and width"):
-        onp.apply(outcome.mask, model, (8, 8))
+    for shape in ((8, 8), 28):
+        with pytest.raises(onp.InputError, match="channels, height and width"):
+            onp.apply(outcome.mask, model, shape)
+    with pytest.raises(onp.InputError, match="mask is a str"):
+        onp.apply("mask.json", model, (1, 8, 8))

@@ -14,7 +14,7 @@ from onp.config import DefendConfig
 from onp.data import ImageSet
 from onp.inputs import read_case
 from onp.networks import likely
-from onp.triggers import BadNets
+from onp.triggers import BadNets, load_trigger
 
 BASE = ("--arch", ARCH, "--norm", NORM, "--quiet")
 
@@ -47,6 +47,10 @@ def bad_inputs(folder):
     (folder / "page.pth").write_text("<!DOCTYPE html><html></html>")
     BadNets(torch.ones(3, 3, 3)).save(folder / "rgb.safetensors")
     common = ["--model", model, *BASE]
+    known = images.subset(range(200))
+    folders = write_folders(folder / "gap", known, {label: f"class_{label}" for label in range(10) if label != 5})
+    carrying = (load_trigger(victim.trigger)(known.pixels()) * 255).round().byte()
+    stamped = write_images(folder / "stamped.npz", carrying, torch.zeros(200, dtype=torch.int64))
     return {
         "no such model": (["--model", str(folder / "none.pth"), "--data", data, *BASE], "none.pth"),
         "not a checkpoint": (["--model", str(folder / "text.safetensors"), "--data", data, *BASE], "safetensors"),
@@ -95,6 +99,10 @@ def bad_inputs(folder):
             [*common, "--data", data, "--eval-data", data, "--eval-trigger", str(folder / "rgb.safetensors")], "trigger"
         ),
         "data only": (["--data", data], "--model"),
+        "a class without a folder": ([*common, "--data", folders], "class_6 is its class 6"),
+        "labels from -1": ([*common, "--data", write_images(folder / "below.npz", images.images, images.labels - 1)], "from 0"),
+        "size of a poster": ([*common, "--data", data, "--image-size", "100000"], "100000x100000"),
+        "wrong triggered images": ([*common, "--data", data, "--triggered-data", stamped], "before the attack"),
     }
 
 
@@ -158,3 +166,12 @@ def test_grey_files_saved_as_colour_and_grey_files_for_a_colour_network(tmp_path
     data = write_folders(tmp_path / "grey", images, dict(enumerate("0123456789")))
     found = case(data, tmp_path / "colour.safetensors", "vgg11_bn:width=16", norm)
     assert found.clean.images.shape[1:] == (3, 28, 28) == found.victim.input_shape
+
+
+def test_folders_of_the_first_classes_alone_are_fine(tmp_path):
+    """Missing classes move no label where they come last, and a class of two images proves nothing."""
+    images = clean_images()
+    found = case(write_folders(tmp_path / "first", images.subset(range(200)), {label: f"class_{label}" for label in range(8)}))
+    assert len(found.clean.class_names) == 8
+    few = torch.cat([(images.labels == label).nonzero()[:2, 0] for label in range(9)] + [(images.labels < 3).nonzero()[:30, 0]])
+    assert len(case(write_folders(tmp_path / "few", images.subset(few), {label: f"class_{label}" for label in range(9)})).clean)

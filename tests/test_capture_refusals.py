@@ -75,3 +75,22 @@ def test_capture_refuses_more_than_one_output():
 
     with pytest.raises(InputError, match="one tensor of logits"):
         capture(Two().eval(), torch.randn(2, 3, SIZE, SIZE))
+
+
+class InPlace(Vgg):
+    def forward(self, x):
+        return super().forward(x.sub_(0.5))
+
+
+def test_a_network_that_writes_to_its_input_is_told_so():
+    assert "changes its input in place" in refused(InPlace())
+
+
+class ByValue(Vgg):
+    def forward(self, x):
+        return super().forward(x if x.mean() > -9 else -x)
+
+
+def test_what_cannot_be_captured_is_one_sentence(capfd):
+    assert "cannot be captured by torch.export" in refused(ByValue())
+    assert capfd.readouterr() == ("", "")

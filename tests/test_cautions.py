@@ -1,9 +1,15 @@
 """What a report warns of."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import torch
 
-from onp.cautions import little_seen, paying
+from onp.cautions import further_copies, hardly_triggered, little_seen, measured_twice, paying
+from onp.checkpoint import Checkpoint
 from onp.data import ImageSet
+from onp.layout import Copy
+from onp.metrics import Share
 
 
 def test_a_class_that_pays_for_the_repair_is_named():
@@ -29,3 +35,24 @@ def test_little_evidence_is_said():
     said = little_seen(60, 4)
     assert said.startswith("With 60 clean images and 4 classes the evidence is weak") and said.endswith("give 200 or more.")
     assert little_seen(500, 3).startswith("With 3 classes the evidence is weak")
+
+
+def test_a_trigger_that_does_nothing_is_said():
+    assert hardly_triggered(SimpleNamespace(asr=None)) is None
+    assert hardly_triggered(SimpleNamespace(asr=Share(90, 100))) is None
+    assert "leads only 3.0 % of the images" in hardly_triggered(SimpleNamespace(asr=Share(3, 100)))
+
+
+def test_images_measured_on_that_the_repair_saw_are_said():
+    images = torch.randint(256, (60, 1, 8, 8), dtype=torch.uint8)
+    clean, other = (ImageSet(part, torch.zeros(len(part), dtype=torch.int64), ("a",)) for part in images.split((40, 20)))
+    assert measured_twice(clean, other) is None
+    mixed = ImageSet(torch.cat((images[35:40], other.images)), torch.zeros(25, dtype=torch.int64), ("a",))
+    assert measured_twice(clean, mixed).startswith("5 of the 25 images of --eval-data are among those of --data")
+
+
+def test_what_became_of_further_copies_is_said():
+    checkpoint = Checkpoint(Path("a.pth"), "torch", {}, copies=(Copy(("model_ema",), "module.", {}),))
+    assert further_copies(None, "repaired") == further_copies(Checkpoint(Path("a.pth"), "torch", {}), "repaired") == ()
+    assert "(model_ema): the repaired ones stand in place" in further_copies(checkpoint, "repaired")[0]
+    assert further_copies(checkpoint, "not-repairable")[0].endswith("; --model a.pth::model_ema asks about it.")

@@ -99,6 +99,69 @@ def test_a_network_with_a_child_called_module(tmp_path):
     assert victim.layers[0].weight.startswith("module.")
 
 
+def test_further_copies_of_the_weights_are_repaired_too(tmp_path):
+    """As timm and torchvision keep a moving average beside the weights, which their loaders prefer."""
+    averaged = {f"module.{name}": tensor + 1 for name, tensor in state().items()} | {"n_averaged": torch.tensor(3)}
+    half = {name: tensor.half() for name, tensor in state().items()}
+    content = {"epoch": 7, "state_dict": state(), "ema": {"half": half}, "model_ema": averaged}
+    torch.save(content, tmp_path / "a.pth")
+    victim = load(tmp_path / "a.pth")
+    assert [str(each) for each in victim.checkpoint.copies] == ["ema/half", "model_ema"]
+    mask = half_mask(victim)
+    save_checkpoint(repair(victim, mask), tmp_path / "b.pth")
+    after = torch.load(tmp_path / "b.pth", weights_only=True)
+    check_saved(victim, mask, content["state_dict"], after["state_dict"])
+    assert after["epoch"] == 7 and int(after["model_ema"]["n_averaged"]) == 3
+    for name, tensor in after["state_dict"].items():
+        assert torch.equal(after["model_ema"][f"module.{name}"], tensor)
+        half = after["ema"]["half"][name]
+        assert half.dtype == torch.float16 and torch.equal(half, tensor.half())
+    asked = load(f"{tmp_path / 'a.pth'}::model_ema")
+    assert torch.equal(asked.checkpoint.state["0.weight"], averaged["module.0.weight"])
+    assert [str(each) for each in asked.checkpoint.copies] == ["state_dict", "ema/half"]
+    assert read_checkpoint(tmp_path / "a.pth").to_bytes() != b""  # nothing was edited, so no copy is looked for
+
+
+def test_copies_side_by_side_in_one_dict(tmp_path):
+    both = {"model." + name: tensor for name, tensor in state().items()}
+    both |= {"ema_model." + name: tensor + 1 for name, tensor in state().items()}
+    save_file(both, tmp_path / "a.safetensors")
+    victim = load(tmp_path / "a.safetensors")
+    assert [str(each) for each in victim.checkpoint.copies] == ["ema_model.*"]
+    save_checkpoint(repair(victim, half_mask(victim)), tmp_path / "b.safetensors")
+    after = load_file(tmp_path / "b.safetensors")
+    assert all(torch.equal(after[f"model.{name}"], after[f"ema_model.{name}"]) for name in state())
+    assert after.keys() == both.keys()
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "network.", "module.module.", "model.module."])
+def test_whatever_stands_before_the_names(tmp_path, prefix):
+    """Lightning modules hold the network under a name of their own, and other things beside it."""
+    stored = {prefix + name: tensor for name, tensor in state().items()} | {"criterion.weight": torch.ones(5)}
+    torch.save({"state_dict": stored, "epoch": 3}, tmp_path / "a.ckpt")
+    victim = load(tmp_path / "a.ckpt")
+    mask = half_mask(victim)
+    save_checkpoint(repair(victim, mask), tmp_path / "b.ckpt")
+    after = torch.load(tmp_path / "b.ckpt", weights_only=True)["state_dict"]
+    assert torch.equal(after.pop("criterion.weight"), stored.pop("criterion.weight"))
+    check_saved(victim, mask, state_of(stored, prefix), state_of(after, prefix))
+
+
+def test_which_weights_are_meant(tmp_path):
+    torch.save({**state(), "epoch": 5}, tmp_path / "beside.pt")
+    assert load(tmp_path / "beside.pt").units > 0
+    torch.save({"checkpoint": {"student": state(), "lr": 0.1}, "epoch": 5}, tmp_path / "deep.pt")
+    assert load(tmp_path / "deep.pt").checkpoint.place == ("checkpoint", "student")
+    torch.save({"teacher": state(), "student": state()}, tmp_path / "two.pt")
+    assert f"choose with --model {tmp_path / 'two.pt'}::teacher" in refused(tmp_path / "two.pt")
+    assert load(f"{tmp_path / 'two.pt'}::student").checkpoint.place == ("student",)
+    assert "no weights under pupil; it has teacher, student" in refused(f"{tmp_path / 'two.pt'}::pupil")
+    save_file(state(), tmp_path / "one.safetensors")
+    assert "leave out ::x" in refused(f"{tmp_path / 'one.safetensors'}::x")
+    torch.save({}, tmp_path / "empty.pt")
+    assert "its entries are none" in refused(tmp_path / "empty.pt")
+
+
 def test_original_is_never_overwritten_and_nothing_half_written_remains(tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
     save_file(state(), path)
@@ -106,6 +169,7 @@ def test_original_is_never_overwritten_and_nothing_half_written_remains(tmp_path
     victim = load(path)
     repaired = repair(victim, half_mask(victim))
     os.link(path, tmp_path / "other_name.safetensors")
+    (tmp_path / "sub").mkdir()
     for target in (path, tmp_path / "other_name.safetensors", tmp_path / "sub" / ".." / "a.safetensors"):
         with pytest.raises(InputError):
             save_checkpoint(repaired, target)
@@ -117,7 +181,7 @@ def test_original_is_never_overwritten_and_nothing_half_written_remains(tmp_path
     monkeypatch.setattr(os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(repaired, tmp_path / "b.safetensors")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.safetensors", "other_name.safetensors"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.safetensors", "other_name.safetensors", "sub"]
 
 
 def test_missing_file_and_directory(tmp_path):

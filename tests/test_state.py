@@ -21,7 +21,7 @@ from onp.defend import defend
 from onp.errors import InputError
 from onp.evaluator import Evaluator
 from onp.mask import Mask, load_mask
-from onp.state import State, kept_in, recalled, recorded
+from onp.state import State, kept_in, recalled, recorded, spent_before
 from onp.triggers import BadNets
 
 HERE = Path(__file__).parent
@@ -120,6 +120,38 @@ def test_runs_are_not_mixed_up(config, tmp_path):
         defend(replace(config, out=str(out), resume=True))
     with pytest.raises(InputError, match="needs --out"):
         defend(replace(config, resume=True))
+
+
+def test_another_trigger_under_the_same_name_is_another_run(config, tmp_path, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "run", stop)
+    moved = tmp_path / "trigger.safetensors"
+    moved.write_bytes(Path(config.trigger).read_bytes())
+    given = replace(config, trigger=str(moved), out=str(tmp_path / "out"))
+    with pytest.raises(KeyboardInterrupt):
+        defend(given)
+    with pytest.raises(KeyboardInterrupt):
+        defend(replace(given, resume=True))
+    BadNets(torch.full((1, 8, 8), 0.5)).save(moved)
+    with pytest.raises(InputError, match="started with another trigger"):
+        defend(replace(given, resume=True))
+
+
+def test_the_time_of_earlier_runs_counts(backdoored, tmp_path, rng):
+    masks = torch.rand((5, backdoored.victim.units), generator=rng) < 0.9
+    with pytest.raises(KeyboardInterrupt), kept_in(State(tmp_path, {})):
+        first = recorded(Evaluator(backdoored.victim, backdoored.score, backdoored.score_triggered), "scores")
+        first.score(masks)
+        time.sleep(0.01)
+        raise KeyboardInterrupt
+    with kept_in(State(tmp_path, {})):
+        assert spent_before() >= 0.01
+        again = recorded(Evaluator(backdoored.victim, backdoored.score, backdoored.score_triggered), "scores")
+        again.score(masks)
+        assert again.seconds == pytest.approx(first.seconds) and again.seconds > 0
+    assert spent_before() == 0
 
 
 def test_a_gpu_that_fails_is_left_or_named(config, outcome, tmp_path, monkeypatch, capsys):
