@@ -35,7 +35,8 @@ def summary(rows: list[dict[str, Any]]) -> str:
     for which in ("forward", "forward+backward"):
         found = [ratio(row) for row in rows if row["pass"] == which]
         known = sorted(each for each in found if each is not None)
-        cells.append(f"{known[0][0]:.1f} to {known[-1][0]:.1f}, n = {len(known)} ({known[0][1]})" if known else "")
+        reach = f"{known[0][0]:.1f} to {known[-1][0]:.1f}" if len(known) > 1 else f"{known[0][0]:.1f}" if known else ""
+        cells.append(f"{reach}, n = {len(known)} ({known[0][1]})" if known else "")
     return f"| {rows[0]['job']} | {rows[0]['nodes']:,} | {rows[0]['copies']} | {' | '.join(cells)} |"
 
 
