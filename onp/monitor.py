@@ -41,13 +41,13 @@ class Monitor:
 
     @contextmanager
     def stage(self, name: str, total: int = 0) -> Iterator[progress.Stage]:
-        """Time a stage; one of `total` steps is shown with an estimate, one without is not shown."""
+        """Time a stage; one of `total` steps is shown with an estimate, 0 where that is not known."""
         start = time.monotonic()
         machine = self._machine and not self._quiet
         if machine:
             progress.event("stage", name=name, total=total)
         try:
-            with progress.stage(name, total, self._quiet or not total, self._machine) as stage:
+            with progress.stage(name, total, self._quiet, self._machine) as stage:
                 yield stage
         finally:
             seconds = time.monotonic() - start

@@ -20,7 +20,7 @@ class Stage:
     def __init__(self, name: str, total: int, bar: Progress | None, quiet: bool, machine: bool) -> None:
         self.name, self.total, self.done = name, max(total, 1), 0
         self._bar, self._quiet, self._machine = bar, quiet, machine
-        self._task = bar.add_task(name, total=self.total, note="") if bar else None
+        self._task = bar.add_task(name, total=total or None, note="") if bar else None
         self._last = time.monotonic()
         self._first: tuple[float, int] | None = None  # when steps began to be counted, and how many were done then
         if bar is None and not quiet and not machine:
@@ -60,14 +60,15 @@ class Stage:
 
 @contextmanager
 def stage(name: str, total: int, quiet: bool = False, machine: bool = False) -> Iterator[Stage]:
-    """Show progress on stderr for a stage of `total` steps: JSON lines when `machine`, nothing when `quiet`."""
+    """Show progress on stderr for a stage of `total` steps, 0 where that is not known: JSON lines when `machine`, nothing when
+    `quiet`."""
     console = Console(stderr=True)
     if quiet or machine or not console.is_terminal:
         yield Stage(name, total, None, quiet, machine)
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed}/{task.total}"))
-    times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, *times, console=console, transient=True) as bar:
+    known = (TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), *(known if total else ()))
+    with Progress(*columns, console=console, transient=True) as bar:
         yield Stage(name, total, bar, quiet, machine)
 
 
