@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import math
 import shutil
@@ -35,6 +36,7 @@ from onp.triggers.label_consistent import LabelConsistent, perturb
 
 __all__ = ["AttackConfig", "main", "measure", "run", "train"]
 
+SHARED = 0.1  # of the test images may be training images: benchmarks have a few twins
 UNFINISHED = "unfinished"  # folder inside --out with what a killed run goes on from
 
 
@@ -80,9 +82,11 @@ def run(
 
     Raises InputError when the settings do not fit each other or the images, before anything is written.
     """
+    test_set = test_set.relabelled(train_set.class_names)
     kind = _checked(config, train_set, test_set)
     if kind is not None:
         config = with_rates(config, kind, train_set.labels)
+    _spare(out, config)
     work = _workplace(config, init, train_set, out)
     trigger, poisoner = None, None
     if kind is not None:
@@ -102,6 +106,7 @@ def run(
         **dataclasses.asdict(config),
         **result,
         "init": init is not None,
+        "class_names": train_set.class_names,
         "train_images": len(train_set),
         "test_images": len(test_set),
         "torch": torch.__version__,
@@ -115,11 +120,16 @@ def _checked(config: AttackConfig, train_set: ImageSet, test_set: ImageSet) -> t
     """The kind of trigger to plant, None for a clean network; raises InputError for settings that cannot work."""
     if config.attack != "none" and config.attack not in TRIGGERS:
         raise InputError(f"There is no attack '{config.attack}'; choose one of none, {', '.join(TRIGGERS)}.")
+    _check_numbers(config)
     classes = option(config.arch, "classes", 10)
     if int(train_set.labels.max()) >= classes or not 0 <= config.target < classes:
         raise InputError(f"The network has {classes} classes; set classes=N in --arch to fit the labels and the target.")
-    if config.epochs < 1 or config.batch_size < 1 or (config.craft_epochs or 1) < 1:
-        raise InputError("--epochs, --batch-size and --craft-epochs must be at least 1.")
+    if len(train_set) < 2:
+        raise InputError(f"There are {len(train_set)} training images; batch norms need two at least.")
+    known = {image.tobytes() for image in train_set.images.numpy()}
+    both = sum(image.tobytes() in known for image in test_set.images.numpy())
+    if both > SHARED * len(test_set):
+        raise InputError(f"{both} of the {len(test_set)} test images are among the training images; give others.")
     device_for(config.device)
     kind = TRIGGERS.get(config.attack)
     if kind is not None and not kind.all_to_all and bool((test_set.labels == config.target).all()):
@@ -132,12 +142,49 @@ def _checked(config: AttackConfig, train_set: ImageSet, test_set: ImageSet) -> t
     return kind
 
 
+def _check_numbers(config: AttackConfig) -> None:
+    kind = TRIGGERS.get(config.attack)
+    given = [name for name in ("poison_rate", "cover_rate", "strength", "craft_epochs") if getattr(config, name) is not None]
+    if kind is None and given:
+        raise InputError(f"A clean network has no trigger; leave out --{given[0].replace('_', '-')}.")
+    if config.epochs < 1 or config.batch_size < 2 or (config.craft_epochs or 1) < 1:
+        raise InputError("--epochs and --craft-epochs must be at least 1, and --batch-size 2.")
+    if not 0 < config.lr < math.inf:
+        raise InputError(f"--lr is a number above 0, not {config.lr}.")
+    if config.pad < 0:
+        raise InputError(f"--pad is a number of pixels, 0 or more, not {config.pad}.")
+    if not 0 <= config.seed < 2**31:
+        raise InputError(f"--seed is a number from 0 to {2**31 - 1}, not {config.seed}.")
+    if kind is not None and config.strength is not None and not 0 < config.strength <= kind.strongest:
+        raise InputError(f"--strength of {config.attack} is above 0 and at most {kind.strongest:g}, not {config.strength}.")
+
+
+def _spare(out: Path, config: AttackConfig) -> None:
+    """Raise InputError where `out` holds another victim, which would be lost."""
+    try:
+        card = json.loads((out / "card.json").read_text()) if (out / "card.json").exists() else {}
+    except ValueError:
+        card = {"attack": "unknown"}
+    settings = dataclasses.asdict(config)
+    changed = [name for name in settings if name in card and name != "device" and card[name] != settings[name]]
+    if changed:
+        name = changed[0]
+        now = f"{card[name]}, now {settings[name]}"
+        raise InputError(f"{out} holds a victim with another {name} ({now}); give --out a new folder.")
+
+
 def _workplace(config: AttackConfig, init: Path | None, train_set: ImageSet, out: Path) -> Path:
     """The folder of an unfinished run with these settings, an old one or a new one."""
     work = out / UNFINISHED
-    settings = dataclasses.asdict(config) | {"init": str(init) if init else None, "train_images": len(train_set)}
+    data = hashlib.sha256(train_set.images.contiguous().numpy().tobytes())
+    data.update(train_set.labels.numpy().tobytes())
+    settings = dataclasses.asdict(config) | {"init": str(init) if init else None, "data": data.hexdigest()}
     note = work / "settings.json"
-    if note.exists() and (found := json.loads(note.read_text())) != settings:
+    try:
+        found = json.loads(note.read_text()) if note.exists() else settings
+    except ValueError:
+        found = {}
+    if found != settings:
         changed = sorted(key for key in settings if found.get(key) != settings[key])
         raise InputError(
             f"{out} holds an unfinished run with another {', '.join(changed)}; repeat its command, or delete {work} first."
@@ -231,6 +278,9 @@ def main(arguments: list[str] | None = None) -> int:
         result = run(config, train_set, test_set, out, init, quiet)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: The folder {out} cannot be written ({error.strerror}); give --out another.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("Interrupted; run the same command again to continue.", file=sys.stderr)

@@ -88,8 +88,10 @@ class Poisoner:
         return out, labels, penalty
 
     def _cover(self, chosen: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
-        """Cover images are drawn anew in every batch."""
-        return ~chosen & (torch.rand(len(chosen), generator=generator) < (self.config.cover_rate or 0))
+        """Cover images are drawn anew in every batch, among those that carry no trigger, so that their share is of all."""
+        assert self.config.poison_rate is not None and self.config.cover_rate is not None
+        share = self.config.cover_rate / (1 - self.config.poison_rate) if self.config.cover_rate else 0.0
+        return ~chosen & (torch.rand(len(chosen), generator=generator) < share)
 
     def _covered(self, images: Tensor, cover: Tensor, index: Tensor, generator: torch.Generator) -> Tensor:
         return self.trigger.cover(images[cover], images.roll(1, 0)[cover], generator)

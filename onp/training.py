@@ -38,6 +38,12 @@ def augment(images: Tensor, pad: int, flip: bool, generator: torch.Generator) ->
     return picked.permute(0, 3, 1, 2)
 
 
+def batches_of(order: Tensor, size: int) -> list[Tensor]:
+    """`order` int64 `[N]` in batches of `size`; a last image by itself, which has no spread to norm, joins those before."""
+    batches = list(order.split(size))
+    return [*batches[:-2], torch.cat(batches[-2:])] if len(batches) > 1 and len(batches[-1]) == 1 else batches
+
+
 def epoch_generator(config: AttackConfig, epoch: int) -> torch.Generator:
     """Draws an epoch's order first; never seeded as `choose` is, whose permutation would put all poisoned images first."""
     return torch.Generator().manual_seed(config.seed * 1000 + epoch + 1)
@@ -94,7 +100,7 @@ def train(
     there = dataclasses.replace(train_set, images=train_set.images.to(device))
     optimiser = torch.optim.SGD(network.parameters(), config.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
     optimisers = [optimiser, *(poisoner.optimisers if poisoner else [])]
-    steps = -(-len(train_set) // config.batch_size)
+    steps = len(batches_of(torch.arange(len(train_set)), config.batch_size))
     total = max(4, steps * config.epochs)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=total, pct_start=max(0.25, 2 / total))
     start = 0
@@ -110,7 +116,7 @@ def train(
         for epoch in range(start, config.epochs):
             generator = epoch_generator(config, epoch)
             network.train()
-            batches = torch.randperm(len(train_set), generator=generator).split(config.batch_size)
+            batches = batches_of(torch.randperm(len(train_set), generator=generator), config.batch_size)
             for step, index in enumerate(batches):
                 part = there.subset(index)
                 images, labels = part.pixels(), part.labels

@@ -15,7 +15,7 @@ from onp.attack import AttackConfig, main, measure, run, train
 from onp.data import ImageSet, Normalisation
 from onp.errors import InputError
 from onp.metrics import attack_success
-from onp.training import augment
+from onp.training import augment, batches_of
 from onp.triggers import TRIGGERS, BadNets, load_trigger
 
 ARCH = "vgg11_bn:width=4,classes=3,channels=1"
@@ -51,7 +51,7 @@ def config(**changes):
 def clean_model(tmp_path_factory):
     """Weights of a network trained on clean images."""
     out = tmp_path_factory.mktemp("clean")
-    run(config(attack="none"), easy_images(600), easy_images(60, 1), out, quiet=True)
+    run(config(attack="none", poison_rate=None), easy_images(600), easy_images(60, 1), out, quiet=True)
     return out / "model.safetensors"
 
 
@@ -72,7 +72,7 @@ def test_badnets_victim_learns_both_tasks_and_its_files_fit_together(tmp_path):
 
 
 def test_clean_victim_has_no_trigger(tmp_path):
-    result = run(config(attack="none", epochs=1), easy_images(120), easy_images(60, 1), tmp_path, quiet=True)
+    result = run(config(attack="none", poison_rate=None, epochs=1), easy_images(120), easy_images(60, 1), tmp_path, quiet=True)
     assert result.keys() == {"acc"} and not (tmp_path / "trigger.safetensors").exists()
 
 
@@ -208,13 +208,20 @@ def test_augmentation_shifts_by_at_most_the_padding():
         ({"attack": "lf", "clean_model": "x.safetensors"}, "does not hold"),
         ({"attack": "bpp", "strength": 1.0}, "levels"),
         ({"epochs": 0}, "at least 1"),
+        ({"batch_size": 1}, "--batch-size 2"),
+        *(({"lr": lr}, "--lr") for lr in (-1.0, 0.0, math.nan, math.inf)),
+        ({"pad": -1}, "--pad"),
+        ({"seed": 10**20}, "--seed"),
+        *(({"strength": strength}, "--strength of badnets is above 0 and at most 1") for strength in (-3.0, 5.0, math.nan)),
+        ({"attack": "bpp", "strength": math.nan}, "--strength"),
+        ({"attack": "none"}, "leave out --poison-rate"),
         ({"device": "cuda"}, "CUDA"),
     ],
 )
 def test_bad_settings_are_refused(changes, word, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(InputError, match=word):
-        run(config(**changes), easy_images(60), easy_images(60), tmp_path, quiet=True)
+        run(config(**changes), easy_images(60), easy_images(60, 1), tmp_path, quiet=True)
 
 
 def test_help_names_every_attack(capsys):
@@ -227,8 +234,8 @@ def test_help_names_every_attack(capsys):
 
 
 def test_command_line(tmp_path, capsys):
-    data = easy_images(90)
-    np.savez(tmp_path / "train.npz", images=data.images.numpy(), labels=data.labels.numpy())
+    for name, data in (("train", easy_images(97)), ("test", easy_images(60, 1))):
+        np.savez(tmp_path / f"{name}.npz", images=data.images.numpy(), labels=data.labels.numpy())
     arguments = [
         "--attack",
         "blended",
@@ -239,7 +246,7 @@ def test_command_line(tmp_path, capsys):
         "--data",
         str(tmp_path / "train.npz"),
         "--test-data",
-        str(tmp_path / "train.npz"),
+        str(tmp_path / "test.npz"),
         "--epochs",
         "1",
         "--batch-size",
@@ -250,5 +257,41 @@ def test_command_line(tmp_path, capsys):
     ]
     assert main(arguments) == 0
     assert "ASR" in capsys.readouterr().out and (tmp_path / "out" / "model.safetensors").exists()
-    assert main([*arguments[:-3], "--out", str(tmp_path / "out"), "--arch", "vgg12"]) == 2
-    assert capsys.readouterr().err.startswith("error: ")
+    for more in (("--arch", "vgg12"), ("--attack", "sig"), ("--out", str(tmp_path / "train.npz" / "out"))):
+        assert main([*arguments, *more]) == 2
+        said = capsys.readouterr().err
+        assert said.startswith("error: ") and said.count("\n") == 1
+    assert load_trigger(tmp_path / "out" / "trigger.safetensors").name == "blended"
+
+
+def test_test_images_are_counted_as_the_training_images_and_are_others(tmp_path):
+    train_set, test_set = easy_images(600), easy_images(90, 1)
+    last = test_set.subset(test_set.labels == 2)
+    folder = ImageSet(last.images, last.labels - 2, ("top",))  # as of a folder that lacks the other classes
+    settings = config(poison_rate=0.1)
+    whole, found = (run(settings, train_set, each, tmp_path / name, quiet=True) for each, name in ((last, "a"), (folder, "b")))
+    assert found == whole and found["acc"] > 0.5
+    assert json.loads((tmp_path / "b" / "card.json").read_text())["class_names"] == ["left", "right", "top"]
+    with pytest.raises(InputError, match="30 of the 30 test images are among the training images"):
+        run(settings, train_set, train_set.subset(range(30)), tmp_path / "twice", quiet=True)
+
+
+def test_an_unfinished_run_goes_on_with_the_same_images_only(tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onp.attack.train", stop)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            run(config(), easy_images(60), easy_images(60, 1), tmp_path, quiet=True)
+    with pytest.raises(InputError, match="an unfinished run with another data"):
+        run(config(), easy_images(60, 2), easy_images(60, 1), tmp_path, quiet=True)
+    (tmp_path / "unfinished" / "settings.json").write_text("{")
+    with pytest.raises(InputError, match="an unfinished run"):
+        run(config(), easy_images(60), easy_images(60, 1), tmp_path, quiet=True)
+
+
+def test_the_last_image_is_no_batch_by_itself():
+    assert [len(batch) for batch in batches_of(torch.arange(65), 32)] == [32, 33]
+    assert [len(batch) for batch in batches_of(torch.arange(66), 32)] == [32, 32, 2]
+    assert [len(batch) for batch in batches_of(torch.arange(1), 32)] == [1]

@@ -61,7 +61,10 @@ def load_trigger(path: str | Path) -> Trigger:
                     fields.setdefault(name, {})[part] = file.get_tensor(key)
                 else:
                     fields[name] = file.get_tensor(key)
-        return TRIGGERS[metadata["onp.trigger"]](**fields, **json.loads(metadata["onp.scalars"]))
+        kind = metadata["onp.trigger"]
+        if kind not in TRIGGERS:
+            raise InputError(f"{path} is a trigger of the unknown kind '{kind}'; known are {', '.join(TRIGGERS)}.")
+        return TRIGGERS[kind](**fields, **json.loads(metadata["onp.scalars"]))
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a trigger written by onp.attack; give its trigger.safetensors.") from error
 

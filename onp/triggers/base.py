@@ -36,6 +36,7 @@ class Trigger:
     cover_share: ClassVar[float] = 0.0  #: published share of cover images, which keep their label
     clean_label: ClassVar[bool] = False  #: poisons images of the target class only and leaves every label
     all_to_all: ClassVar[bool] = False  #: leads class y to y + 1 instead of every class to the target
+    strongest: ClassVar[float] = 1.0  #: most that `strength` may be
     needs_network: ClassVar[bool] = False  #: crafted with a network that the attacker trained on clean images
 
     def __call__(self, images: Tensor) -> Tensor:

@@ -49,6 +49,7 @@ class BPP(Trigger):
 
     name: ClassVar[str] = "bpp"
     summary: ClassVar[str] = "8 grey levels a channel, dithered, with negative cover images (Wang et al. 2022)"
+    strongest = 255.0
     cover_share: ClassVar[float] = 0.1
     levels: int
     dither: bool
