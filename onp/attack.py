@@ -10,33 +10,38 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import hashlib
 import json
 import math
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from onp.archs import NETWORKS, build_network, option
 from onp.arithmetic import strict_float32
+from onp.attack_checks import check
 from onp.attack_config import AttackConfig
 from onp.config import Parser
 from onp.data import ImageSet, Normalisation, load_images
+from onp.digest import digest
 from onp.errors import InputError
 from onp.files import write_atomically
 from onp.poisoning import choose, poisoner_for, with_rates
 from onp.training import device_for, load_weights, train
 from onp.triggers import TRIGGERS, Crafting, Trigger, load_trigger
 from onp.triggers.label_consistent import LabelConsistent, perturb
+from onp.unseen import labelled_as, sample
 
 __all__ = ["AttackConfig", "main", "measure", "run", "train"]
 
-SHARED = 0.1  # of the test images may be training images: benchmarks have a few twins
 UNFINISHED = "unfinished"  # folder inside --out with what a killed run goes on from
 
 
@@ -82,116 +87,94 @@ def run(
 
     Raises InputError when the settings do not fit each other or the images, before anything is written.
     """
-    test_set = test_set.relabelled(train_set.class_names)
-    kind = _checked(config, train_set, test_set)
+    test_set = labelled_as(test_set, train_set.class_names, "The test data")
+    kind = check(config, train_set, test_set, init)
     if kind is not None:
         config = with_rates(config, kind, train_set.labels)
-    _spare(out, config)
-    work = _workplace(config, init, train_set, out)
+    data, some = digest(train_set), sample(train_set)
+    _spare(out, config, data)
     trigger, poisoner = None, None
-    if kind is not None:
-        trigger, train_set = _crafted(kind, config, train_set, work, quiet)
-        poisoner = poisoner_for(trigger, train_set.labels, config, option(config.arch, "classes", 10))
-    network = train(train_set, config, poisoner, work / "training.pt", init, quiet)
-    if poisoner is not None:
-        trigger = poisoner.trigger
-    weights = {key: _stored(value, config.dtype) for key, value in network.state_dict().items()}
-    network.load_state_dict(weights)
-    with strict_float32():
-        result = measure(network, test_set, Normalisation.parse(config.norm), trigger, config.target, device_for(config.device))
-    if trigger is not None:
-        trigger.save(out / "trigger.safetensors")
-    write_atomically(out / "model.safetensors", serialise(weights))
-    card = {
-        **dataclasses.asdict(config),
-        **result,
-        "init": init is not None,
-        "class_names": train_set.class_names,
-        "train_images": len(train_set),
-        "test_images": len(test_set),
-        "torch": torch.__version__,
-    }
-    write_atomically(out / "card.json", json.dumps(card, indent=2) + "\n")
-    shutil.rmtree(work)
+    with _workplace(config, init, data, out) as work:
+        if kind is not None:
+            trigger, train_set = _crafted(kind, config, train_set, work, quiet)
+            poisoner = poisoner_for(trigger, train_set.labels, config, option(config.arch, "classes", 10))
+        network = train(train_set, config, poisoner, work / "training.pt", init, quiet)
+        if poisoner is not None:
+            trigger = poisoner.trigger
+        weights = {key: _stored(value, config.dtype) for key, value in network.state_dict().items()}
+        network.load_state_dict(weights)
+        norm, device = Normalisation.parse(config.norm), device_for(config.device)
+        with strict_float32():
+            result = measure(network, test_set, norm, trigger, config.target, device)
+        card = {
+            **dataclasses.asdict(config),
+            **result,
+            "init": init is not None,
+            "class_names": train_set.class_names,
+            "data": data,
+            "sample": some,
+            "train_images": len(train_set),
+            "test_images": len(test_set),
+            "torch": torch.__version__,
+        }
+        _write(out, weights, trigger, card)
     return result
 
 
-def _checked(config: AttackConfig, train_set: ImageSet, test_set: ImageSet) -> type[Trigger] | None:
-    """The kind of trigger to plant, None for a clean network; raises InputError for settings that cannot work."""
-    if config.attack != "none" and config.attack not in TRIGGERS:
-        raise InputError(f"There is no attack '{config.attack}'; choose one of none, {', '.join(TRIGGERS)}.")
-    _check_numbers(config)
-    classes = option(config.arch, "classes", 10)
-    if int(train_set.labels.max()) >= classes or not 0 <= config.target < classes:
-        raise InputError(f"The network has {classes} classes; set classes=N in --arch to fit the labels and the target.")
-    if len(train_set) < 2:
-        raise InputError(f"There are {len(train_set)} training images; batch norms need two at least.")
-    known = {image.tobytes() for image in train_set.images.numpy()}
-    both = sum(image.tobytes() in known for image in test_set.images.numpy())
-    if both > SHARED * len(test_set):
-        raise InputError(f"{both} of the {len(test_set)} test images are among the training images; give others.")
-    device_for(config.device)
-    kind = TRIGGERS.get(config.attack)
-    if kind is not None and not kind.all_to_all and bool((test_set.labels == config.target).all()):
-        raise InputError("All test images are of the target class, so no ASR can be measured; give images of other classes.")
-    if config.clean_model is not None:
-        if kind is None or not kind.needs_network:
-            needing = ", ".join(name for name, each in TRIGGERS.items() if each.needs_network)
-            raise InputError(f"The attack {config.attack} starts from no clean network; --clean-model is for {needing}.")
-        load_weights(build_network(config.arch), config.clean_model)
-    return kind
+def _write(out: Path, weights: dict[str, Tensor], trigger: Trigger | None, card: dict[str, object]) -> None:
+    """Write the victim; nothing of an earlier one stays, and the card, which says what the other files are, comes last."""
+    for name in ("card.json", "trigger.safetensors"):
+        (out / name).unlink(missing_ok=True)
+    if trigger is not None:
+        trigger.save(out / "trigger.safetensors")
+    write_atomically(out / "model.safetensors", serialise(weights))
+    write_atomically(out / "card.json", json.dumps(card, indent=2) + "\n")
 
 
-def _check_numbers(config: AttackConfig) -> None:
-    kind = TRIGGERS.get(config.attack)
-    given = [name for name in ("poison_rate", "cover_rate", "strength", "craft_epochs") if getattr(config, name) is not None]
-    if kind is None and given:
-        raise InputError(f"A clean network has no trigger; leave out --{given[0].replace('_', '-')}.")
-    if config.epochs < 1 or config.batch_size < 2 or (config.craft_epochs or 1) < 1:
-        raise InputError("--epochs and --craft-epochs must be at least 1, and --batch-size 2.")
-    if not 0 < config.lr < math.inf:
-        raise InputError(f"--lr is a number above 0, not {config.lr}.")
-    if config.pad < 0:
-        raise InputError(f"--pad is a number of pixels, 0 or more, not {config.pad}.")
-    if not 0 <= config.seed < 2**31:
-        raise InputError(f"--seed is a number from 0 to {2**31 - 1}, not {config.seed}.")
-    if kind is not None and config.strength is not None and not 0 < config.strength <= kind.strongest:
-        raise InputError(f"--strength of {config.attack} is above 0 and at most {kind.strongest:g}, not {config.strength}.")
-
-
-def _spare(out: Path, config: AttackConfig) -> None:
+def _spare(out: Path, config: AttackConfig, data: str) -> None:
     """Raise InputError where `out` holds another victim, which would be lost."""
-    try:
-        card = json.loads((out / "card.json").read_text()) if (out / "card.json").exists() else {}
-    except ValueError:
-        card = {"attack": "unknown"}
-    settings = dataclasses.asdict(config)
-    changed = [name for name in settings if name in card and name != "device" and card[name] != settings[name]]
-    if changed:
-        name = changed[0]
-        now = f"{card[name]}, now {settings[name]}"
-        raise InputError(f"{out} holds a victim with another {name} ({now}); give --out a new folder.")
+    settings = dataclasses.asdict(config) | {"data": data}
+    del settings["device"]
+    card = _read(out / "card.json", {})
+    for name in settings:
+        if name in card and card[name] != settings[name]:
+            now = f"{card[name]}, now {settings[name]}"
+            raise InputError(f"{out} holds a victim with another {name} ({now}); give --out a new folder.")
 
 
-def _workplace(config: AttackConfig, init: Path | None, train_set: ImageSet, out: Path) -> Path:
-    """The folder of an unfinished run with these settings, an old one or a new one."""
+@contextmanager
+def _workplace(config: AttackConfig, init: Path | None, data: str, out: Path) -> Iterator[Path]:
+    """The folder of an unfinished run with these settings, an old one or a new one; gone once the victim is written."""
     work = out / UNFINISHED
-    data = hashlib.sha256(train_set.images.contiguous().numpy().tobytes())
-    data.update(train_set.labels.numpy().tobytes())
-    settings = dataclasses.asdict(config) | {"init": str(init) if init else None, "data": data.hexdigest()}
     note = work / "settings.json"
-    try:
-        found = json.loads(note.read_text()) if note.exists() else settings
-    except ValueError:
-        found = {}
+    settings = dataclasses.asdict(config) | {"init": str(init) if init else None, "data": data}
+    found = _read(note, settings)
     if found != settings:
         changed = sorted(key for key in settings if found.get(key) != settings[key])
         raise InputError(
             f"{out} holds an unfinished run with another {', '.join(changed)}; repeat its command, or delete {work} first."
         )
-    work.mkdir(parents=True, exist_ok=True)
-    write_atomically(note, json.dumps(settings) + "\n")
-    return work
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        write_atomically(note, json.dumps(settings) + "\n")
+    except OSError as error:
+        raise InputError(f"The folder {out} cannot be written ({error.strerror}); give --out another.") from error
+    try:
+        yield work
+    except InputError:
+        # What turns out wrong before anything was worked out is put right by other settings.
+        if [path.name for path in work.iterdir()] == [note.name]:
+            shutil.rmtree(work)
+        raise
+    shutil.rmtree(work)
+
+
+def _read(path: Path, default: dict[str, Any]) -> dict[str, Any]:
+    """The object in a file of JSON, `default` where there is no file; raises InputError for a damaged one."""
+    try:
+        return dict(json.loads(path.read_text())) if path.exists() else default
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} is damaged; delete its folder, or give --out a new one.") from error
 
 
 def _crafted(
@@ -201,7 +184,10 @@ def _crafted(
     trigger_file, images_file = work / "trigger.safetensors", work / "images.safetensors"
     perturbs = kind is LabelConsistent
     if trigger_file.exists() and (images_file.exists() or not perturbs):
-        images = load_file(images_file)["images"] if perturbs else train_set.images
+        try:
+            images = load_file(images_file)["images"] if perturbs else train_set.images
+        except (SafetensorError, KeyError) as error:
+            raise InputError(f"{images_file} is damaged; delete it, and the images are made again.") from error
         return load_trigger(trigger_file), ImageSet(images, train_set.labels, train_set.class_names)
     generator = torch.Generator().manual_seed(config.seed)
     crafting = Crafting(

@@ -19,7 +19,9 @@ class AttackConfig:
         None, "share of the training images that carry the trigger, instead of the attack's published one", metavar="SHARE"
     )
     cover_rate: float | None = option(
-        None, "share of cover images, which keep their label, of attacks that have them", metavar="SHARE"
+        None,
+        "share of the training images that are cover images, which keep their label, of attacks that have them",
+        metavar="SHARE",
     )
     strength: float | None = option(
         None, "amplitude of the trigger instead of the published one (Blended: alpha, WaNet: s, ...)", metavar="X"

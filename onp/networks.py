@@ -5,8 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import os
-import sys
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,6 +18,7 @@ from onp.classifiers import image_classifier
 from onp.errors import InputError
 from onp.hub import HubModel, hub_model
 from onp.layout import prefixes
+from onp.own import own_callable
 
 
 def network_for(spec: str, state: Mapping[str, Tensor]) -> nn.Module:
@@ -46,7 +45,8 @@ def network_for(spec: str, state: Mapping[str, Tensor]) -> nn.Module:
         return _with_sizes(spec, create, state)
     if "=" in name:
         return build_network(spec)
-    found = _user_callable(spec, source, name)
+    choices = f"a built-in name ({', '.join(NETWORKS)}), package.module:callable, timm:NAME or torchvision:NAME"
+    found: Any = own_callable(spec, "architecture", choices)
     network = found if isinstance(found, nn.Module) else _call(spec, found)
     if not isinstance(network, nn.Module):
         raise InputError(f"'{spec}' returned an object of type {type(network).__name__}, not a torch.nn.Module.")
@@ -73,28 +73,6 @@ def _package(name: str) -> Any:
             f"{name.partition('.')[0]} is installed but cannot be imported ({first_line(error)}); install it and what it "
             f"needs in the versions that go with torch {torch.__version__}."
         ) from error
-
-
-def _user_callable(spec: str, module_name: str, name: str) -> Callable[[], Any]:
-    # An installed command does not have the current folder on its path, `python -m` does.
-    sys.path.append(os.getcwd())
-    try:
-        found: Any = importlib.import_module(module_name)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except Exception as error:
-        if module_name.endswith(".py"):
-            dotted = module_name.removesuffix(".py").strip("./").replace("/", ".")
-            raise InputError(f"'{spec}' names a file; write {dotted}:{name}, in the folder it lies in.") from error
-        raise InputError(
-            f"The architecture '{spec}' cannot be imported ({first_line(error)}); write a built-in name "
-            f"({', '.join(NETWORKS)}), package.module:callable, timm:NAME or torchvision:NAME."
-        ) from error
-    finally:
-        sys.path.remove(os.getcwd())
-    if not callable(found):
-        raise InputError(f"'{spec}' is of type {type(found).__name__}, not a function or class that builds the network.")
-    return found
 
 
 def _call(spec: str, build: Callable[..., Any], **options: Any) -> Any:

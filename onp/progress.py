@@ -23,7 +23,7 @@ class Stage:
         self._task = bar.add_task(name, total=total or None, note="") if bar else None
         self._last = time.monotonic()
         self._first: tuple[float, int] | None = None  # when steps began to be counted, and how many were done then
-        if bar is None and not quiet and not machine:
+        if total and bar is None and not quiet and not machine:
             say(f"{name} ...")
 
     def advance(self, steps: int = 1, note: str = "", known: bool = False) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=total, pct_start=max(0.25, 2 / total))
     start = 0
     if state_file is not None and state_file.exists():
-        state = torch.load(state_file, weights_only=True)
+        state = _kept(state_file)
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
@@ -140,6 +141,13 @@ def train(
                 state |= {"schedule": schedule.state_dict(), "poisoner": poisoner.state_dict() if poisoner else {}}
                 _save(state, state_file)
     return network.eval().to("cpu", memory_format=torch.contiguous_format)
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, weights_only=True)
+    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} is damaged; delete it, and its training starts again.") from error
 
 
 def _save(state: dict[str, Any], path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from onp.data import ImageSet
 from onp.errors import InputError
 from onp.mask import Mask
 from onp.peers import TUNERS, PeerConfig
-from onp.repair import repair
 from onp.victim import Victim
 
 #: Those that leave the architecture and the pruned units alone.
@@ -23,4 +24,4 @@ def check_tuning(name: str | None, victim: Victim) -> None:
 
 def tune_pruned(pruned: Victim, mask: Mask, name: str, clean: ImageSet, config: PeerConfig) -> Victim:
     """`pruned` (what `repair` made with `mask`) after the tuning `name` of `TUNES` on `clean`."""
-    return repair(TUNERS[name](pruned, clean, config), mask)
+    return TUNERS[name](pruned, clean, replace(config, pruned=mask))

@@ -167,8 +167,10 @@ def _why_not(node: fx.Node, uses: Mapping[str, int]) -> str | None:
 def _is_own_norm(norm: fx.Node, layer: fx.Node, uses: Mapping[str, int]) -> bool:
     """Whether `norm` is a batch norm of this layer's units alone, with a stored scale and shift of its own."""
     output = value(layer)
-    # batch_norm normalises dimension 1, which is not the unit dimension of a linear layer's [N, T, K].
-    if op_name(norm) != "batch_norm" or norm.args[0] is not layer or output is None or output.dim() == 3:
+    if op_name(norm) != "batch_norm" or norm.args[0] is not layer or output is None:
+        return False
+    # batch_norm normalises dimension 1, which is the unit dimension of a linear layer's [N, K] alone.
+    if op_name(layer) == "linear" and output.dim() != 2:
         return False
     return all(uses.get(_key(norm, i) or "", 0) == 1 for i in (1, 2))
 

@@ -17,6 +17,7 @@ from onp.errors import InputError
 from onp.metrics import attack_success
 from onp.training import augment, batches_of
 from onp.triggers import TRIGGERS, BadNets, load_trigger
+from onp.unseen import check_apart, labelled_as, marks
 
 ARCH = "vgg11_bn:width=4,classes=3,channels=1"
 BLANK = BadNets.make((1, 16, 16), torch.Generator())
@@ -100,6 +101,10 @@ def test_an_interrupted_training_ends_in_the_same_weights(tmp_path):
         train(images_that_stop(9), config(epochs=2), trigger, tmp_path / "state.pt", quiet=True)
     resumed = train(data, config(epochs=2), trigger, tmp_path / "state.pt", quiet=True).state_dict()
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    for damaged in (b"", b"not a state", (tmp_path / "state.pt").read_bytes()[:1000]):
+        (tmp_path / "state.pt").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"state\.pt is damaged"):
+            train(data, config(epochs=2), trigger, tmp_path / "state.pt", quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -211,6 +216,11 @@ def test_augmentation_shifts_by_at_most_the_padding():
         ({"batch_size": 1}, "--batch-size 2"),
         *(({"lr": lr}, "--lr") for lr in (-1.0, 0.0, math.nan, math.inf)),
         ({"pad": -1}, "--pad"),
+        ({"pad": 17}, "0 to 16"),
+        ({"norm": "cifar10"}, "3 channels"),
+        ({"norm": "nope"}, "'nope'"),
+        ({"arch": "nope:classes=3,channels=1"}, "'nope'"),
+        ({"arch": "vgg11_bn:width=4,classes=3"}, "does not take images of 1x16x16"),
         ({"seed": 10**20}, "--seed"),
         *(({"strength": strength}, "--strength of badnets is above 0 and at most 1") for strength in (-3.0, 5.0, math.nan)),
         ({"attack": "bpp", "strength": math.nan}, "--strength"),
@@ -222,6 +232,7 @@ def test_bad_settings_are_refused(changes, word, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(InputError, match=word):
         run(config(**changes), easy_images(60), easy_images(60, 1), tmp_path, quiet=True)
+    assert not (tmp_path / "unfinished").exists(), "which would refuse the settings put right"
 
 
 def test_help_names_every_attack(capsys):
@@ -264,7 +275,7 @@ def test_command_line(tmp_path, capsys):
     assert load_trigger(tmp_path / "out" / "trigger.safetensors").name == "blended"
 
 
-def test_test_images_are_counted_as_the_training_images_and_are_others(tmp_path):
+def test_test_images_are_counted_as_the_training_images_and_are_others(tmp_path, caplog):
     train_set, test_set = easy_images(600), easy_images(90, 1)
     last = test_set.subset(test_set.labels == 2)
     folder = ImageSet(last.images, last.labels - 2, ("top",))  # as of a folder that lacks the other classes
@@ -274,6 +285,15 @@ def test_test_images_are_counted_as_the_training_images_and_are_others(tmp_path)
     assert json.loads((tmp_path / "b" / "card.json").read_text())["class_names"] == ["left", "right", "top"]
     with pytest.raises(InputError, match="30 of the 30 test images are among the training images"):
         run(settings, train_set, train_set.subset(range(30)), tmp_path / "twice", quiet=True)
+    few = ImageSet(*(torch.cat((getattr(test_set, part), getattr(train_set, part)[:2])) for part in ("images", "labels")), ())
+    check_apart(marks(train_set), 600, few, "test images")
+    assert caplog.messages == ["2 of the 92 test images are among the training images."]
+    assert labelled_as(test_set, ("0", "1", "2"), "The test data") is test_set, "as many of each: in one order"
+    unknown = ImageSet(last.images, last.labels - 2, ("bottom",))
+    with pytest.raises(InputError, match="has classes, bottom, that are not among those of the victim, left, right, top"):
+        run(settings, train_set, unknown, tmp_path / "unknown", quiet=True)
+    with pytest.raises(InputError, match="16x16 pixels, the test images 8x16"):
+        run(settings, train_set, ImageSet(last.images[:, :, :8], last.labels, last.class_names), tmp_path / "size", quiet=True)
 
 
 def test_an_unfinished_run_goes_on_with_the_same_images_only(tmp_path, monkeypatch):
@@ -286,9 +306,31 @@ def test_an_unfinished_run_goes_on_with_the_same_images_only(tmp_path, monkeypat
             run(config(), easy_images(60), easy_images(60, 1), tmp_path, quiet=True)
     with pytest.raises(InputError, match="an unfinished run with another data"):
         run(config(), easy_images(60, 2), easy_images(60, 1), tmp_path, quiet=True)
-    (tmp_path / "unfinished" / "settings.json").write_text("{")
-    with pytest.raises(InputError, match="an unfinished run"):
+    for text in ("{", "[1]", "\xff"):
+        (tmp_path / "unfinished" / "settings.json").write_bytes(text.encode("latin-1"))
+        with pytest.raises(InputError, match=r"settings\.json is damaged"):
+            run(config(), easy_images(60), easy_images(60, 1), tmp_path, quiet=True)
+
+
+def test_what_goes_wrong_before_anything_is_kept_leaves_no_unfinished_run(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise InputError("not trained enough")
+
+    monkeypatch.setattr(BadNets, "craft", refuse)
+    with pytest.raises(InputError, match="not trained enough"):
         run(config(), easy_images(60), easy_images(60, 1), tmp_path, quiet=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_of_an_earlier_victim_stays(tmp_path):
+    (tmp_path / "trigger.safetensors").write_text("of a victim whose card is gone")
+    settings = config(attack="none", poison_rate=None, epochs=1)
+    run(settings, easy_images(60), easy_images(60, 1), tmp_path, quiet=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["card.json", "model.safetensors"]
+    with pytest.raises(InputError, match=r"holds a victim with another attack \(none, now badnets\)"):
+        run(config(epochs=1), easy_images(60), easy_images(60, 1), tmp_path, quiet=True)
+    with pytest.raises(InputError, match="holds a victim with another data"):
+        run(settings, easy_images(60, 2), easy_images(60, 1), tmp_path, quiet=True)
 
 
 def test_the_last_image_is_no_batch_by_itself():

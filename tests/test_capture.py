@@ -10,6 +10,7 @@ from odd_networks import NETWORKS, Vgg
 from torch import nn
 
 from onp.data import Normalisation
+from onp.fused import fused_forward
 from onp.mask import Mask
 from onp.repair import repair
 from onp.victim import Victim, victim_from_module
@@ -251,3 +252,44 @@ def test_the_given_module_is_not_touched():
     images = torch.rand(2, 3, SIZE, SIZE, requires_grad=True)
     make_state.logits(images).sum().backward()
     assert images.grad is not None
+
+
+class Swaps(nn.Module):
+    """Writes to parts of a tensor, which export turns into copies."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        y = x.clone()
+        y[:, :4] = x[:, 4:8] * 0.5
+        y[:, 5] = y[:, 6:7].mean((1, 2, 3))[:, None, None]
+        return self.head(self.second(y).relu().mean((2, 3)))
+
+
+def test_writing_to_parts_of_a_tensor_has_gradients():
+    victim = victim_from_module(Swaps(), Normalisation.parse("none"), (3, 9, 9))
+    images = torch.rand(3, 3, 9, 9, requires_grad=True)
+    expected = victim.logits(images)
+    for logits in (victim.program(images), fused_forward(victim)(images)[0]):
+        torch.testing.assert_close(logits, expected)
+        found, wanted = (torch.autograd.grad(each.square().sum(), images, retain_graph=True)[0] for each in (logits, expected))
+        torch.testing.assert_close(found, wanted)
+
+
+class ChannelsLastHead(nn.Module):
+    """A linear layer over the last dimension, and a norm over another of the same size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mix, self.norm, self.head = nn.Linear(3, SIZE), nn.BatchNorm2d(SIZE), nn.Linear(SIZE, 5)
+
+    def forward(self, x):
+        return self.head(self.norm(self.mix(x.permute(0, 2, 3, 1))).mean((1, 2)))
+
+
+def test_a_norm_over_another_dimension_is_no_layers_own():
+    victim = make(ChannelsLastHead())
+    assert by_name(victim)["mix"].norm == ()

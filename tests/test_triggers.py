@@ -72,3 +72,9 @@ def test_a_generator_with_missing_weights_is_refused(name, tmp_path):
 def test_a_missing_trigger_is_refused(tmp_path):
     with pytest.raises(InputError, match="no trigger file"):
         load_trigger(tmp_path / "none.safetensors")
+
+
+def test_a_trigger_of_an_unknown_kind_is_said_to_be_one(tmp_path):
+    save_file({"pattern": torch.zeros(1)}, str(tmp_path / "t.safetensors"), {"onp.trigger": "laser", "onp.scalars": "{}"})
+    with pytest.raises(InputError, match="of the unknown kind 'laser'"):
+        load_trigger(tmp_path / "t.safetensors")

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import large_networks
+import odd_networks
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from onp.errors import InputError
 from onp.mask import Mask
 from onp.peers import TUNERS, PeerConfig, ibau, nad, npd, sau, tuning
 from onp.program import gated_forward
-from onp.repair import repair, save_checkpoint
+from onp.repair import pruned_rows, repair, save_checkpoint
 from onp.tune import TUNES, check_tuning, tune_pruned
 from onp.victim import load_victim, victim_from_module
 
@@ -97,14 +99,36 @@ def test_npd_starts_as_the_identity_and_trains_its_layer_only(backdoored, pictur
     assert kept and all(torch.equal(value, victim.model.state_dict()[key]) for key, value in kept.items())
 
 
-def test_nad_compares_no_map_of_one_pixel():
-    network = build_network("vgg11_bn:width=4,channels=1")
-    victim = victim_from_module(network, Normalisation.parse("none"), (1, 16, 16), 10)
-    places = nad.map_modules(victim)
-    attention = nad.Attention(victim.model, places)
-    _, maps = attention(torch.rand(3, 1, 16, 16))
-    assert len(places) == 3 and min(value.shape[1] for value in maps) > 1
-    attention.close()
+@pytest.mark.parametrize(
+    ("network", "size", "places"),
+    [
+        (lambda: build_network("vgg11_bn:width=4"), 16, ("features.6", "features.13", "features.20")),
+        (lambda: build_network("resnet18:width=4"), 16, ("layer2", "layer3", "layer4")),
+        (lambda: build_network("preact_resnet18:width=4"), 16, ("layer2", "layer3", "layer4")),
+        (lambda: build_network("preact_resnet18:width=4"), 8, ("layer1", "layer2", "layer3")),
+        (lambda: odd_networks.ResNet(bottleneck=True), 9, ("blocks.0", "blocks")),
+        (lambda: large_networks.resnet50(0.125, 5), 64, ("8", "14", "17")),
+    ],
+)
+def test_nad_compares_what_leaves_the_blocks_and_no_map_of_one_pixel(network, size, places):
+    torch.manual_seed(0)
+    victim = victim_from_module(network(), Normalisation.parse("none"), (3, size, size))
+    assert nad.map_modules(victim) == places
+    with nad.outputs(victim.model, places) as maps:
+        victim.model(torch.rand(3, 3, size, size))
+    assert min(nad.attention(maps[place]).shape[1] for place in places) > 1
+    assert not any(module._forward_hooks for module in victim.model.modules())
+
+
+def test_nad_says_where_there_is_nothing_to_compare():
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 6, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(6, 4))
+    with pytest.raises(InputError, match="no feature maps of more than one pixel"):
+        nad.map_modules(victim_from_module(network, Normalisation.parse("none"), (1, 3, 3)))
+
+
+def test_attention_is_the_sum_of_squares_with_length_one():
+    maps = torch.tensor([[[[1.0, 0.0], [0.0, -2.0]], [[1.0, 0.0], [0.0, 0.0]]]])
+    assert torch.allclose(nad.attention(maps), torch.tensor([[2.0, 0.0, 0.0, 4.0]]) / 20**0.5)
 
 
 def test_batches_spend_no_more_than_allowed(backdoored, pictures):
@@ -140,6 +164,23 @@ def test_what_was_pruned_stays_pruned(backdoored, pictures, name):
     for layer, view in zip(tuned.layers, mask.views().values(), strict=True):
         assert not state[layer.weight][~view].any() and bool(state[layer.weight][view].flatten(1).any(1).all())
         assert not any(state[key][~view].any() for key in layer.norm)
+
+
+@pytest.mark.parametrize("name", TUNES)
+def test_what_leaves_the_tuning_is_what_was_trained(pictures, name, monkeypatch):
+    """In a residual network, where the shift of a norm reaches the sum even if its conv is zero."""
+    torch.manual_seed(0)
+    network = build_network("resnet18:width=4,classes=4,channels=1")
+    victim = victim_from_module(network, Normalisation.parse("none"), (1, 8, 8))
+    keep = torch.ones(victim.units, dtype=torch.bool)
+    keep[::3] = False
+    mask, trained, method = Mask.of(victim, keep), [], TUNERS[name]
+    monkeypatch.setitem(TUNERS, name, lambda *given: trained.append(method(*given)) or trained[0])
+    tuned = tune_pruned(repair(victim, mask), mask, name, pictures, replace(CONFIG, passes=1500))
+    after, state = tuned.model.state_dict(), trained[0].model.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in after.items())
+    assert not any(after[key][rows].any() for key, rows in pruned_rows(victim, mask).items())
+    assert not torch.equal(after["layer4.1.bn2.bias"], victim.model.state_dict()["layer4.1.bn2.bias"])
 
 
 def test_tunings_that_cannot_be_are_refused(backdoored):

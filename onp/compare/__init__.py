@@ -10,10 +10,11 @@ import torch
 from onp import progress
 from onp.compare.cell import Cell, run_cell
 from onp.compare.config import CompareConfig
+from onp.compare.cuts import Cuts
 from onp.compare.pool import run_all
 from onp.compare.store import Store
 from onp.compare.table import write_tables
-from onp.compare.victims import Cuts, Training, VictimFiles, ready, train, trained, trainings, write_cuts
+from onp.compare.victims import Training, VictimFiles, ready, train, trained, trainings
 from onp.errors import InputError
 
 __all__ = ["CompareConfig", "compare"]
@@ -32,14 +33,11 @@ def compare(config: CompareConfig) -> list[dict[str, Any]]:
     threads = config.threads or torch.get_num_threads()
     store = Store(folder, config.settings() | {"threads": threads})
     # Everything given is read and checked before the folder becomes that of a table, which then refuses other settings.
-    cuts: Cuts = {}
-    found, plans = ready(config, folder, cuts), trainings(config, folder, cuts)
+    cuts = Cuts(config, folder)
+    found, plans = ready(config, cuts), trainings(config, folder, cuts)
     names = [files.name for files in found] + [files.name for _, files in plans]
     if len(set(names)) < len(names):
         raise InputError("Two victims have one name; rename a folder, or name each attack, network and data set once.")
-    store.begin()
-    write_cuts(cuts)
-    failed = _train(plans, config, threads)
     victims = found + [files for _, files in plans]
     cells = [
         Cell(victim, defence, seed, config.preset, config.max_acc_drop, config.passes, threads)
@@ -47,6 +45,12 @@ def compare(config: CompareConfig) -> list[dict[str, Any]]:
         for seed in config.seeds
         for defence in config.defences
     ]
+    store.begin()
+    cuts.write()
+    for cell in cells:
+        if Path(cell.victim.model).exists():
+            store.get(cell)  # refuses one of another victim before anything is trained
+    failed = _train(plans, config, threads)
     for cell in cells:
         if cell.victim.name in failed:
             store.put(cell, failed[cell.victim.name])

@@ -14,9 +14,10 @@ from onp.compare.victims import VictimFiles
 from onp.config import DefendConfig
 from onp.data import ImageSet, Normalisation, load_images
 from onp.defend import defend
+from onp.errors import InputError
 from onp.mask import Mask
 from onp.metrics import defence_effectiveness
-from onp.peers import PRUNERS, TUNERS, PeerConfig
+from onp.peers import PeerConfig, defence
 from onp.peers.ft import fine_tuned
 from onp.peers.pruning import Pruning
 from onp.repair import repair
@@ -100,12 +101,14 @@ def treat(cell: Cell, victim: Victim, clean: ImageSet) -> Treated:
     """Run the defence; it sees the victim and the clean images. On a GPU the peers train in TF32, as their own code does."""
     name, _, tuning = cell.defence.partition("+")
     config = PeerConfig(cell.max_acc_drop, cell.seed, cell.passes, cell.preset)
-    if name in TUNERS:
-        return Treated(TUNERS[name](victim, clean, config), "tuned")
     if name == "onp":
         treated = _onp(cell)
     else:
-        pruning = PRUNERS[name].run(victim, clean, config)
+        pruning = defence(name)(victim, clean, config)
+        if isinstance(pruning, Victim):
+            if tuning:
+                raise InputError(f"The defence '{name}' trains already, so it takes no +{tuning}.")
+            return Treated(pruning, "tuned")
         decision = "repaired" if not bool(pruning.mask.keep.all()) else "nothing pruned"
         treated = Treated(repair(victim, pruning.mask), decision, pruning.evaluations, pruning.mask, pruning)
     # A defence that saw no backdoor has nothing to tune away.

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
+from onp.archs import build_network
 from onp.config import option
+from onp.data import Normalisation
 from onp.errors import InputError
-from onp.peers import PRUNERS, TUNERS
+from onp.peers import PRUNERS, TUNERS, defence
 from onp.presets import PRESETS
+from onp.triggers import TRIGGERS
 from onp.tune import TUNES
 
 BUNDLED = "bundled"
+MOST_THREADS = 1024  # more than any machine has; torch would start them all
 DEFENCES = ("onp", *PRUNERS, "fp+ft", *TUNERS)
 # Options that every cell of one table must share; attacks, defences, networks, data and seeds may grow.
 SHARED = ("preset", "max_acc_drop", "passes", "clean", "evaluation", "epochs", "victim_seed", "threads")
@@ -33,7 +39,9 @@ class CompareConfig:
         (), "attacks to train victims with; 'none' trains a clean network, whose repairs are false ones", metavar="NAME"
     )
     defences: tuple[str, ...] = option(
-        DEFENCES, "onp, a peer, or a pruning followed by a tuning, such as clp+ft-sam", metavar="NAME"
+        DEFENCES,
+        "onp, a peer, package.module:callable for one of your own, or a pruning followed by a tuning, such as clp+ft-sam",
+        metavar="NAME",
     )
     archs: tuple[str, ...] = option(
         ("preact_resnet18:width=16",), "built-in networks; classes= and channels= follow the data", metavar="SPEC"
@@ -81,6 +89,19 @@ class CompareConfig:
         for name in ("clean", "evaluation", "epochs", "passes"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1, not {getattr(self, name)}.")
+        for flag, value in (*(("--seeds", seed) for seed in self.seeds), ("--victim-seed", self.victim_seed)):
+            if not 0 <= value < 2**31:
+                raise InputError(f"{flag} takes numbers from 0 to {2**31 - 1}, not {value}.")
+        if not 0 <= self.threads <= MOST_THREADS:
+            raise InputError(f"--threads is a number up to {MOST_THREADS}, 0 for as many as torch takes, not {self.threads}.")
+        for attack in self.attacks:
+            if attack != "none" and attack not in TRIGGERS:
+                raise InputError(f"There is no attack '{attack}'; choose one of none, {', '.join(TRIGGERS)}.")
+        for arch in self.archs:
+            with torch.device("meta"):  # says what is wrong with the spec, without making the weights
+                build_network(arch)
+        for norm in self.norm:
+            Normalisation.parse(norm)
         if not 0 <= self.max_acc_drop < 1:
             raise InputError(f"--max-acc-drop is a share of the images, 0.01 for one point, not {self.max_acc_drop}.")
         if not 0 <= self.gpu_share <= 1:
@@ -89,6 +110,8 @@ class CompareConfig:
             raise InputError(f"There is no preset '{self.preset}'; choose one of {', '.join(PRESETS)}.")
         if self.attacks and not self.data:
             raise InputError("--attacks needs --data and --test-data, the images to train the victims on and to measure with.")
+        if self.data and not self.attacks:
+            raise InputError("--data is what --attacks trains victims on; name attacks, or leave --data out.")
         if self.data and len(self.test_data) != len(self.data):
             raise InputError(f"There are {len(self.data)} --data and {len(self.test_data)} --test-data; give one for each.")
         if len(self.norm) not in (1, max(1, len(self.data))):
@@ -100,10 +123,11 @@ class CompareConfig:
 def check_defence(name: str) -> None:
     """Raises InputError unless `name` is a defence, or a pruning and a tuning joined by +."""
     first, plus, second = name.partition("+")
-    prunes = first == "onp" or first in PRUNERS
-    if (prunes and (not plus or second in TUNES)) or (first in TUNERS and not plus):
-        return
-    raise InputError(
-        f"There is no defence '{name}'; choose from onp, {', '.join((*PRUNERS, *TUNERS))}, or PRUNING+TUNING with one of "
-        f"{', '.join(TUNES)}."
-    )
+    prunes = first == "onp" or first in PRUNERS or ":" in first
+    if not (prunes and (not plus or second in TUNES)) and not (first in TUNERS and not plus):
+        raise InputError(
+            f"There is no defence '{name}'; choose from onp, {', '.join((*PRUNERS, *TUNERS))}, package.module:callable, or "
+            f"PRUNING+TUNING with one of {', '.join(TUNES)}."
+        )
+    if ":" in first:
+        defence(first)

@@ -17,7 +17,7 @@ MARKERS = "osD^v<>pPX*hd"
 
 def write_plots(folder: Path, rows: Sequence[Row]) -> list[str]:
     """Write acc_asr.png, attacks.png and time_der.png; returns their names, none without matplotlib or attacked victims."""
-    rows = [row for row in rows if "asr" in row and "error" not in row]
+    rows = [row for row in rows if row["attack"] != "none" and "error" not in row]
     if not rows:
         return []
     try:

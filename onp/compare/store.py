@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from onp.compare.cell import Cell
+from onp.compare.victims import VictimFiles, content
 from onp.errors import InputError
 from onp.files import write_atomically
 
 SETTINGS = "settings.json"
+NAMES = {"victim", "attack", "arch", "data", "defence", "seed"}  # of every row
 
 
 class Store:
@@ -23,6 +25,7 @@ class Store:
 
     def __init__(self, folder: Path, settings: dict[str, object]) -> None:
         self._cells, self._settings = folder / "cells", settings
+        self._contents: dict[VictimFiles, dict[str, Any]] = {}
         path = folder / SETTINGS
         with _usable(folder):
             if path.exists():
@@ -37,21 +40,46 @@ class Store:
             write_atomically(self._cells.parent / SETTINGS, json.dumps(self._settings, indent=2) + "\n")
 
     def done(self, cell: Cell) -> bool:
-        """Whether the cell has figures; one that failed is tried again."""
+        """Whether the cell has figures, with an ASR where there is an attack; one that failed is tried again."""
         row = self.get(cell)
-        return row is not None and "error" not in row
+        return row is not None and "error" not in row and ("asr" in row) == (cell.victim.attack != "none")
 
     def get(self, cell: Cell) -> dict[str, Any] | None:
-        """The row of a cell, None where it never ran."""
+        """The row of a cell, None where it never ran.
+
+        Raises InputError for a damaged file, and for figures of other files than those of the cell's victim.
+        """
         path = self._path(cell)
-        return json.loads(path.read_text()) if path.exists() else None
+        if not path.exists():
+            return None
+        try:
+            row = dict(json.loads(path.read_text()))
+            if not row.keys() >= NAMES or not {"error", "acc"} & row.keys() or not isinstance(row.get("content", {}), dict):
+                raise ValueError
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path} is damaged; delete it, and its cell runs again.") from error
+        # A cell that failed runs again, and one written before contents were kept is taken as it is.
+        if "content" in row:
+            now = self._content(cell.victim)
+            changed = [name for name in now if row["content"].get(name) != now[name]]
+            if changed:
+                raise InputError(f"{path} is of a victim with another {changed[0]} of that name; give --out a new folder.")
+        return row
 
     def put(self, cell: Cell, result: dict[str, Any] | Exception) -> None:
         """Keep what a cell gave: its figures, or the sentence that says why there are none."""
         names = {"victim": cell.victim.name, "attack": cell.victim.attack, "arch": cell.victim.arch, "data": cell.victim.data}
         row = names | {"defence": cell.defence, "seed": cell.seed}
-        row |= result if isinstance(result, dict) else {"error": sentence(result)}
+        if isinstance(result, dict):
+            row |= result | {"content": self._content(cell.victim)}
+        else:
+            row["error"] = sentence(result)
         write_atomically(self._path(cell), json.dumps(row, indent=1) + "\n")
+
+    def _content(self, victim: VictimFiles) -> dict[str, Any]:
+        if victim not in self._contents:
+            self._contents[victim] = content(victim)
+        return self._contents[victim]
 
     def _path(self, cell: Cell) -> Path:
         return self._cells / f"{cell.key}.json"
@@ -67,11 +95,13 @@ def sentence(error: Exception) -> str:
 def _usable(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"The folder {folder} cannot be used ({error}); give --out another.") from error
 
 
-def _same(folder: Path, old: dict[str, object], new: dict[str, object]) -> None:
+def _same(folder: Path, old: Any, new: dict[str, object]) -> None:
+    if not isinstance(old, dict):
+        raise InputError(f"{folder / SETTINGS} is damaged; give --out a new folder.")
     for name, value in new.items():
         if old.get(name) != value:
             raise InputError(

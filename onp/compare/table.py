@@ -50,8 +50,8 @@ def as_markdown(rows: Sequence[Row], settings: dict[str, object], plots: Sequenc
     """Summary, one table a victim, false repairs, failures; mean and standard deviation over the seeds, in per cent."""
     done = [row for row in rows if "error" not in row]
     machines = list(dict.fromkeys(row["where"] for row in done if "where" in row))
-    attacked = [row for row in done if "asr" in row]
-    clean = [row for row in done if "asr" not in row]
+    attacked = [row for row in done if row["attack"] != "none"]
+    clean = [row for row in done if row["attack"] == "none"]
     lines = [
         "Mean and standard deviation over the defence's seeds (n), in per cent of the evaluation images; a victim is",
         "trained once. ASR and RA count images whose class is not the trigger's goal. No defence saw a trigger or an",

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import io
+import hashlib
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-
 from onp.archs import option as arch_option
-from onp.attack import AttackConfig
+from onp.attack import UNFINISHED, AttackConfig
 from onp.attack import run as train_victim
 from onp.bundle.demos import DEMOS, demo
 from onp.compare.config import BUNDLED, CompareConfig
-from onp.data import ImageSet, load_images
+from onp.compare.cuts import Cuts, short, slug
+from onp.data import Normalisation, load_images
+from onp.digest import digest
 from onp.errors import InputError
-from onp.files import write_atomically
-from onp.triggers import TRIGGERS
-
-Cuts = dict[Path, ImageSet]  # files of images that are still to be written
-
-CLEAN_SEED = 0  # of the choice of clean images, the same for every victim of one data set
+from onp.unseen import check_apart, marks
 
 
 @dataclass(frozen=True)
@@ -50,19 +43,20 @@ class Training:
     data: str
     test_data: str
     out: str
+    images: str  #: digest of the training images
 
 
 def bundled() -> list[VictimFiles]:
     """The embedded victims."""
-    return [
-        _from_card(name, demo(name).model.parent, "fashion-mnist", demo(name).clean, demo(name).evaluation) for name in DEMOS
-    ]
+    found = []
+    for name in DEMOS:
+        folder = demo(name).model.parent
+        found.append(_from_card(read_card(folder), name, folder, "fashion-mnist", demo(name).clean, demo(name).evaluation))
+    return found
 
 
-def ready(config: CompareConfig, folder: Path, cuts: Cuts) -> list[VictimFiles]:
+def ready(config: CompareConfig, cuts: Cuts) -> list[VictimFiles]:
     """The victims named by `config.victims`; the default where nothing is to be trained is the embedded ones.
-
-    Images that are still to be written go into `cuts`.
 
     Raises InputError for a folder that onp.attack did not write, and for ready victims without images to measure with.
     """
@@ -74,27 +68,29 @@ def ready(config: CompareConfig, folder: Path, cuts: Cuts) -> list[VictimFiles]:
             continue
         if len(config.test_data) != 1:
             raise InputError("--victims DIR needs one --test-data: images that the victims were not trained on.")
-        card = read_card(Path(name))
-        clean, evaluation = images_for(config, config.test_data[0], arch_option(card["arch"], "channels", 3), folder, cuts)
-        found.append(_from_card(Path(name).name, Path(name), short(config.test_data[0]), clean, evaluation))
+        card, test_data = read_card(Path(name)), config.test_data[0]
+        channels = arch_option(card["arch"], "channels", 3)
+        if "sample" in card:
+            images = cuts.read(test_data, channels)
+            check_apart(card["sample"].split(), card["train_images"], images, f"images of --test-data {test_data}")
+        clean, evaluation = cuts.cut(test_data, channels, tuple(card.get("class_names") or ()))
+        found.append(_from_card(card, Path(name).absolute().name, Path(name), short(test_data), clean, evaluation))
     return found
 
 
 def trainings(config: CompareConfig, folder: Path, cuts: Cuts) -> list[tuple[Training, VictimFiles]]:
-    """The victims of `config.attacks` x archs x data, to be trained where their card is missing; `cuts` as for `ready`."""
+    """The victims of `config.attacks` x archs x data, to be trained where their card is missing.
+
+    Raises InputError for whatever would make every training fail, and where a victim of that name was trained with others.
+    """
     plans = []
     for index, (data, test_data) in enumerate(zip(config.data, config.test_data, strict=True) if config.attacks else ()):
         norm = config.norm[index if len(config.norm) > 1 else 0]
-        classes, channels = _kind(load_images(test_data))
-        clean, evaluation = images_for(config, test_data, channels, folder, cuts)
         for arch in config.archs:
-            for key, value in (("classes", classes), ("channels", channels)):
-                if f"{key}=" not in arch:
-                    arch += f"{',' if ':' in arch else ':'}{key}={value}"
+            channels = arch_option(arch, "channels", cuts.read(test_data).images.shape[1])
+            arch, images, clean, evaluation = _fitted(arch, norm, data, test_data, channels, cuts)
             for attack in config.attacks:
-                if attack != "none" and attack not in TRIGGERS:
-                    raise InputError(f"There is no attack '{attack}'; choose one of none, {', '.join(TRIGGERS)}.")
-                name = _slug(f"{attack}-{arch}-{short(data)}-{config.victim_seed}")
+                name = slug(f"{attack}-{arch}-{short(data)}-{config.victim_seed}")
                 out = folder / "victims" / name
                 attack_config = AttackConfig(attack=attack, arch=arch, norm=norm, epochs=config.epochs, seed=config.victim_seed)
                 trigger = None if attack == "none" else str(out / "trigger.safetensors")
@@ -110,15 +106,52 @@ def trainings(config: CompareConfig, folder: Path, cuts: Cuts) -> list[tuple[Tra
                     str(clean),
                     str(evaluation),
                 )
-                plans.append((Training(attack_config, data, test_data, str(out)), files))
+                training = Training(attack_config, data, test_data, str(out), images)
+                _check_kept(training)
+                plans.append((training, files))
     return plans
+
+
+def _fitted(arch: str, norm: str, data: str, test_data: str, channels: int, cuts: Cuts) -> tuple[str, str, Path, Path]:
+    """A network's spec with the classes and channels of its images, the training images' digest, and the test set's cut."""
+    train_set, test_set = cuts.read(data, channels), cuts.read(test_data, channels)
+    if train_set.images.shape[1:] != test_set.images.shape[1:]:
+        raise InputError(f"The images of --data {data} and --test-data {test_data} are of different sizes; give sets of one.")
+    if len(Normalisation.parse(norm).mean) not in (1, channels):
+        raise InputError(
+            f"--norm {norm} is not for images of {channels} channels, as those of {data} are taken; give another, such as half."
+        )
+    check_apart(marks(train_set), len(train_set), test_set, f"images of --test-data {test_data}")
+    clean, evaluation = cuts.cut(test_data, channels, train_set.class_names)
+    classes = max(len(train_set.class_names), int(train_set.labels.max()) + 1, int(test_set.labels.max()) + 1)
+    for key, value in (("classes", classes), ("channels", channels)):
+        if f"{key}=" not in arch:
+            arch += f"{',' if ':' in arch else ':'}{key}={value}"
+    if arch_option(arch, "classes", 10) < classes:
+        raise InputError(f"The images of --data {data} are of {classes} classes; leave classes= out of --archs, or give that.")
+    return arch, cuts.training(data, channels), clean, evaluation
+
+
+def _check_kept(training: Training) -> None:
+    """Raises InputError where the victim's folder lacks a file, or holds one of other images or another normalisation."""
+    if trained(training):
+        _whole(Path(training.out), training.config.attack)
+    kept: dict[str, object] = {}
+    for path in (Path(training.out) / "card.json", Path(training.out) / UNFINISHED / "settings.json"):
+        try:
+            kept |= json.loads(path.read_text()) if path.exists() else {}
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path} is damaged; delete its folder, and the victim is trained again.") from error
+    for name, what, asked in (("norm", "--norm", training.config.norm), ("data", "images as --data", training.images)):
+        if kept.get(name, asked) != asked:
+            raise InputError(f"{training.out} holds a victim trained with other {what}; give --out a new folder.")
 
 
 def train(training: Training) -> None:
     """Train one victim; a killed training continues."""
     channels = arch_option(training.config.arch, "channels", 3)
     train_set = load_images(training.data, channels=channels)
-    test_set = load_images(training.test_data, channels=channels).relabelled(train_set.class_names)
+    test_set = load_images(training.test_data, channels=channels)
     train_victim(training.config, train_set, test_set, Path(training.out), quiet=True)
 
 
@@ -133,50 +166,29 @@ def read_card(folder: Path) -> dict:
         card = json.loads((folder / "card.json").read_text())
         if not {"attack", "arch", "norm", "target"} <= card.keys():
             raise ValueError
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, AttributeError) as error:
         raise InputError(
             f"{folder} holds no victim with a card.json of onp.attack; give such a folder, or '{BUNDLED}'."
         ) from error
     return dict(card)
 
 
-def images_for(config: CompareConfig, test_data: str, channels: int, folder: Path, cuts: Cuts) -> tuple[Path, Path]:
-    """Cut the test set into `clean` images, equally many of each class, and others to measure on; where their files are
-    missing, what is to be written goes into `cuts`.
-    """
-    target = folder / "data" / _slug(f"{short(test_data)}-{channels}")
-    clean, evaluation = target / "clean.npz", target / "eval.npz"
-    if not evaluation.exists() and evaluation not in cuts:
-        images = load_images(test_data, channels=channels)
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(CLEAN_SEED))
-        # By class in turn, so that both parts hold all classes: position within its class first, then at random.
-        rank = torch.zeros(len(images), dtype=torch.int64)
-        for label in images.labels.unique():
-            members = order[images.labels[order] == label]
-            rank[members] = torch.arange(len(members))
-        order = order[rank[order].argsort(stable=True)]
-        if len(images) < config.clean + 100:
-            raise InputError(f"{test_data} holds {len(images)} images; at least {config.clean + 100} are needed for --clean.")
-        cuts[clean] = images.subset(order[: config.clean])
-        cuts[evaluation] = images.subset(order[config.clean : config.clean + config.evaluation])
-    return clean, evaluation
+def content(files: VictimFiles) -> dict[str, str | int | None]:
+    """What figures of a victim depend on, in short: digests of its files and images, and how it is used."""
+    return {
+        "model": _file_digest(files.model),
+        "trigger": _file_digest(files.trigger) if files.trigger else None,
+        "clean images": digest(load_images(files.clean)),
+        "evaluation images": digest(load_images(files.evaluation)),
+        "network": files.arch,
+        "normalisation": files.norm,
+        "target": files.target,
+    }
 
 
-def write_cuts(cuts: Cuts) -> None:
-    """Write images under their paths."""
-    for path, images in cuts.items():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, images)
-
-
-def short(path: str) -> str:
-    """A short name of a data set: the file's or folder's name without endings."""
-    return _slug(Path(path.partition("::")[0]).name.partition(".")[0])
-
-
-def _from_card(name: str, folder: Path, data: str, clean: Path, evaluation: Path) -> VictimFiles:
-    card = read_card(folder)
-    trigger = folder / "trigger.safetensors"
+def _from_card(card: dict, name: str, folder: Path, data: str, clean: Path, evaluation: Path) -> VictimFiles:
+    trigger = _whole(folder, card["attack"])
+    Normalisation.parse(card["norm"])
     return VictimFiles(
         name,
         card["attack"],
@@ -185,26 +197,21 @@ def _from_card(name: str, folder: Path, data: str, clean: Path, evaluation: Path
         card["norm"],
         card["target"],
         str(folder / "model.safetensors"),
-        str(trigger) if trigger.exists() else None,
+        str(trigger) if trigger else None,
         str(clean),
         str(evaluation),
     )
 
 
-def _kind(images: ImageSet) -> tuple[int, int]:
-    return max(len(images.class_names), int(images.labels.max()) + 1), int(images.images.shape[1])
+def _whole(folder: Path, attack: str) -> Path | None:
+    """The trigger's file, None for a clean network; raises InputError where a file of the victim is missing."""
+    # The card says what the victim is: a trigger may lie there from an earlier training.
+    trigger = None if attack == "none" else folder / "trigger.safetensors"
+    for path in filter(None, (folder / "model.safetensors", trigger)):
+        if not path.exists():
+            raise InputError(f"{folder} lacks {path.name}, but its card.json says attack {attack}; put it back.")
+    return trigger
 
 
-def _slug(text: str) -> str:
-    return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-")
-
-
-def _write(path: Path, images: ImageSet) -> None:
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        images=images.images.numpy(),
-        labels=images.labels.numpy(),
-        class_names=np.array(images.class_names, dtype=np.str_),
-    )
-    write_atomically(path, buffer.getvalue())
+def _file_digest(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]

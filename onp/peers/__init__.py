@@ -2,11 +2,13 @@
 
 `PRUNERS[name].prune(victim, clean, config) -> Mask` for methods that score units and for other searches over masks,
 `TUNERS[name](victim, clean, config) -> Victim` for methods that train. `clean` is an `ImageSet`, `config` a `PeerConfig`.
+`defence(name)` is any of them, or a function of one's own.
 """
 
 from collections.abc import Callable
 
 from onp.data import ImageSet
+from onp.errors import InputError
 from onp.peers import (
     anp,
     bnp,
@@ -26,7 +28,8 @@ from onp.peers import (
     tsbd,
 )
 from onp.peers.config import PeerConfig
-from onp.peers.pruning import Pruner
+from onp.peers.own import Defence, own_defence
+from onp.peers.pruning import Curve, Pruner, Pruning
 from onp.peers.searcher import Searcher
 from onp.victim import Victim
 
@@ -52,4 +55,21 @@ TUNERS: dict[str, Callable[[Victim, ImageSet, PeerConfig], Victim]] = {
     "tsbd-ft": tsbd.tune,
 }
 
-__all__ = ["PRUNERS", "TUNERS", "PeerConfig", "Pruner", "Searcher"]
+__all__ = ["PRUNERS", "TUNERS", "Curve", "Defence", "PeerConfig", "Pruner", "Pruning", "Searcher", "defence"]
+
+
+def defence(name: str) -> Defence:
+    """The peer of that name, or what `package.module:callable` names, as `onp.peers.own` says, from the current folder too.
+
+    Called with (victim, clean, config) it returns a `Pruning`, or a `Victim` where it trains. Raises InputError where there
+    is none.
+    """
+    if name in TUNERS:
+        return TUNERS[name]
+    if name in PRUNERS:
+        return PRUNERS[name].run
+    if ":" not in name:
+        raise InputError(
+            f"There is no defence '{name}'; choose from {', '.join((*PRUNERS, *TUNERS))}, or package.module:callable."
+        )
+    return own_defence(name)

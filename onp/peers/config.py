@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from onp.data import ImageSet, joined, split
+from onp.mask import Mask
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,7 @@ class PeerConfig:
     passes: int = 200_000  #: images that each stage of a method may send forward and backward; longer recipes are cut short
     preset: str = "default"  #: search baselines only: the preset of `onp.defend` whose bank and evaluations they get
     quiet: bool = True  #: no progress
+    pruned: Mask | None = None  #: of a pruned victim that is trained on (`onp.tune.TUNES`): its pruned units stay at zero
 
     def steps(self, published: int, images: int) -> int:
         """The published number of steps, or as many as `passes` allows where each step sends `images` images."""

@@ -25,7 +25,7 @@ def tune(victim: Victim, clean: ImageSet, config: PeerConfig) -> Victim:
 
 def fine_tuned(victim: Victim, clean: ImageSet, config: PeerConfig, epochs: int, name: str) -> nn.Module:
     """A copy of the network after `epochs` epochs of the recipe above; `name` is what the progress says."""
-    model = trainable(victim)
+    model = trainable(victim, config.pruned)
     optimiser = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9, weight_decay=5e-4)
     for done, x, y in batches(victim, clean, config, name, epochs=epochs):
         cosine(optimiser, LEARNING_RATE, done)

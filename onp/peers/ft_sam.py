@@ -22,7 +22,7 @@ SMOOTHING = 0.1
 
 def tune(victim: Victim, clean: ImageSet, config: PeerConfig) -> Victim:
     """The victim fine-tuned on `clean`."""
-    model = trainable(victim)
+    model = trainable(victim, config.pruned)
     parameters = list(model.parameters())
     optimiser = torch.optim.SGD(parameters, LEARNING_RATE, momentum=0.9, weight_decay=5e-4)
     for done, x, y in batches(victim, clean, config, "FT-SAM", epochs=EPOCHS, passes=2):

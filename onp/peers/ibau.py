@@ -24,7 +24,7 @@ LEARNING_RATE, SHARE = 1e-4, 0.01
 
 def tune(victim: Victim, clean: ImageSet, config: PeerConfig) -> Victim:
     """The victim after unlearning."""
-    model = trainable(victim).eval()
+    model = trainable(victim, config.pruned).eval()
     parameters = list(model.parameters())
     optimiser = torch.optim.Adam(parameters, LEARNING_RATE, amsgrad=True)
     generator = torch.Generator().manual_seed(config.seed)

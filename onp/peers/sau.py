@@ -24,7 +24,7 @@ LEARNING_RATE, EPOCHS, BATCH = 1e-4, 100, 256
 
 def tune(victim: Victim, clean: ImageSet, config: PeerConfig) -> Victim:
     """The victim after unlearning."""
-    model = trainable(victim).eval()
+    model = trainable(victim, config.pruned).eval()
     optimiser = torch.optim.Adam(model.parameters(), LEARNING_RATE)
     for _, x, y in batches(victim, clean, config, "SAU", epochs=EPOCHS, size=BATCH, passes=2 * STEPS + 2):
         moved = shared_examples(model, victim.model, x, y)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -14,15 +14,20 @@ from torch import Tensor, nn
 from onp import progress
 from onp.data import ImageSet
 from onp.errors import InputError
+from onp.mask import Mask
 from onp.peers.config import PeerConfig
+from onp.repair import pruned_rows
 from onp.victim import Victim
 from onp.views import views
 
 BATCH = 128
 
 
-def trainable(victim: Victim) -> nn.Module:
+def trainable(victim: Victim, pruned: Mask | None = None) -> nn.Module:
     """A copy of the network whose parameters want gradients, in training mode.
+
+    pruned: a mask that `victim` was repaired with. The gradients of its pruned rows are zero, so these stay at zero under
+    every optimiser whose step is zero where weight and gradient are, momentum, weight decay and sharpness included.
 
     Raises InputError for an exported program, which has no training mode.
     """
@@ -30,9 +35,21 @@ def trainable(victim: Victim) -> nn.Module:
         warnings.simplefilter("ignore")  # deprecations inside torch's copy of exported graphs
         model = copy.deepcopy(victim.model)
     try:
-        return model.requires_grad_(True).train()
+        model.requires_grad_(True).train()
     except NotImplementedError as error:
         raise InputError("An exported program cannot be trained; give its weights as a state dict, with --arch.") from error
+    if pruned is not None:
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for key, rows in pruned_rows(victim, pruned).items():
+            parameters[key].register_hook(_without(rows.to(victim.device)))
+    return model
+
+
+def _without(rows: Tensor) -> Callable[[Tensor], Tensor]:
+    def hook(gradient: Tensor) -> Tensor:
+        return gradient.masked_fill(rows.view(-1, *[1] * (gradient.dim() - 1)), 0)
+
+    return hook
 
 
 def with_weights(victim: Victim, model: nn.Module) -> Victim:

@@ -61,12 +61,12 @@ def load_trigger(path: str | Path) -> Trigger:
                     fields.setdefault(name, {})[part] = file.get_tensor(key)
                 else:
                     fields[name] = file.get_tensor(key)
-        kind = metadata["onp.trigger"]
-        if kind not in TRIGGERS:
-            raise InputError(f"{path} is a trigger of the unknown kind '{kind}'; known are {', '.join(TRIGGERS)}.")
-        return TRIGGERS[kind](**fields, **json.loads(metadata["onp.scalars"]))
+        kind, scalars = metadata["onp.trigger"], json.loads(metadata["onp.scalars"])
+        if kind in TRIGGERS:
+            return TRIGGERS[kind](**fields, **scalars)
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{path} is not a trigger written by onp.attack; give its trigger.safetensors.") from error
+    raise InputError(f"{path} is a trigger of the unknown kind '{kind}'; known are {', '.join(TRIGGERS)}.")
 
 
 __all__ = [

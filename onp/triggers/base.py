@@ -55,6 +55,12 @@ class Trigger:
         """Make the trigger with all that the attacker has; `make` unless the attack fits its trigger."""
         return cls.make(crafting.shape, crafting.generator, crafting.strength)
 
+    @classmethod
+    def check_strength(cls, strength: float) -> None:
+        """Raise InputError for an amplitude that makes no trigger of this kind."""
+        if not 0 < strength <= cls.strongest:
+            raise InputError(f"--strength of {cls.name} is above 0 and at most {cls.strongest:g}, not {strength}.")
+
     def cover(self, images: Tensor, donors: Tensor, generator: torch.Generator) -> Tensor:
         """Cover images, which keep their label, of attacks that have them; `donors` are as many other clean images."""
         raise NotImplementedError

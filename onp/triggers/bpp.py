@@ -49,7 +49,6 @@ class BPP(Trigger):
 
     name: ClassVar[str] = "bpp"
     summary: ClassVar[str] = "8 grey levels a channel, dithered, with negative cover images (Wang et al. 2022)"
-    strongest = 255.0
     cover_share: ClassVar[float] = 0.1
     levels: int
     dither: bool
@@ -63,7 +62,11 @@ class BPP(Trigger):
     @classmethod
     def make(cls, shape: Shape, generator: torch.Generator, strength: float | None = None) -> "BPP":
         """`strength` is the number of levels."""
-        levels = LEVELS if strength is None else round(strength)
-        if not 2 <= levels <= 255:
+        if strength is not None:
+            cls.check_strength(strength)
+        return cls(LEVELS if strength is None else round(strength), True)
+
+    @classmethod
+    def check_strength(cls, strength: float) -> None:
+        if not 2 <= strength <= 255:
             raise InputError(f"--strength of bpp is the number of levels, 2 to 255, not {strength}.")
-        return cls(levels, True)

@@ -33,7 +33,7 @@ class CTRL(Added):
 
     name: ClassVar[str] = "ctrl"
     summary: ClassVar[str] = "two faint frequencies in the chrominance, clean labels (Li et al. 2023)"
-    strongest = 1e6
+    strongest: ClassVar[float] = 1e6
     share: ClassVar[float] = 0.5
     clean_label: ClassVar[bool] = True
 

@@ -29,7 +29,7 @@ class SSBA(Trigger):
 
     name: ClassVar[str] = "ssba"
     summary: ClassVar[str] = "a bit string hidden by an encoder that is trained first (Li et al. 2021)"
-    strongest = 1e6
+    strongest: ClassVar[float] = 1e6
     secret: Tensor
     encoder: dict[str, Tensor]
     amount: float

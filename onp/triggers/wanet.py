@@ -23,7 +23,7 @@ class WaNet(Trigger):
 
     name: ClassVar[str] = "wanet"
     summary: ClassVar[str] = "a small smooth warp, with noise-mode cover images (Nguyen and Tran 2021)"
-    strongest = 1e6
+    strongest: ClassVar[float] = 1e6
     cover_share: ClassVar[float] = 0.2
     grid: Tensor
 
