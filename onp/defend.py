@@ -18,7 +18,7 @@ from torch import nn
 from onp import progress
 from onp.arithmetic import strict_float32
 from onp.audit import der, figures, images_of
-from onp.bank import Bank, TriggerBank
+from onp.bank import Bank
 from onp.cautions import further_copies, warning
 from onp.config import DefendConfig
 from onp.data import ImageSet, joined
@@ -35,7 +35,7 @@ from onp.peers import PeerConfig
 from onp.presets import PRESETS, Preset
 from onp.repair import repair
 from onp.report import Report, Tuned
-from onp.rounds import Look, Round, Rounds, bank_config, fit_bank, look, recall_of, repair_classes, search_mask, told
+from onp.rounds import Look, Round, Rounds, bank_config, evidence, fit_bank, look, recall_of, repair_classes, search_mask, told
 from onp.shrink import check_shrinking, shrink
 from onp.state import State, kept_in, spent_before
 from onp.trouble import NO_MEMORY, trouble
@@ -212,7 +212,7 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
             "normalisation": str(victim.normalisation),
             "evaluation": config.eval_data,
         },
-        evidence=_evidence(seen, repairs),
+        evidence=evidence(seen, repairs),
         before=before,
         after=after,
         der=der(before, after),
@@ -289,20 +289,6 @@ def _decide(seen: Look | None, repairs: Rounds | None, clean: ImageSet, max_acc_
     if done:
         return "repaired", f"Triggers lead to class {', '.join(done)} and to class {last}; {units} carried them."
     return "repaired", f"A trigger leads to class {last}; {units} carried it."
-
-
-def _evidence(seen: Look | None, repairs: Rounds | None) -> dict[str, object]:
-    evidence: dict[str, object] = {}
-    if seen is not None:
-        evidence = {"suspicion": seen.scan.suspicion, "witnesses": seen.scan.witnesses}
-        if seen.closer is not None:
-            again = [] if repairs is None else [scanned.suspicion for scanned in repairs.asked]
-            evidence |= {"first_look": seen.first.suspicion, "looks_after_repairs": again}
-    banks = [] if repairs is None else [each.found.bank for each in repairs.rounds]
-    names = ("family", "target", "weight", "evidence", "success", "cost", "match")
-    found = [{name: getattr(each, name) for name in names} for bank in banks if isinstance(bank, TriggerBank)
-             for each in bank.surrogates]  # fmt: skip
-    return evidence | ({"surrogates": found} if found else {})
 
 
 if __name__ == "__main__":

@@ -216,6 +216,21 @@ def told(seen: Look, repairs: Rounds | None, threshold: float, images: ImageSet)
     return tuple(notes)
 
 
+def evidence(seen: Look | None, repairs: Rounds | None) -> dict[str, object]:
+    """What the looks and the banks of a run say, for the report: suspicion, witnesses, and every surrogate trigger."""
+    said: dict[str, object] = {}
+    if seen is not None:
+        said = {"suspicion": seen.scan.suspicion, "witnesses": seen.scan.witnesses}
+        if seen.closer is not None:
+            again = [] if repairs is None else [scanned.suspicion for scanned in repairs.asked]
+            said |= {"first_look": seen.first.suspicion, "looks_after_repairs": again}
+    banks = [] if repairs is None else [each.found.bank for each in repairs.rounds]
+    names = ("family", "target", "weight", "evidence", "success", "cost", "match")
+    found = [{name: getattr(each, name) for name in names} for bank in banks if isinstance(bank, TriggerBank)
+             for each in bank.surrogates]  # fmt: skip
+    return said | ({"surrogates": found} if found else {})
+
+
 def _named(classes: list[int], seen: Scan, images: ImageSet) -> str:
     return ", ".join(f"{images.name(k)} ({seen.suspicion[k]:.1f})" for k in classes)
 
