@@ -20,8 +20,9 @@ struct ConvFilters {
   int64_t inputs, outputs;
 };
 
-// out = scale * conv(x) + shift + added, the first 0 where scale is, and no less than 0 if `relu`. Sums are made in an order that depends on the
-// sizes alone, so results repeat bit for bit, whatever the number of threads and the other images.
+// out = scale * conv(x) + shift + added, the first 0 where scale is, and no less than 0 if `relu`. Sums are made in an
+// order that depends on the sizes alone, so results repeat bit for bit, whatever the number of threads and the other
+// images.
 struct Conv {
   const float* x;
   const float* filters;  // as ConvFilters makes them
