@@ -51,7 +51,7 @@ setup(
     # Namespace packages, because the folders of the bundle hold data and no __init__.py.
     packages=[*find_namespace_packages(include=["onp", "onp.*"], exclude=["*.__pycache__"]), "onp_kernels"],
     package_dir={"onp_kernels": "kernels"},
-    package_data={"onp_kernels": ["tiles.json"], "onp": ["py.typed", "bundle/**/*", "templates/*"]},
+    package_data={"onp_kernels": ["tiles.json"], "onp": ["py.typed", "bundle/**/*", "defend/report/templates/*"]},
     ext_modules=[Extension("onp_native", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

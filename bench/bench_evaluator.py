@@ -10,9 +10,9 @@ import pytest
 import torch
 from cases import case, full_masks, late_masks
 from evaluator import agree
-from scorers import Compiled, Folded, Hooks, Ours
+from evaluator_baselines import Compiled, Folded, Hooks, Ours
 
-from onp.plan import build_plan
+from onp.engine.plan import build_plan
 
 CASE = os.environ.get("ONP_BENCH_CASE", "small")
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

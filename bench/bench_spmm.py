@@ -1,5 +1,5 @@
-"""A quick look at message passing (the full table: bench/message_passing.py): onp.ops.spmm against torch's own ways and,
-where installed, torch-sparse and torch-scatter.
+"""A quick look at message passing (the full table: bench/message_passing.py): `message_passing.ops.spmm` against
+torch's own ways and, where installed, torch-sparse and torch-scatter.
 
 Every row is checked against float64 before it is timed. `forward` is one weighted sum; `training` adds the gradient
 of x. Each implementation may prepare what it keeps between calls (a transpose, a sparse tensor) outside the timing.
@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from onp.csr import Csr
-from onp.ops import spmm
+from onp.search.message_passing.csr import Csr
+from onp.search.message_passing.ops import spmm
 from onp_kernels import reference
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

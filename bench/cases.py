@@ -12,15 +12,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from onp.archs import build_network
-from onp.bundle.demos import ARCH, NORM, demo
-from onp.data import Normalisation, load_images
-from onp.evaluator import Batch, TriggeredBatch
-from onp.plan import Plan
-from onp.steps import ConvStep, LinearStep
-from onp.suffix import suffix_of
-from onp.triggers import load_trigger
-from onp.victim import Layer, Victim, load_victim, victim_from_module
+from onp.attack.triggers import load_trigger
+from onp.data.images import Normalisation, load_images
+from onp.defend.demos import ARCH, NORM, demo
+from onp.engine.evaluator import Batch, TriggeredBatch
+from onp.engine.incremental import suffix_of
+from onp.engine.plan import Plan
+from onp.engine.steps import ConvStep, LinearStep
+from onp.model.archs import build_network
+from onp.model.victim import Layer, Victim, load_victim, victim_from_module
 
 TESTS = Path(__file__).parent.parent / "tests"
 PRUNED = 0.05

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))  # the benchmarks share bench/cases.py and bench/scorers.py
+sys.path.insert(0, str(Path(__file__).parent))  # the benchmarks share bench/cases.py and bench/evaluator_baselines.py
 from cases import cpu_name
 
 

@@ -1,4 +1,5 @@
-"""One 3x3 convolution of onp.winograd against oneDNN's fused primitive, one thread: `python bench/conv.py` prints the table.
+"""One 3x3 convolution of `torch_backend.winograd` against oneDNN's fused primitive, one thread:
+`python bench/conv.py` prints the table.
 
 Both answers are compared with conv2d in float64 before anything is timed. Best of ROUNDS, float32, bias and ReLU included.
 """
@@ -10,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onp.fused_cpu import bind_onednn
-from onp.steps import Activation, ConvStep
-from onp.winograd import bind_winograd, filters_of
+from onp.engine.steps import Activation, ConvStep
+from onp.engine.torch_backend.onednn import bind_onednn
+from onp.engine.torch_backend.winograd import bind_winograd, filters_of
 
 ROUNDS = 5
 CASES = ((64, 16, 32), (64, 32, 32), (64, 64, 32), (64, 64, 16), (64, 128, 16), (64, 256, 8), (64, 512, 4), (4, 512, 7))

@@ -41,13 +41,13 @@ from cases import (
     seconds,
     spread,
 )
-from scorers import Hooks, Ours, peers
+from evaluator_baselines import Hooks, Ours, peers
 from torch import Tensor
 
+from onp.defend.report.report import hardware, versions
+from onp.engine.plan import build_plan
 from onp.files import write_atomically
-from onp.plan import build_plan
-from onp.report import hardware, versions
-from onp.victim import Layer, Victim
+from onp.model.victim import Layer, Victim
 
 
 def agree(case: Case, hooks: Hooks, candidates: list, masks: Tensor) -> None:

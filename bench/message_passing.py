@@ -31,10 +31,10 @@ import torch
 from message_passing_peers import LAYERS, Op, checked_part, gradient, random_graph, workload
 from torch import Tensor
 
-from onp import backend as backends
-from onp.csr import Csr
+from onp.defend.report.report import hardware, versions
+from onp.engine import native as backends
 from onp.files import write_atomically
-from onp.report import hardware, versions
+from onp.search.message_passing.csr import Csr
 
 JOBS = ("sum", "mean", "max", "attention", "gatv2", "sum bfloat16")
 KEY = ("job", "pass", "nodes", "degree", "features", "copies")

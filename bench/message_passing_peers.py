@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onp import backend as backends
-from onp.convs import GATv2Conv
-from onp.csr import Csr
+from onp.engine import native as backends
 from onp.errors import InputError
-from onp.ops import attention, spmm
+from onp.search.message_passing.csr import Csr
+from onp.search.message_passing.layers import GATv2Conv
+from onp.search.message_passing.ops import attention, spmm
 from onp_kernels import reference
 
 Op = Callable[[Tensor], Tensor]

@@ -16,11 +16,11 @@ import time
 
 import torch
 from cases import _inside, case, full_masks, last_stage, late_masks
-from scorers import Ours
+from evaluator_baselines import Ours
 from torch.profiler import ProfilerActivity, profile
 
-from onp.cuda_engine import CudaEngine
-from onp.steps import ConvStep
+from onp.engine.steps import ConvStep
+from onp.engine.triton_backend.engine import CudaEngine
 
 
 def steps(engine: CudaEngine, keep: torch.Tensor, first: int) -> None:

@@ -11,11 +11,11 @@ import json
 import statistics
 from pathlib import Path
 
-from onp.bundle.demos import DEMOS
-from onp.config import DefendConfig
 from onp.defend import defend
+from onp.defend.config import DefendConfig
+from onp.defend.demos import DEMOS
+from onp.defend.report.report import hardware, versions
 from onp.files import write_atomically
-from onp.report import hardware, versions
 
 
 def measure(name: str, seed: int, preset: str) -> dict[str, object]:

@@ -253,7 +253,7 @@ pybind11::object attention_grad(const pybind11::object& graph, const pybind11::o
 PYBIND11_MODULE(onp_native, m) {
   m.doc() =
       "Compiled half of onp, see csrc/ops.h: pointers (as integers; 0 for null) and sizes in, nothing returned.\n"
-      "The pointers must fit the sizes. Call it through onp.ops, which owns the checks of tensors.";
+      "The pointers must fit the sizes. Call it through onp.search.message_passing.ops, which owns the checks of tensors.";
 #ifdef ONP_WITH_CUDA
   m.attr("with_cuda") = true;
 #else

@@ -9,18 +9,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from onp.arithmetic import strict_float32
-from onp.config import DefendConfig
-from onp.data import ImageSet, Normalisation, check_for, split
+from onp.data.images import ImageSet, Normalisation, check_for, split
 from onp.defend import Outcome, preset_of, run
+from onp.defend.config import DefendConfig
+from onp.defend.inputs import Case, check_useful
+from onp.defend.monitor import Monitor
+from onp.defend.rounds import look
+from onp.detect.anomaly import Scan
 from onp.errors import InputError
-from onp.inputs import Case, check_useful
-from onp.mask import Mask
-from onp.monitor import Monitor
-from onp.repair import pruned_rows
-from onp.rounds import look
-from onp.suspicion import Scan
-from onp.victim import Victim, victim_from_module
+from onp.model.mask import Mask
+from onp.model.prune import pruned_rows
+from onp.model.victim import Victim, victim_from_module
+from onp.numerics import strict_float32
 
 Images = Tensor | np.ndarray
 

@@ -8,20 +8,19 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import evaluator_cases
 import pytest
-import small_backdoor
 import torch
-from random_numbers import rng  # noqa: F401 (a fixture)
+from helpers import evaluator_cases, small_backdoor
+from helpers.random_numbers import rng  # noqa: F401 (a fixture)
 
 import onp
-from onp.config import DefendConfig
-from onp.data import ImageSet
+from onp.attack.triggers import unet
+from onp.data.images import ImageSet
 from onp.defend import run
-from onp.features import features
-from onp.metrics import accuracy, attack_success, predictions
-from onp.monitor import Monitor
-from onp.triggers import unet
+from onp.defend.config import DefendConfig
+from onp.defend.monitor import Monitor
+from onp.engine.metrics import accuracy, attack_success, predictions
+from onp.search.features import features
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +50,8 @@ def poison() -> Iterator[None]:
 @pytest.fixture
 def small_generators(monkeypatch):
     monkeypatch.setattr(unet, "WIDTH", 8)
-    monkeypatch.setattr("onp.triggers.trojannn.STEPS", 40)
-    monkeypatch.setattr("onp.triggers.low_frequency.STEPS", 40)
+    monkeypatch.setattr("onp.attack.triggers.trojannn.STEPS", 40)
+    monkeypatch.setattr("onp.attack.triggers.low_frequency.STEPS", 40)
 
 
 @pytest.fixture(scope="session")
@@ -77,7 +76,7 @@ def outcome(small, backdoored):
 def report_schema():
     """Validates what report.json holds; raises `jsonschema.ValidationError`."""
     jsonschema = pytest.importorskip("jsonschema")
-    text = (Path(onp.__file__).parent / "templates" / "report.schema.json").read_text()
+    text = (Path(onp.__file__).parent / "defend" / "report" / "templates" / "report.schema.json").read_text()
     jsonschema.Draft202012Validator.check_schema(json.loads(text))
     return jsonschema.Draft202012Validator(json.loads(text))
 

@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onp.bundle import clean_images
-from onp.bundle.demos import demo
+from onp.defend.demos import clean_images, demo
 
 ROOT = Path(__file__).resolve().parents[1]
 

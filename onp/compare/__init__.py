@@ -10,7 +10,7 @@ import torch
 from onp import progress
 from onp.compare.cell import Cell, run_cell
 from onp.compare.config import CompareConfig
-from onp.compare.cuts import Cuts
+from onp.compare.datasets import Cuts
 from onp.compare.pool import run_all
 from onp.compare.store import Store
 from onp.compare.table import write_tables

@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 from onp.compare import CompareConfig, compare
-from onp.config import Parser, add_options
+from onp.defend.config import Parser, add_options
 from onp.errors import InputError
 
 EPILOG = """\

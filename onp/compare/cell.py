@@ -8,23 +8,23 @@ from typing import Any
 
 import torch
 
-from onp.arithmetic import repeatable, strict_float32
-from onp.compare.truth import Truth, truth_of
+from onp.attack.triggers import load_trigger
+from onp.compare.defences import DefenceConfig, defence
+from onp.compare.defences.pruning import Pruning
+from onp.compare.measure import Truth, truth_of
 from onp.compare.victims import VictimFiles
-from onp.config import DefendConfig
-from onp.data import ImageSet, Normalisation, load_images
+from onp.data.images import ImageSet, Normalisation, load_images
 from onp.defend import defend
+from onp.defend.config import DefendConfig
+from onp.defend.report.report import hardware, versions
+from onp.engine.metrics import defence_effectiveness
 from onp.errors import InputError
-from onp.mask import Mask
-from onp.metrics import defence_effectiveness
-from onp.peers import PeerConfig, defence
-from onp.peers.ft import fine_tuned
-from onp.peers.pruning import Pruning
-from onp.repair import repair
-from onp.report import hardware, versions
-from onp.triggers import load_trigger
-from onp.tune import tune_pruned
-from onp.victim import Victim, load_victim
+from onp.model.mask import Mask
+from onp.model.prune import repair
+from onp.model.tuning import tune_pruned
+from onp.model.tuning.ft import fine_tuned
+from onp.model.victim import Victim, load_victim
+from onp.numerics import repeatable, strict_float32
 
 REACTIVATION_EPOCHS = 5
 
@@ -85,7 +85,7 @@ def _run(cell: Cell) -> dict[str, Any]:
     row: dict[str, Any] = {f"{name}_before": value for name, value in before.items()} | after
     if "asr" in after:
         row["der"] = defence_effectiveness(before["acc"], after["acc"], before["asr"], after["asr"])
-    again = fine_tuned(treated.victim, clean, PeerConfig(seed=cell.seed), REACTIVATION_EPOCHS, "re-activation").eval()
+    again = fine_tuned(treated.victim, clean, DefenceConfig(seed=cell.seed), REACTIVATION_EPOCHS, "re-activation").eval()
     row |= {f"{name}_reactivated": value for name, value in truth.measure(again).items() if name in ("acc", "asr")}
     row |= {"decision": treated.decision, "seconds": seconds, "evaluations": treated.evaluations, "units": victim.units}
     row["where"] = ", ".join(f"{name} {value}" for name, value in (hardware() | versions()).items())
@@ -100,7 +100,7 @@ def _run(cell: Cell) -> dict[str, Any]:
 def treat(cell: Cell, victim: Victim, clean: ImageSet) -> Treated:
     """Run the defence; it sees the victim and the clean images. On a GPU the peers train in TF32, as their own code does."""
     name, _, tuning = cell.defence.partition("+")
-    config = PeerConfig(cell.max_acc_drop, cell.seed, cell.passes, cell.preset)
+    config = DefenceConfig(seed=cell.seed, passes=cell.passes, max_acc_drop=cell.max_acc_drop, preset=cell.preset)
     if name == "onp":
         treated = _onp(cell)
     else:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 import torch
 
-from onp.archs import build_network
-from onp.config import option
-from onp.data import Normalisation
+from onp.attack.triggers import TRIGGERS
+from onp.compare.defences import PRUNERS, TUNERS, defence
+from onp.data.images import Normalisation
+from onp.defend.config import option
+from onp.defend.presets import PRESETS
 from onp.errors import InputError
-from onp.peers import PRUNERS, TUNERS, defence
-from onp.presets import PRESETS
-from onp.triggers import TRIGGERS
-from onp.tune import TUNES
+from onp.model.archs import build_network
+from onp.model.tuning import TUNERS as TUNING_METHODS
 
 BUNDLED = "bundled"
 MOST_THREADS = 1024  # more than any machine has; torch would start them all
@@ -124,10 +124,10 @@ def check_defence(name: str) -> None:
     """Raises InputError unless `name` is a defence, or a pruning and a tuning joined by +."""
     first, plus, second = name.partition("+")
     prunes = first == "onp" or first in PRUNERS or ":" in first
-    if not (prunes and (not plus or second in TUNES)) and not (first in TUNERS and not plus):
+    if not (prunes and (not plus or second in TUNING_METHODS)) and not (first in TUNERS and not plus):
         raise InputError(
             f"There is no defence '{name}'; choose from onp, {', '.join((*PRUNERS, *TUNERS))}, package.module:callable, or "
-            f"PRUNING+TUNING with one of {', '.join(TUNES)}."
+            f"PRUNING+TUNING with one of {', '.join(TUNING_METHODS)}."
         )
     if ":" in first:
         defence(first)

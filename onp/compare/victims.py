@@ -7,16 +7,16 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from onp.archs import option as arch_option
 from onp.attack import UNFINISHED, AttackConfig
 from onp.attack import run as train_victim
-from onp.bundle.demos import DEMOS, demo
 from onp.compare.config import BUNDLED, CompareConfig
-from onp.compare.cuts import Cuts, short, slug
-from onp.data import Normalisation, load_images
-from onp.digest import digest
+from onp.compare.datasets import Cuts, short, slug
+from onp.data.digest import digest
+from onp.data.fingerprint import check_apart, marks
+from onp.data.images import Normalisation, load_images
+from onp.defend.demos import DEMOS, demo
 from onp.errors import InputError
-from onp.unseen import check_apart, marks
+from onp.model.archs import option as arch_option
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,54 @@
+"""How well late norms remember the attack: `python bench/bn_match.py --victims DIR ... --data PATH`.
+
+`--victims`: folders written by `onp.attack`; without them the embedded networks. Every seed is another split of the clean
+images. Prints how far halves of the clean images agree on what is remembered, and the cosine between that and what the true
+trigger changes; triggers are used for measuring only. Writes bench/results/recall.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from detection import networks
+
+from onp.attack.triggers import load_trigger
+from onp.data.images import joined, load_images, split
+from onp.defend.demos import demo
+from onp.defend.report.report import hardware, versions
+from onp.detect.bn_match import recall
+from onp.files import write_atomically
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--victims", nargs="+", default=[])
+    parser.add_argument("--data")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "recall.json")
+    options = parser.parse_args()
+    files = {Path(folder).name: Path(folder) / "trigger.safetensors" for folder in options.victims}
+    rows: list[dict[str, Any]] = []
+    for card, victim, data in networks(options.victims, options.data):
+        trigger = None
+        if card["target"] is not None:
+            trigger = load_trigger(files.get(card["name"]) or demo(card["name"]).trigger)
+        for seed in options.seeds:
+            splits = split(load_images(data), seed)
+            images = joined(splits.build, splits.score)
+            known = recall(victim, images.pixels(), images.labels)
+            row: dict[str, Any] = {"name": card["name"], "seed": seed}
+            row["reliability"] = 0.0 if known is None else known.reliability
+            if known is not None and trigger is not None:
+                others = images.subset(images.labels != card["target"]).pixels()
+                row["match"] = known.explained_by(others, trigger(others))
+            rows.append(row)
+            print(*(f"{value:.3f}" if isinstance(value, float) else value for value in row.values()), flush=True)
+    result = {"rows": rows, "hardware": hardware(), "versions": versions()}
+    write_atomically(options.out, json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The agent against simpler searches at an equal number of evaluations: `python bench/search_baselines.py --seeds 0 1 2`.
+
+Same victims, same bank, same objective, but for the agent without memory, which is not told what the norms remember; the true
+trigger only measures. Also, on at least 200 random masks per victim, the rank correlation between the surrogate ASR that the
+search sees and the true ASR. Rows go into bench/results/search.json as they are finished, in place of the same row of an
+earlier run with as many evaluations: parts of the table can be taken one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from scipy.stats import spearmanr
+from torch import Tensor
+
+from onp.attack.triggers import load_trigger
+from onp.compare.defences import random_search, taylor
+from onp.data.images import Normalisation, Splits, load_images, split
+from onp.defend.demos import ARCH, NORM, demo
+from onp.defend.presets import PRESETS
+from onp.defend.report.report import hardware, versions
+from onp.defend.rounds import recall_of
+from onp.detect.bank import Bank, build_bank, scan
+from onp.engine.evaluator import Evaluator
+from onp.engine.scoring import TriggeredBatch
+from onp.files import write_atomically
+from onp.model.victim import Victim, load_victim
+from onp.search.agent import build_policies, train
+from onp.search.features import NodeFeatures, features
+from onp.search.neuron_graph import build_graph
+from onp.search.setup import batch_of, build_problem
+
+PRESET = PRESETS["default"].with_max_acc_drop(0.01)
+AGENTS = ("agent", "agent without edges", "agent without learning", "agent without memory")
+SEARCHES = (*AGENTS, "greedy carriers", "greedy first-order", "random")
+
+
+def run(name: str, victim: Victim, splits: Splits, bank: Bank, evaluations: int, seed: int) -> tuple[Tensor, float]:
+    """The mask, bool [U], that a search finds with so many evaluations, and its Phi."""
+    problem = build_problem(victim, splits, bank, seed, PRESET.search, memory=name != "agent without memory")
+    env, known = problem.env, problem.known
+    if name == "greedy carriers":
+        taylor.search(env, known.carrier, evaluations, seed)
+    elif name == "greedy first-order":
+        taylor.search(env, known.taylor, evaluations, seed)
+    elif name == "random":
+        random_search.search(env, None, evaluations, seed)
+    else:
+        agent = replace(PRESET.search.agent, seed=seed, max_evaluations=evaluations)
+        agent = replace(agent, relations=()) if name == "agent without edges" else agent
+        agent = replace(agent, learning_rate=0.0) if name == "agent without learning" else agent
+        train(env, build_policies(build_graph(victim, agent.relations), known, env, agent), known, agent)
+    # Every search leaves its environment in the best mask it found; Phi without memory is another one.
+    return env.keep, float(env.outcome.phi)
+
+
+def random_masks(victim: Victim, known: NodeFeatures, count: int, seed: int) -> Tensor:
+    """bool [count, U]: half uniformly random, half biased to high first-order scores; 1 to 60 units pruned."""
+    generator = torch.Generator().manual_seed(seed)
+    masks = torch.ones((count, victim.units), dtype=torch.bool)
+    likely = (known.attack.clamp_min(0) / known.attack.max() + 0.02).clamp_max(1)
+    for index in range(count):
+        size = int(torch.randint(1, 61, (1,), generator=generator))
+        chance = likely if index % 2 else torch.ones(victim.units)
+        masks[index, torch.multinomial(chance, size, generator=generator)] = False
+    return masks
+
+
+def written(path: Path, evaluations: int, kind: str, row: dict[str, object], key: tuple[str, ...]) -> None:
+    """Put a row into the results, in place of the one with the same key; results of other budgets are dropped."""
+    document = json.loads(path.read_text()) if path.exists() else {}
+    if document.get("evaluations") != evaluations:
+        document = {"evaluations": evaluations, "rows": [], "correlation": []}
+    document[kind] = [old for old in document[kind] if any(old[name] != row[name] for name in key)] + [row]
+    document |= {"hardware": hardware(), "versions": versions()}
+    write_atomically(path, json.dumps(document, indent=2) + "\n")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--demos", nargs="+", default=["badnets", "blended", "wanet"])
+    parser.add_argument("--evaluations", type=int, default=200)
+    parser.add_argument("--masks", type=int, default=200, help="of the rank correlation, at the first seed; 0 for none")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--searches", nargs="+", default=SEARCHES, choices=SEARCHES)
+    options = parser.parse_args()
+    results = Path(__file__).parent / "results" / "search.json"
+    for name in options.demos:
+        files = demo(name)
+        assert files.trigger is not None
+        victim = load_victim(files.model, ARCH, Normalisation.parse(NORM), (1, 28, 28), options.device)
+        evaluation, trigger = load_images(files.evaluation), load_trigger(files.trigger)
+        others = evaluation.subset(evaluation.labels != 0)
+        triggered = victim.normalisation(trigger(others.pixels()).to(victim.device))
+        true_batch = TriggeredBatch("true", triggered, others.labels, torch.zeros_like(others.labels))
+        truth = Evaluator(victim, batch_of(victim, evaluation), [true_batch])
+        untouched = truth.score(torch.ones((1, victim.units), dtype=torch.bool))
+        for seed in options.seeds:
+            splits = split(load_images(files.clean), seed)
+            found = scan(victim, splits.build, splits.score, seed, PRESET.bank)
+            known, parts = recall_of(victim, splits, PRESET), (splits.build, splits.score)
+            bank = build_bank(victim, (victim.logits,), found, found.suspect, *parts, seed, PRESET.bank, recall=known)
+            for search in options.searches:
+                start = time.monotonic()
+                keep, phi = run(search, victim, splits, bank, options.evaluations, seed)
+                scores = truth.score(keep[None])
+                row = {"demo": name, "seed": seed, "search": search, "asr": float(scores.asr[0, 0])}
+                row |= {"phi": phi, "acc_drop": float(untouched.acc[0] - scores.acc[0]), "pruned": int((~keep).sum())}
+                row |= {"seconds": round(time.monotonic() - start, 1)}
+                print(json.dumps(row), flush=True)
+                written(results, options.evaluations, "rows", row, ("demo", "seed", "search"))
+            if options.masks and seed == options.seeds[0]:
+                seen = Evaluator(victim, batch_of(victim, splits.score), bank.batches(victim, splits, "score"))
+                shown = features(victim, batch_of(victim, splits.build), bank.batches(victim, splits, "build"), bank.weights)
+                masks = random_masks(victim, shown, options.masks, seed)
+                surrogate, real = seen.score(masks), truth.score(masks)
+                weighted = (surrogate.asr_soft @ torch.tensor(bank.weights, dtype=torch.float64)).numpy()
+                usable = (untouched.acc[0] - real.acc < 0.05).numpy()
+                result = {"demo": name, "masks": len(masks), "spearman": float(spearmanr(weighted, real.asr[:, 0]).statistic)}
+                result |= {"usable": int(usable.sum())}
+                result |= {"spearman_usable": float(spearmanr(weighted[usable], real.asr[:, 0].numpy()[usable]).statistic)}
+                print(json.dumps(result), flush=True)
+                written(results, options.evaluations, "correlation", result, ("demo",))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The training loop of victims, poisoned or clean."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from onp import progress
+from onp.attack.config import AttackConfig
+from onp.attack.poisoning import Poisoner, poisoner_for
+from onp.attack.triggers import Trigger
+from onp.data.images import ImageSet, Normalisation
+from onp.errors import InputError
+from onp.model.archs import build_network, option
+
+REPORT_EVERY = 10  # steps; each look at the loss waits for the device
+
+
+def augment(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
+    """Random crop after zero padding and random flip, per image; `[N, C, H, W]` to the same shape, channels last."""
+    count, _, height, width = images.shape
+    padded = F.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
+    rows = torch.randint(0, 2 * pad + 1, (count, 1), generator=generator) + torch.arange(height)
+    columns = torch.randint(0, 2 * pad + 1, (count, 1), generator=generator) + torch.arange(width)
+    if flip:
+        flipped = torch.rand((count, 1), generator=generator) < 0.5
+        columns = torch.where(flipped, columns.flip(1), columns)
+    rows, columns = rows.to(images.device), columns.to(images.device)
+    picked = padded[torch.arange(count, device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    return picked.permute(0, 3, 1, 2)
+
+
+def batches_of(order: Tensor, size: int) -> list[Tensor]:
+    """`order` int64 `[N]` in batches of `size`; a last image by itself, which has no spread to norm, joins those before."""
+    batches = list(order.split(size))
+    return [*batches[:-2], torch.cat(batches[-2:])] if len(batches) > 1 and len(batches[-1]) == 1 else batches
+
+
+def epoch_generator(config: AttackConfig, epoch: int) -> torch.Generator:
+    """Draws an epoch's order first; never seeded as `choose` is, whose permutation would put all poisoned images first."""
+    return torch.Generator().manual_seed(config.seed * 1000 + epoch + 1)
+
+
+def device_for(name: str) -> torch.device:
+    """The device that `auto`, `cpu` or `cuda` names; raises InputError where there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("This machine has no usable CUDA device; use --device cpu.")
+    return torch.device(name)
+
+
+def load_weights(network: nn.Module, path: str | Path) -> None:
+    """Fill `network` with the weights of a safetensors file of the same architecture.
+
+    Raises:
+        InputError: the file is missing, is none, or belongs to another network.
+    """
+    try:
+        network.load_state_dict(load_file(path))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise InputError(f"{path} does not hold safetensors weights of this --arch; give a model.safetensors.") from error
+
+
+def _has_matrix_units(device: torch.device) -> bool:
+    return device.type == "cuda" or torch.cpu._is_amx_tile_supported()
+
+
+def train(
+    train_set: ImageSet,
+    config: AttackConfig,
+    poisoner: Poisoner | Trigger | None,
+    state_file: Path | None = None,
+    init: Path | None = None,
+    quiet: bool = False,
+    stage: str = "training",
+) -> nn.Module:
+    """Train one network and return it in eval mode on the CPU.
+
+    `poisoner` changes the images of each batch; for a trigger it is the one of its attack, None trains a clean network.
+    `state_file` keeps the state after each epoch, and training continues from it where it exists; `init` is a safetensors
+    file of weights to start from (an attacker who fine-tunes somebody's clean model).
+    """
+    if isinstance(poisoner, Trigger):
+        poisoner = poisoner_for(poisoner, train_set.labels, config, option(config.arch, "classes", 10))
+    torch.manual_seed(config.seed)
+    device, norm = device_for(config.device), Normalisation.parse(config.norm)
+    network = build_network(config.arch)
+    if init is not None:
+        load_weights(network, init)
+    network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
+    there = dataclasses.replace(train_set, images=train_set.images.to(device))
+    optimiser = torch.optim.SGD(network.parameters(), config.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimisers = [optimiser, *(poisoner.optimisers if poisoner else [])]
+    steps = len(batches_of(torch.arange(len(train_set)), config.batch_size))
+    total = max(4, steps * config.epochs)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=total, pct_start=max(0.25, 2 / total))
+    start = 0
+    if state_file is not None and state_file.exists():
+        state = _kept(state_file)
+        network.load_state_dict(state["network"])
+        optimiser.load_state_dict(state["optimiser"])
+        schedule.load_state_dict(state["schedule"])
+        if poisoner:
+            poisoner.load_state_dict(state["poisoner"])
+        start = state["epoch"]
+    with progress.stage(stage, steps * (config.epochs - start), quiet) as bar:
+        for epoch in range(start, config.epochs):
+            generator = epoch_generator(config, epoch)
+            network.train()
+            batches = batches_of(torch.randperm(len(train_set), generator=generator), config.batch_size)
+            for step, index in enumerate(batches):
+                part = there.subset(index)
+                images, labels = part.pixels(), part.labels
+                penalty: Tensor | float = 0.0
+                if poisoner:
+                    images, labels, penalty = poisoner(images, labels, index, generator)
+                images = norm(augment(images, config.pad, config.flip, generator))
+                with torch.autocast(device.type, torch.bfloat16, enabled=_has_matrix_units(device)):
+                    loss = F.cross_entropy(network(images), labels.to(device)) + penalty
+                for each in optimisers:
+                    each.zero_grad()
+                loss.backward()
+                for each in optimisers:
+                    each.step()
+                schedule.step()
+                if step % REPORT_EVERY == 0:
+                    note = f"epoch {epoch + 1}/{config.epochs} loss {loss.item():.3f}"
+                bar.advance(note=note)
+            if state_file is not None:
+                state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "epoch": epoch + 1}
+                state |= {"schedule": schedule.state_dict(), "poisoner": poisoner.state_dict() if poisoner else {}}
+                _save(state, state_file)
+    return network.eval().to("cpu", memory_format=torch.contiguous_format)
+
+
+def _kept(path: Path) -> dict[str, Any]:
+    try:
+        return torch.load(path, weights_only=True)
+    except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path} is damaged; delete it, and its training starts again.") from error
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    partial = path.with_suffix(".tmp")
+    torch.save(state, partial)
+    os.replace(partial, path)

@@ -1,0 +1,244 @@
+"""Images in memory: the set itself, its normalisation, and the seeded split of the clean images."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onp.data.load import read
+from onp.errors import InputError
+
+MINIMUM_IMAGES = 20
+
+# Per-channel mean and standard deviation of the training pixels in [0, 1], as commonly published:
+# imagenet: torchvision's model documentation; cifar10, cifar100, mnist and fashion-mnist: computed from the
+# training sets (the figures most training scripts carry); gtsrb: https://github.com/poojahira/gtsrb-pytorch.
+# One value stands for every channel.
+PRESETS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "gtsrb": ((0.3337, 0.3064, 0.3171), (0.2672, 0.2564, 0.2629)),
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion-mnist": ((0.2860,), (0.3530,)),
+    "half": ((0.5,), (0.5,)),
+    "none": ((0.0,), (1.0,)),
+}
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Per-channel `(x - mean) / std`; a single value stands for every channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if not self.mean or len(self.mean) != len(self.std):
+            raise InputError(
+                f"The normalisation has {len(self.mean)} means and {len(self.std)} standard deviations; "
+                "give one of each per channel."
+            )
+        if not all(math.isfinite(value) for value in self.mean + self.std) or min(self.std) <= 0:
+            raise InputError(f"The normalisation {self} needs finite means and standard deviations above 0.")
+
+    def __call__(self, images01: Tensor) -> Tensor:
+        """Normalise float images `[N, C, H, W]` in [0, 1] to float32 of the same shape.
+
+        Raises InputError when the number of channels is another than that of the normalisation.
+        """
+        channels = images01.shape[1]
+        if len(self.mean) not in (1, channels):
+            raise InputError(
+                f"The normalisation has {len(self.mean)} channels but the images have {channels}; "
+                "choose the one the model was trained with."
+            )
+        mean = torch.tensor(self.mean, dtype=torch.float32, device=images01.device).view(1, -1, 1, 1)
+        std = torch.tensor(self.std, dtype=torch.float32, device=images01.device).view(1, -1, 1, 1)
+        return (images01.float() - mean) / std
+
+    def __str__(self) -> str:
+        """The form `parse` reads back: `mean,.../std,...`."""
+        return ",".join(map(repr, self.mean)) + "/" + ",".join(map(repr, self.std))
+
+    @staticmethod
+    def parse(text: str) -> Normalisation:
+        """Read a preset's name or `mean,.../std,...` (in units of [0, 1] pixels); raises InputError otherwise."""
+        if text.lower() in PRESETS:
+            return Normalisation(*PRESETS[text.lower()])
+        means, _, stds = text.partition("/")
+        try:
+            mean = tuple(float(value) for value in means.split(","))
+            std = tuple(float(value) for value in stds.split(","))
+        except ValueError:
+            raise InputError(
+                f"The normalisation {text!r} is neither one of {', '.join(PRESETS)} nor MEAN/STD "
+                "such as 0.49,0.48,0.45/0.25,0.24,0.26."
+            ) from None
+        if max(mean) > 1:
+            raise InputError(f"The means of the normalisation {text!r} are of pixels up to 255; divide both sides by 255.")
+        return Normalisation(mean, std)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images uint8 `[N, C, H, W]`, labels int64 `[N]` (all -1 where unlabelled) and the names of the classes."""
+
+    images: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    @property
+    def labelled(self) -> bool:
+        return bool((self.labels >= 0).all())
+
+    def name(self, label: int) -> str:
+        """The name of a class, or its number where the network knows more classes than are named here."""
+        return self.class_names[label] if label < len(self.class_names) else str(label)
+
+    def pixels(self) -> Tensor:
+        """The images as float32 `[N, C, H, W]` in [0, 1]."""
+        return self.images.float() / 255
+
+    def subset(self, index: Tensor | Sequence[int]) -> ImageSet:
+        """The images at `index` (int64 positions or a bool mask), in that order."""
+        index = torch.as_tensor(index)
+        # An empty list would become a float tensor, which cannot index.
+        index = index.long() if index.numel() == 0 else index
+        return ImageSet(self.images[index], self.labels[index], self.class_names)
+
+    def with_channels(self, channels: int) -> ImageSet:
+        """Grey images as the three equal channels of RGB, or the one channel of RGB images that are grey.
+
+        Raises InputError where that would lose colour.
+        """
+        if channels == 1 and not bool((self.images == self.images[:, :1]).all()):
+            raise InputError("The images are in colour, but the network takes grey ones (1 channel); convert them first.")
+        images = self.images[:, :1].expand(-1, channels, -1, -1).contiguous()
+        return ImageSet(images, self.labels, self.class_names)
+
+    def by_number(self, classes: int) -> ImageSet:
+        """The same images with class names that are different numbers below `classes` taken for the model's classes."""
+        numbers = [int(name) for name in self.class_names if name.isdecimal()]
+        if not self.labelled or len(set(numbers)) < len(self.class_names) or max(numbers) >= classes:
+            return self
+        return ImageSet(self.images, torch.tensor(numbers)[self.labels], tuple(map(str, range(classes))))
+
+    def relabelled(self, class_names: Sequence[str]) -> ImageSet:
+        """The same images with labels counted in `class_names`: needed where this set lacks some class, since
+        a folder's labels count only the classes it holds. Names that are numbers ("0", "7", ...) count the model's
+        classes. Raises InputError for a class that is not among `class_names`.
+        """
+        nameless = tuple(str(label) for label in range(len(self.class_names)))
+        if not self.labelled or self.class_names in (nameless, tuple(class_names)):
+            return self
+        known = {name: label for label, name in enumerate(class_names)}
+        if not any(name in known for name in self.class_names):
+            known = {str(label): label for label in range(len(class_names))}
+        unknown = [name for name in self.class_names if name not in known]
+        if unknown:
+            raise InputError(f"The class {unknown[0]!r} is not among the classes of the clean data.")
+        position = torch.tensor([known[name] for name in self.class_names])
+        return ImageSet(self.images, position[self.labels], tuple(class_names))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Disjoint parts of the clean images: for building triggers and features, for scoring masks, for the report."""
+
+    build: ImageSet
+    score: ImageSet
+    holdout: ImageSet
+
+
+def load_images(
+    path: str | os.PathLike[str],
+    *,
+    size: int | tuple[int, int] | None = None,
+    channels: int | None = None,
+    labelled: bool = True,
+) -> ImageSet:
+    """Load a whole image set into memory.
+
+    `path` is one of
+      - a folder, or a tar (plain, gz, xz, bz2) read without unpacking, with one sub-folder per class; labels count
+        the class names in sorted order, as torchvision's ImageFolder does; or with a `metadata.csv` or `.jsonl` that gives
+        each `file_name` a `label`;
+      - `.npz` with `images` (or `x`, `data`) and `labels` (or `y`): uint8 or floats in [0, 1], `[N, H, W]`,
+        `[N, H, W, C]` or `[N, C, H, W]`, and optionally `class_names`;
+      - CIFAR-10/100 batches, python or binary: folder, archive or one batch file. Of a folder or archive the training
+        batches are taken, `::test` asks for the test batch;
+      - parquet shards, or the folder of `save_to_disk` of Hugging Face datasets (needs pyarrow): a column of images and
+        one of classes; `::test` picks a split;
+      - an IDX images file (plain or gz) whose labels file lies beside it under the usual name.
+    `PATH::FOLDER` takes only that folder of a folder or archive, e.g. `cifar.tar.xz::train`.
+
+    `size` (H and W in pixels, one number for squares) scales until the image covers it, antialiased bilinear, and
+    crops the centre; without it all images must have one size. `channels` 1 or 3 converts to grayscale or RGB;
+    without it the files decide, and a mixture becomes RGB. `labelled=False` also takes images without classes and
+    gives them label -1.
+
+    Raises InputError for anything missing, damaged, unlabelled or of no known format.
+    """
+    raw = read(os.fspath(path), (size, size) if isinstance(size, int) else size, channels, labelled)
+    return ImageSet(torch.from_numpy(raw.images), torch.from_numpy(raw.labels), raw.class_names)
+
+
+def check_for(images: ImageSet, classes: int, input_shape: tuple[int, int, int]) -> None:
+    """Raise InputError unless a model of `classes` classes and input `(C, H, W)` can be repaired with `images`."""
+    if len(images) < MINIMUM_IMAGES:
+        raise InputError(f"The data holds {len(images)} images; at least {MINIMUM_IMAGES} are needed.")
+    shape = tuple(images.images.shape[1:])
+    if shape[0] != input_shape[0]:
+        raise InputError(f"The images have {shape[0]} channels but the model takes {input_shape[0]}.")
+    if shape != tuple(input_shape):
+        raise InputError(
+            f"The images are {shape[1]}x{shape[2]} pixels but the model takes {input_shape[1]}x{input_shape[2]}; "
+            "give --image-size to resize them."
+        )
+    if not images.labelled:
+        return
+    highest = int(images.labels.max())
+    if highest >= classes:
+        raise InputError(f"The data has label {highest} but the model has only the classes 0 to {classes - 1}.")
+    if images.labels.unique().numel() < 2:
+        raise InputError("All images of the data are of one class; at least two classes are needed.")
+
+
+def joined(first: ImageSet, second: ImageSet) -> ImageSet:
+    """Two image sets of the same classes as one."""
+    images, labels = torch.cat((first.images, second.images)), torch.cat((first.labels, second.labels))
+    return ImageSet(images, labels, first.class_names)
+
+
+def split(images: ImageSet, seed: int, fractions: tuple[float, float, float] = (0.3, 0.3, 0.4)) -> Splits:
+    """Split into disjoint parts by class, the same for the same seed; every image lands in one part.
+
+    A class with at least 3 images is present in every part. What rounding takes from a part in one class it is
+    given back in the next, so that the parts keep their sizes with many small classes. Each part is shuffled.
+    """
+    if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise InputError(f"The fractions {fractions} of the split must be above 0 and sum to 1.")
+    generator = torch.Generator().manual_seed(seed)
+    owed = [0.0, 0.0, 0.0]
+    parts: list[list[Tensor]] = [[], [], []]
+    for label in images.labels.unique():
+        members = (images.labels == label).nonzero().flatten()
+        members = members[torch.randperm(len(members), generator=generator)]
+        owed = [rest + fraction * len(members) for rest, fraction in zip(owed, fractions, strict=True)]
+        counts = [1 if len(members) >= 3 else 0] * 3
+        for _ in range(len(members) - sum(counts)):
+            counts[max(range(3), key=lambda part: owed[part] - counts[part])] += 1
+        owed = [rest - count for rest, count in zip(owed, counts, strict=True)]
+        for part, chosen in zip(parts, members.split(counts), strict=True):
+            part.append(chosen)
+    index = [torch.cat(part) for part in parts]
+    return Splits(*(images.subset(chosen[torch.randperm(len(chosen), generator=generator)]) for chosen in index))

@@ -1,0 +1,123 @@
+"""Image sets as tables: parquet shards, and the Arrow files that `save_to_disk` of Hugging Face datasets writes."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onp.data.image_folder import Name, Size, decode, stack
+from onp.data.metadata import LABELS, numbered
+from onp.errors import InputError
+
+IMAGES = ("image", "img", "pixel_values")  #: what the column of images may be called, best first
+# "test-00000-of-00002.parquet", with a hash behind it in older sets, or "data-00000-of-00002.arrow"; not "cache-....arrow".
+PARTS = re.compile(r"(?:data|(?P<split>\w+?))(-\d+-of-\d+(-[0-9a-f]{16})?)?\.(parquet|arrow)")
+
+
+def table_files(path: Path) -> list[Path]:
+    """The files of a table: `path` itself, or those in the folder; empty where it is no table."""
+    if path.is_file():
+        return [path] if path.suffix in (".parquet", ".arrow") else []
+    folders = (path, path / "data", *(folder for folder in sorted(path.iterdir()) if folder.is_dir()))
+    return sorted({file for folder in folders if folder.is_dir() for file in folder.glob("*") if PARTS.fullmatch(file.name)})
+
+
+def read_table(
+    where: str, path: Path, files: list[Path], inner: str, size: Size | None, channels: int | None
+) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
+    """Images uint8 `[N, C, H, W]`, labels int64 `[N]` (None where no image has a class) and class names of the split
+    `inner`, which may be left out where there is one.
+
+    Raises InputError for a table that is damaged or has no images in it, and where pyarrow is not installed.
+    """
+    splits: dict[str, list[Path]] = {}
+    for file in files:
+        splits.setdefault(_split(path, file), []).append(file)
+    choices = " or ".join(f"::{name}" for name in sorted(splits) if name)
+    if inner and inner not in splits:
+        raise InputError(f"{path} has no split {inner}" + (f"; choose {choices}." if choices else "."))
+    if not inner and len(splits) > 1:
+        raise InputError(f"The table {path} has several splits; choose one by adding {choices}.")
+    arrow = _pyarrow()
+    images: list[np.ndarray] = []
+    classes: list[Any] = []
+    features: dict[str, Any] = {}
+    image = label = None
+    with ThreadPoolExecutor() as pool:
+        for file in splits[inner or next(iter(splits))]:
+            try:
+                for batch in _batches(arrow, file):
+                    if image is None:
+                        features = _features(batch.schema)
+                        image, label = _columns(where, batch.schema.names, features)
+                    chosen = batch.select([name for name in (image, label) if name]).to_pydict()
+                    numbers = range(len(images), len(images) + len(chosen[image]))
+                    each = partial(_decoded, where, size, channels)
+                    images += pool.map(each, numbers, chosen[image])
+                    classes += chosen[label] if label else []
+            except (arrow.ArrowException, OSError, KeyError) as error:
+                raise InputError(f"{file} cannot be read to its end; it is truncated or damaged.") from error
+    if not images:
+        raise InputError(f"{where} holds no images.")
+    if all(one in (-1, None) for one in classes):
+        return stack(images, where), None, ()
+    return stack(images, where), *numbered(where, classes, features.get(str(label), {}).get("names") or ())
+
+
+def _split(path: Path, file: Path) -> str:
+    """The split of a shard: its name's start ("test-00000-of-00001.parquet"), or its folder's name ("test/data-...")."""
+    match = PARTS.fullmatch(file.name)
+    if match and match["split"]:
+        return match["split"]
+    return file.parent.name if file != path and file.parent not in (path, path / "data") else ""
+
+
+def _pyarrow() -> Any:
+    try:
+        return importlib.import_module("pyarrow")
+    except ImportError as error:
+        raise InputError("Parquet and Arrow files need pyarrow; install it with: pip install pyarrow") from error
+
+
+def _batches(arrow: Any, file: Path) -> Iterator[Any]:
+    if file.suffix == ".parquet":
+        yield from importlib.import_module("pyarrow.parquet").ParquetFile(file).iter_batches(256)
+        return
+    with arrow.memory_map(str(file)) as source:
+        yield from arrow.ipc.open_stream(source)
+
+
+def _features(schema: Any) -> dict[str, Any]:
+    """What datasets notes about the columns, in the metadata of the schema."""
+    try:
+        return dict(json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"])
+    except (KeyError, ValueError, TypeError):
+        return {}
+
+
+def _columns(where: str, names: list[str], features: dict[str, Any]) -> tuple[str, str | None]:
+    """The columns of the images and of their classes, by the kind that datasets notes or by their names."""
+
+    def column(kind: str, known: Name) -> str | None:
+        noted = [name for name in names if isinstance(features.get(name), dict) and features[name].get("_type") == kind]
+        return next((name for name in (*known, *noted[:1]) if name in (noted or names)), None)
+
+    image = column("Image", IMAGES)
+    if image is None:
+        raise InputError(f"{where} has no column 'image', but {', '.join(names)}.")
+    return image, column("ClassLabel", LABELS)
+
+
+def _decoded(where: str, size: Size | None, channels: int | None, number: int, cell: Any) -> np.ndarray:
+    content = cell.get("bytes") if isinstance(cell, dict) else cell
+    if not isinstance(content, bytes):
+        raise InputError(f"Image {number} of {where} is not in the file itself; save the set with its images embedded.")
+    return decode(f"{number} of {where}", content, size, channels)

@@ -1,0 +1,127 @@
+"""From an architecture SPEC on the command line to a network with the right number of classes."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from onp.errors import InputError
+from onp.model.archs import NETWORKS, build_network
+from onp.model.capture import first_line
+from onp.model.classifiers import image_classifier
+from onp.model.hub_config import HubModel, hub_model
+from onp.model.state_dicts import prefixes
+from onp.plugins import own_callable
+
+
+def network_for(spec: str, state: Mapping[str, Tensor]) -> nn.Module:
+    """Builds the network that `spec` names, with fresh weights.
+
+    spec: a built-in name with options ("preact_resnet18:width=32,classes=10"), "timm:NAME", "torchvision:NAME",
+    "config:PATH" (a config.json of timm or transformers) or "package.module:callable" (imported from the current folder
+    too, and called without arguments).
+    state: the checkpoint's tensors; the number of classes of timm and torchvision networks is read off them, and that of
+    channels of timm networks.
+
+    Raises InputError when the spec is malformed, names nothing, or its package is missing.
+    """
+    source, _, name = spec.partition(":")
+    if source in NETWORKS or not name:
+        return build_network(spec)
+    if (hub := hub_model(spec)) is not None:
+        return _described(hub)
+    if source == "timm":
+        create = functools.partial(_package("timm").create_model, name, pretrained=False)
+        return _with_sizes(spec, create, state, "in_chans")
+    if source == "torchvision":
+        create = functools.partial(_package("torchvision.models").get_model, name, weights=None)
+        return _with_sizes(spec, create, state)
+    if "=" in name:
+        return build_network(spec)
+    choices = f"a built-in name ({', '.join(NETWORKS)}), package.module:callable, timm:NAME or torchvision:NAME"
+    found: Any = own_callable(spec, "architecture", choices)
+    network = found if isinstance(found, nn.Module) else _call(spec, found)
+    if not isinstance(network, nn.Module):
+        raise InputError(f"'{spec}' returned an object of type {type(network).__name__}, not a torch.nn.Module.")
+    return network
+
+
+def _described(hub: HubModel) -> nn.Module:
+    if hub.package == "timm":
+        create = functools.partial(_package("timm").create_model, hub.name, pretrained=False)
+        return _call(str(hub), create, **hub.options)
+    return _call(str(hub), image_classifier, package=_package("transformers"), model_type=hub.name, options=hub.options)
+
+
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        package = name.partition(".")[0]
+        if error.name is not None and error.name.partition(".")[0] != package:
+            raise InputError(f"{package} cannot be imported ({first_line(error)}).") from error
+        raise InputError(f"This architecture needs {package}; install it with: pip install {package}.") from error
+    except Exception as error:  # of a package that does not go with the installed torch
+        raise InputError(
+            f"{name.partition('.')[0]} is installed but cannot be imported ({first_line(error)}); install it and what it "
+            f"needs in the versions that go with torch {torch.__version__}."
+        ) from error
+
+
+def _call(spec: str, build: Callable[..., Any], **options: Any) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the user's or the package's own making
+            return build(**options)
+    except Exception as error:
+        reasons = [first_line(error)]
+        while error.__cause__ is not None:
+            error = error.__cause__  # type: ignore[assignment]
+        reasons += [first_line(error)] if first_line(error) not in reasons else []
+        raise InputError(f"Building '{spec}' failed ({'; '.join(reasons)}).") from error
+
+
+def _with_sizes(spec: str, build: Callable[..., Any], state: Mapping[str, Tensor], channels: str | None = None) -> nn.Module:
+    """Builds with the package's defaults, then once more if the checkpoint's head has another number of rows, or its first
+    conv another number of channels and the package an option for that, called `channels`."""
+    network: nn.Module = _call(spec, build)
+    names = network.state_dict()
+    prefix = next((each for each, _ in prefixes(state, names)), "")
+    pairs = [(tensor.shape, fresh.shape) for name, fresh in names.items()
+             if (tensor := state.get(prefix + name)) is not None and tensor.dim() == fresh.dim() > 0]  # fmt: skip
+    rows = {stored[0] for stored, fresh in pairs if stored[0] != fresh[0] and stored[1:] == fresh[1:]}
+    read = {stored[1] for stored, fresh in pairs if len(fresh) == 4 and stored[:1] + stored[2:] == fresh[:1] + fresh[2:]
+            and stored[1] != fresh[1]}  # fmt: skip
+    options = {"num_classes": rows.pop()} if len(rows) == 1 else {}
+    if channels is not None and len(read) == 1:
+        options[channels] = read.pop()
+    return _call(spec, build, **options) if options else network
+
+
+def likely(state: Mapping[str, Tensor]) -> str | None:
+    """The built-in network whose tensors have the names and shapes of these, such as "vgg11_bn:width=16,channels=1"."""
+    for name, build in NETWORKS.items():
+        with torch.device("meta"):
+            modules = list(build().named_modules())
+            stem = next(f"{at}.weight" for at, module in modules if isinstance(module, nn.Conv2d))
+            head = next(f"{at}.weight" for at, module in reversed(modules) if isinstance(module, nn.Linear))
+            prefix = next((each for each, _ in prefixes(state, {stem, head})), "")
+            shapes = {key.removeprefix(prefix): tensor.shape for key, tensor in state.items() if key.startswith(prefix)}
+            if len(shapes.get(stem, ())) != 4 or len(shapes.get(head, ())) != 2:
+                continue
+            sizes = {"width": shapes[stem][0], "classes": shapes[head][0], "channels": shapes[stem][1]}
+            if sizes["width"] % 4:
+                continue
+            network = build(**sizes)
+        if {key: tensor.shape for key, tensor in network.state_dict().items()} == shapes:
+            usual = inspect.signature(build).parameters
+            options = ",".join(f"{key}={size}" for key, size in sizes.items() if size != usual[key].default)
+            return f"{name}:{options}" if options else name
+    return None

@@ -1,0 +1,37 @@
+"""Prune, then tune: what is left of a pruned network is trained on clean images, with the pruned units kept at zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from onp.data.images import ImageSet
+from onp.errors import InputError
+from onp.model.mask import Mask
+from onp.model.tuning import ft, ft_sam, ibau, nad, sau
+from onp.model.tuning.config import TuneConfig
+from onp.model.victim import Victim
+
+#: Methods that leave the architecture and the pruned units alone.
+TUNERS: dict[str, Callable[[Victim, ImageSet, TuneConfig], Victim]] = {
+    "ft": ft.tune,
+    "ft-sam": ft_sam.tune,
+    "nad": nad.tune,
+    "i-bau": ibau.tune,
+    "sau": sau.tune,
+}
+
+__all__ = ["TUNERS", "TuneConfig", "check_tuning", "tune_pruned"]
+
+
+def check_tuning(name: str | None, victim: Victim) -> None:
+    """Raises InputError where `victim` cannot be tuned by the method `name`; None is no tuning."""
+    if name is not None and name not in TUNERS:
+        raise InputError(f"There is no tuning '{name}'; choose one of {', '.join(TUNERS)}.")
+    if name is not None and victim.checkpoint is not None and victim.checkpoint.kind == "pt2":
+        raise InputError("An exported program cannot be trained, so --tune needs the weights as a state dict, with --arch.")
+
+
+def tune_pruned(pruned: Victim, mask: Mask, name: str, clean: ImageSet, config: TuneConfig) -> Victim:
+    """`pruned` (what `repair` made with `mask`) after the tuning `name` of `TUNERS` on `clean`."""
+    return TUNERS[name](pruned, clean, replace(config, pruned=mask))

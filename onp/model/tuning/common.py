@@ -1,0 +1,123 @@
+"""What the peers that train share: batches of clean images, a copy to train, and the way back to a Victim."""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from onp import progress
+from onp.data.augment import views
+from onp.data.images import ImageSet
+from onp.errors import InputError
+from onp.model.mask import Mask
+from onp.model.prune import pruned_rows
+from onp.model.tuning.config import TuneConfig
+from onp.model.victim import Victim
+
+BATCH = 128
+
+
+def trainable(victim: Victim, pruned: Mask | None = None) -> nn.Module:
+    """A copy of the network whose parameters want gradients, in training mode.
+
+    pruned: a mask that `victim` was repaired with. The gradients of its pruned rows are zero, so these stay at zero under
+    every optimiser whose step is zero where weight and gradient are, momentum, weight decay and sharpness included.
+
+    Raises InputError for an exported program, which has no training mode.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # deprecations inside torch's copy of exported graphs
+        model = copy.deepcopy(victim.model)
+    try:
+        model.requires_grad_(True).train()
+    except NotImplementedError as error:
+        raise InputError("An exported program cannot be trained; give its weights as a state dict, with --arch.") from error
+    if pruned is not None:
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        for key, rows in pruned_rows(victim, pruned).items():
+            parameters[key].register_hook(_without(rows.to(victim.device)))
+    return model
+
+
+def _without(rows: Tensor) -> Callable[[Tensor], Tensor]:
+    def hook(gradient: Tensor) -> Tensor:
+        return gradient.masked_fill(rows.view(-1, *[1] * (gradient.dim() - 1)), 0)
+
+    return hook
+
+
+def with_weights(victim: Victim, model: nn.Module) -> Victim:
+    """A new Victim with the weights of `model`, a copy of its network; its checkpoint is edited in its own dtypes.
+
+    What is measured is what is stored: weights of a checkpoint in half precision are rounded to it.
+    """
+    state, checkpoint = model.state_dict(), victim.checkpoint
+    if checkpoint is not None:
+        edits = {key: state[key].detach().cpu().to(kept.dtype) for key, kept in checkpoint.state.items() if key in state}
+        checkpoint = checkpoint.with_edits(edits)
+        state = {key: edits.get(key, value).to(value.dtype) for key, value in state.items()}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as above
+        # One copy for both, so that the new program still shares the tensors of the new model.
+        network, program = copy.deepcopy((victim.model, victim.program))
+    network.load_state_dict(state)
+    return replace(victim, model=network.eval(), program=program, checkpoint=checkpoint)
+
+
+def batches(
+    victim: Victim,
+    images: ImageSet,
+    config: TuneConfig,
+    name: str,
+    *,
+    epochs: int = 0,
+    steps: int = 0,
+    passes: int = 1,
+    size: int = BATCH,
+    changed: bool = True,
+) -> Iterator[tuple[float, Tensor, Tensor]]:
+    """Shuffled batches for `epochs` passes over the images (or `steps` batches), with progress under `name`.
+
+    Yields (share of the steps done, x normalised [N, C, H, W], labels [N]) with N at least 2, for the sake of batch norm.
+    `passes`: forward and backward passes a step makes, counted against `config.passes`; `changed`: each image is slightly
+    shifted, with other contrast, but not mirrored, which changes the meaning of digits and signs.
+    """
+    size = min(size, len(images))
+    generator = torch.Generator().manual_seed(config.seed)
+    parts: list[Tensor] = []
+    total = config.steps(steps or epochs * -(-len(images) // size), passes * size)
+    with progress.stage(name, total, config.quiet) as bar:
+        for step in range(total):
+            if not parts:
+                parts = list(torch.randperm(len(images), generator=generator).split(size))
+                parts = [part for part in parts if len(part) > 1]
+            chosen = images.subset(parts.pop())
+            seed = int(torch.randint(2**31, (), generator=generator))
+            pixels = views(chosen.pixels(), 1, seed) if changed else chosen.pixels()
+            yield step / total, victim.normalisation(pixels.to(victim.device)), chosen.labels.to(victim.device)
+            bar.advance()
+
+
+def cosine(optimiser: torch.optim.Optimizer, peak: float, done: float) -> None:
+    """Set the learning rate of a cosine schedule from `peak` to 0 at the share `done` of its steps."""
+    for group in optimiser.param_groups:
+        group["lr"] = peak * (1 + math.cos(math.pi * done)) / 2
+
+
+def descend(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step of the optimiser down the gradient of `loss`."""
+    optimiser.zero_grad()
+    loss.backward()
+    optimiser.step()
+
+
+def away_from(probabilities: Tensor, classes: Tensor) -> Tensor:
+    """-log(1 - p) of a class of each image: float [N] from probabilities [N, classes] and int64 [N]."""
+    chosen = probabilities.gather(1, classes[:, None])[:, 0]
+    return -torch.log1p(-chosen.clamp_max(1 - 1e-6))

@@ -1,0 +1,1 @@
+"""Searches over masks without an agent: greedy by first-order effects, random, CMA-ES."""

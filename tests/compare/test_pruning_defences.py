@@ -1,0 +1,203 @@
+"""Peers that prune: each end to end on a tiny backdoored network, and the parts that can be checked by hand."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.distributions import Normal, kl_divergence
+
+from onp.compare.defences import PRUNERS, DefenceConfig, Searcher, anp, bnp, clp, fp, ims, pruning, rnp, searches
+from onp.compare.defences.config import divide
+from onp.compare.defences.pruning import Curve, Pruner, choose
+from onp.compare.defences.unlearning import unlearned
+from onp.data.images import ImageSet, Normalisation, split
+from onp.defend.presets import PRESETS
+from onp.defend.rounds import recall_of
+from onp.detect.bank import build_bank
+from onp.engine.evaluator import Evaluator
+from onp.engine.metrics import accuracy, predictions
+from onp.model.archs import build_network
+from onp.model.interpret import gated_forward
+from onp.model.mask import Mask
+from onp.model.prune import repair
+from onp.model.tuning.common import with_weights
+from onp.model.victim import victim_from_module
+from onp.search.baselines import cma_es
+from onp.search.env import PruneEnv
+
+CURVES = [name for name, peer in PRUNERS.items() if isinstance(peer, Pruner)]
+CONFIG = DefenceConfig(max_acc_drop=0.05, passes=4000)
+# What these reach on the tiny network; IMS and RNP need more steps than a test has.
+LEFT = {"fp": 0.1, "anp": 0.1, "clp": 0.5, "bnp": 0.1, "tsbd": 0.3}
+
+
+def weights(victim):
+    return {key: value.clone() for key, value in victim.model.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_a_pruning_peer_keeps_the_budget_on_images_it_did_not_fit(backdoored, pictures, name, figures):
+    victim, before = backdoored.victim, weights(backdoored.victim)
+    done = PRUNERS[name].run(victim, pictures, CONFIG)
+    sizes = (~done.curve.masks).sum(1)
+    assert sizes.tolist() == sorted(sizes.tolist()) and len(done.curve.thresholds) == len(sizes) > 10
+    _, held_out = divide(pictures, CONFIG.seed)
+    acc = [
+        accuracy(held_out.labels, predictions(v.model, held_out.pixels())).value for v in (victim, repair(victim, done.mask))
+    ]
+    assert acc[0] - acc[1] <= CONFIG.max_acc_drop + 1e-9
+    assert 1 <= done.evaluations <= 1 + len(sizes)
+    after = figures(repair(victim, done.mask))
+    assert after[0] >= 0.85 and after[1] <= LEFT.get(name, 1.0)
+    assert all(torch.equal(before[key], value) for key, value in victim.model.state_dict().items())
+
+
+def test_the_seed_decides_the_mask(backdoored, pictures):
+    config = replace(CONFIG, passes=1000)
+    first, again = (PRUNERS["anp"].prune(backdoored.victim, pictures, config).keep for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_the_threshold_is_the_largest_pruning_within_the_budget(backdoored, pictures, monkeypatch):
+    victim = backdoored.victim
+    keep = torch.ones((5, victim.units), dtype=torch.bool)
+    for row, count in enumerate((0, 2, 3, 3, 20)):
+        keep[row, :count] = False
+    asked = []
+
+    class Fixed(Evaluator):
+        def score(self, masks):
+            asked.append(len(masks))
+            scores = super().score(masks)
+            return replace(scores, acc=torch.tensor([0.90, 0.90, 0.85, 0.89, 0.89, 0.60], dtype=torch.float64))
+
+    monkeypatch.setattr(pruning, "Evaluator", Fixed)
+    curve = Curve((0.0, 0.1, 0.2, 0.3, 0.4), keep)
+    done = choose(victim, pictures, curve, 0.01)
+    assert asked == [6], "one batch"
+    assert done.chosen == 2 and torch.equal(done.mask.keep, keep[2]) and done.acc == (0.90, 0.85, 0.89, 0.89, 0.60)
+    none = choose(victim, pictures, curve, 0.0)
+    assert none.chosen is None and bool(none.mask.keep.all()), "a mask that prunes nothing is no pruning"
+
+
+def test_curves_from_scores():
+    values = torch.tensor([0.0, 0.5, 0.2, 1.0])
+    assert pruning.at_most(values, (0.0, 0.2, 0.6)).masks.tolist() == [
+        [False, True, True, True],
+        [False, True, False, True],
+        [False, False, False, True],
+    ]
+    assert pruning.above(torch.tensor([math.nan, 3.0, 1.0]), (2.0, 0.5)).masks.tolist() == [
+        [True, False, True],
+        [True, False, False],
+    ]
+    shares = pruning.first_share(torch.tensor([2, 0, 1, 3]), 4, (0.01, 0.5, 0.51))
+    assert (~shares.masks).sum(1).tolist() == [1, 2, 3] and not shares.masks[0, 2]
+
+
+def test_norms_are_paired_by_the_graph_in_a_pre_activation_network():
+    network = build_network("preact_resnet18:width=8,channels=1")
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 2)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
+    victim = victim_from_module(network, Normalisation.parse("none"), (1, 16, 16), 10)
+    names, sizes = zip(*[(layer.name, layer.units) for layer in victim.layers], strict=True)
+    bounds = dict(zip(names, clp.bounds(victim).split(sizes), strict=True))
+    block = victim.model.layer2[0]
+    kernel = [torch.linalg.matrix_norm(row.flatten(1), 2) for row in block.conv1.weight]
+    scale = block.bn2.weight.abs() / (block.bn2.running_var + 1e-5).sqrt()
+    assert torch.allclose(bounds["layer2.0.conv1"], torch.stack(kernel) * scale, rtol=1e-4), "bn2 follows conv1"
+    alone = [torch.linalg.matrix_norm(row.flatten(1), 2) for row in block.conv2.weight]
+    assert torch.allclose(bounds["layer2.0.conv2"], torch.stack(alone), rtol=1e-4), "no norm reads conv2 alone"
+
+
+def test_bnp_is_the_divergence_of_two_normal_distributions(backdoored, pictures):
+    victim = backdoored.victim
+    found = bnp.divergence(victim, pictures)
+    conv, norm = victim.model[0], victim.model[1]
+    before = conv(pictures.pixels()).movedim(1, 0).flatten(1)
+    now = Normal(before.mean(1), (before.var(1, correction=0) + 1e-5).sqrt())
+    kept = Normal(norm.running_mean, (norm.running_var + 1e-5).sqrt())
+    assert torch.allclose(found[:16], kl_divergence(now, kept), rtol=1e-3, atol=1e-5)
+
+
+def test_fp_prunes_what_a_residual_sum_adds_together():
+    network = build_network("preact_resnet18:width=8,channels=1")
+    victim = victim_from_module(network, Normalisation.parse("none"), (1, 16, 16), 10)
+    images = ImageSet(torch.randint(0, 256, (40, 1, 16, 16), dtype=torch.uint8), torch.arange(40) % 10, tuple("abcdefghij"))
+    curve = fp.curve(victim, images, DefenceConfig())
+    pruned = Mask.of(victim, curve.masks[49]).pruned()
+    assert set(pruned) == {"layer4.0.conv2", "layer4.0.shortcut.0", "layer4.1.conv2"}
+    assert len({tuple(units) for units in pruned.values()}) == 1 and len(pruned["layer4.1.conv2"]) == 32
+    features = []
+    repaired = repair(victim, Mask.of(victim, curve.masks[49])).model
+    hook = repaired.linear.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    repaired(images.pixels())
+    hook.remove()
+    assert not features[0][:, pruned["layer4.1.conv2"]].any()
+
+
+def test_anp_with_zeros_and_ones_is_pruning(backdoored, rng):
+    victim = backdoored.victim
+    keep = torch.rand(victim.units, generator=rng) < 0.7
+    x = torch.rand((6, 1, 8, 8), generator=rng)
+    state = anp.scaled(victim, victim.model, keep.float(), keep.float())
+    expected = repair(victim, Mask.of(victim, keep)).model(x)
+    assert torch.allclose(torch.func.functional_call(victim.model, state, (x,)), expected, atol=1e-5)
+
+
+def test_rnp_recovers_with_a_mask_what_it_unlearned(backdoored, pictures, monkeypatch):
+    monkeypatch.setattr(rnp, "UNLEARN_RATE", 0.5)  # the tiny network is never wrong, so its gradients are small
+    victim, config = backdoored.victim, replace(CONFIG, passes=20_000)
+    forgetful = with_weights(victim, unlearned(victim, pictures, config, rnp.UNLEARN_RATE, rnp.FLOOR, rnp.EPOCHS))
+    mask = rnp.recovered(victim, pictures, config)
+    x, labels = pictures.pixels(), pictures.labels
+    loss = [float(F.cross_entropy(gated_forward(forgetful, x, gates), labels)) for gates in (torch.ones(victim.units), mask)]
+    assert accuracy(labels, predictions(forgetful.model, x)).value < 0.6 < accuracy(labels, predictions(victim.model, x)).value
+    assert loss[1] < loss[0] and 0 <= float(mask.min()) < float(mask.max()) <= 1
+
+
+def test_ims_compares_distributions():
+    p, q = torch.tensor([[0.7, 0.3]]), torch.tensor([[0.6, 0.4]])
+    assert float(ims.agree(p, q)) == pytest.approx(-math.log(0.54))
+    assert float(ims.disagree(p, q)) == pytest.approx(-math.log(0.46))
+    ones = torch.ones(3)
+    assert torch.allclose(ims.gates(ones, ones), ones) and torch.allclose(ims.gates(1 - ones, ones), ones)
+    assert float(ims.gates(ones, 0 * ones).min()) > 0.99 and float(ims.gates(1 - ones, 0 * ones).max()) < 0.01
+
+
+def test_cma_es_finds_a_repair_within_its_evaluations(backdoored, known):
+    pytest.importorskip("cmaes")
+    for budget in (1, 9, 60):
+        env = PruneEnv(backdoored.victim, Evaluator(backdoored.victim, backdoored.score, backdoored.score_triggered), (1.0,))
+        start = float(env.outcome.phi)
+        keep = cma_es.search(env, known.taylor, budget, 0)
+        assert env.evaluations <= budget and torch.equal(env.keep, keep) and bool(env.outcome.acceptable)
+    assert float(env.outcome.phi) > start + 0.5
+
+
+def test_a_search_baseline_works_from_clean_images_alone(backdoored, pictures, figures):
+    config = DefenceConfig(max_acc_drop=0.05, preset="fast")
+    done = PRUNERS["taylor"].run(backdoored.victim, pictures, config)
+    acc, asr = figures(repair(backdoored.victim, done.mask))
+    assert acc >= 0.9 and asr <= 0.3 and 1 < done.evaluations <= 150
+
+
+def test_a_search_baseline_gets_the_bank_that_onp_gets(backdoored, pictures, monkeypatch):
+    given = []
+
+    def bank(*arguments, recall=None):
+        given.append(recall)
+        return build_bank(*arguments, recall=recall)
+
+    monkeypatch.setattr(searches, "build_bank", bank)
+    config = DefenceConfig(max_acc_drop=0.05, preset="fast")
+    Searcher(lambda env, score, evaluations, seed: env.keep).run(backdoored.victim, pictures, config)
+    parts = split(pictures, config.seed)
+    images = parts.score.pixels()
+    expected = recall_of(backdoored.victim, parts, PRESETS["fast"])
+    assert expected is not None and given[0].reliability == expected.reliability
+    assert given[0].explained_by(images, 1 - images) == expected.explained_by(images, 1 - images)

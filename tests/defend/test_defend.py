@@ -1,0 +1,162 @@
+"""The main job: what it decides, what it writes, and what it says about bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from onp.attack.triggers import load_trigger
+from onp.defend import defend, preset_of
+from onp.defend.__main__ import main
+from onp.defend.config import DefendConfig
+from onp.defend.demos import ARCH, NORM, clean_images, demo
+from onp.defend.report.warnings import over_budget
+from onp.engine.metrics import Share
+from onp.model.archs import build_network
+from onp.model.mask import load_mask
+
+BASE = ("--arch", ARCH, "--norm", NORM, "--quiet")
+
+
+@pytest.fixture(scope="module")
+def repaired(tmp_path_factory):
+    """One run on the embedded badnets victim, with everything it writes."""
+    out = tmp_path_factory.mktemp("run") / "out"
+    outcome = defend(DefendConfig(demo="badnets", preset="fast", out=str(out), quiet=True))
+    return out, outcome
+
+
+def test_a_backdoor_is_found_and_removed(repaired):
+    _, outcome = repaired
+    report = outcome.report
+    assert report.decision == "repaired" and report.target_class == 0
+    assert report.before.asr.value > 0.95 and report.after.asr.value <= 0.05
+    assert report.before.acc.value - report.after.acc.value <= 0.02
+
+
+def test_the_repaired_checkpoint_is_the_old_one_with_rows_of_zeros(repaired):
+    out, outcome = repaired
+    before, after = load_file(demo("badnets").model), load_file(out / "model.safetensors")
+    assert before.keys() == after.keys() and all(before[key].dtype == after[key].dtype for key in before)
+    build_network(ARCH).load_state_dict(after)
+    mask = load_mask(out / "mask.json", outcome.victim)
+    assert torch.equal(mask.keep, outcome.mask.keep)
+    for name, units in mask.pruned().items():
+        weight = f"{name}.weight"
+        assert not after[weight][units].any()
+        rest = [row for row in range(len(after[weight])) if row not in units]
+        assert torch.equal(after[weight][rest], before[weight][rest])
+
+
+def test_the_report_holds_what_it_promises(repaired):
+    out, _ = repaired
+    report = json.loads((out / "report.json").read_text())
+    assert report["schema_version"] == 1 and report["decision"] == "repaired" and report["target_class"] == 0
+    for side in ("before", "after"):
+        low, high = report[side]["acc_ci"]
+        assert low <= report[side]["acc"] <= high
+        assert report[side]["asr_surrogate"] and {"asr", "ra", "asr_clean"} <= report[side].keys()
+    assert report["after"]["der"] > 0.9
+    assert report["pruned"]["count"] == sum(map(len, report["pruned"]["layers"].values())) > 0
+    assert {"evaluations", "masks_per_second", "wall_seconds"} <= report["budget"].keys()
+    assert report["budget"]["evaluations"] <= 150
+    assert {"versions", "hardware", "seed", "model", "data"} <= report.keys()
+    assert "ASR, true trigger" in (out / "report.txt").read_text()
+    assert sorted(path.name for path in out.iterdir()) == [
+        "mask.json",
+        "model.safetensors",
+        "model_card.md",
+        "report.html",
+        "report.json",
+        "report.txt",
+    ]
+
+
+def test_a_repair_that_costs_more_than_allowed_says_so():
+    assert over_budget(Share(90, 100), Share(89, 100), 0.01) is None
+    sentence = over_budget(Share(180, 200), Share(175, 200), 0.01)
+    assert "lost 2.5 points" in sentence and "n = 200" in sentence and "allowed 1;" in sentence
+
+
+def test_the_decision_does_not_see_what_is_only_for_measuring(repaired):
+    _, outcome = repaired
+    victim = demo("badnets")
+    blind = DefendConfig(model=str(victim.model), arch=ARCH, norm=NORM, data=str(victim.clean), preset="fast", quiet=True)
+    again = defend(blind)
+    assert again.report.after.asr is None
+    assert torch.equal(again.mask.keep, outcome.mask.keep)
+
+
+def test_a_clean_model_is_left_alone(tmp_path):
+    outcome = defend(DefendConfig(demo="clean", preset="fast", out=str(tmp_path / "out"), quiet=True))
+    assert outcome.report.decision == "no-backdoor-evidence"
+    assert bool(outcome.mask.keep.all())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json", "report.txt"]
+
+
+def test_with_the_trigger_given_nothing_stands_in_for_it():
+    known = [preset_of(DefendConfig(demo="wanet", **given)) for given in ({}, {"trigger": "t"}, {"triggered_data": "d"})]
+    objectives = [preset.search.objective for preset in known]
+    assert objectives[0].remembered > 0 == objectives[1].remembered and objectives[0].changed > objectives[1].changed
+    assert objectives[1] == objectives[2]
+
+
+def test_a_known_trigger_is_used():
+    victim = demo("wanet")
+    outcome = defend(DefendConfig(demo="wanet", trigger=str(victim.trigger), preset="fast", quiet=True))
+    assert outcome.report.decision == "repaired" and list(outcome.report.before.asr_surrogate) == ["given"]
+    assert outcome.report.after.asr.value <= 0.05
+
+
+def test_images_that_carry_the_trigger_are_enough(tmp_path):
+    victim, images = demo("badnets"), clean_images()
+    others = images.subset(images.labels != 0)
+    for index, image in enumerate((load_trigger(victim.trigger)(others.pixels()) * 255).round().byte()[:120]):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{index}.png")
+    outcome = defend(DefendConfig(demo="badnets", triggered_data=str(tmp_path), preset="fast", quiet=True))
+    assert outcome.report.decision == "repaired" and outcome.report.target_class == 0
+    assert outcome.report.after.asr.value <= 0.05
+
+
+def test_list_demos(capsys):
+    assert main(["--list-demos"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["badnets", "blended", "wanet", "clean"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "options", "said_last", "left"),
+    [
+        ("looking for a trigger", [], "nothing was written.", []),
+        ("searching for the mask", ["--out", "out"], "continue with --resume.", ["out/state"]),
+    ],
+)
+def test_an_interrupt_leaves_nothing_but_the_state(tmp_path, stage, options, said_last, left):
+    command = [sys.executable, "-m", "onp.defend", *options]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A test run in the background of a shell ignores interrupts, and a child inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    try:
+        for line in process.stderr:
+            if line.startswith(stage):
+                process.send_signal(signal.SIGINT)
+                break
+        _, said = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and f"Interrupted; {said_last}" in said and "Traceback" not in said
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")] == left

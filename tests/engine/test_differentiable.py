@@ -1,0 +1,43 @@
+"""Networks in fused steps: the logits, what is asked for on the way, and the gradients, against the captured graph."""
+
+import pytest
+import torch
+from helpers import evaluator_cases
+
+from onp.detect.bn_statistics import argument, norms_of
+from onp.engine.differentiable import fitting_logits, forward_of, fused_forward
+from onp.model.interpret import run_graph
+
+
+@pytest.mark.parametrize("name", evaluator_cases.NETWORKS)
+@pytest.mark.parametrize("count", [1, 5])
+def test_fused_logits_and_their_gradients_are_those_of_the_network(name, count, rng):
+    victim = evaluator_cases.lively_victim(evaluator_cases.NETWORKS[name])
+    images = torch.rand(count, *victim.input_shape, generator=rng).requires_grad_()
+    weights = torch.randn(victim.classes, generator=rng)
+    fused = fitting_logits(victim)
+    for _ in range(2):  # the second time with the same tensors: nothing may have been overwritten
+        found, expected = fused(images), victim.logits(images)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)  # logits of about 2
+        gradient, reference = (torch.autograd.grad((logits @ weights).sum(), images)[0] for logits in (found, expected))
+        # Not closer: rounding decides a few activations that lie at the kink of a ReLU.
+        assert float(reference.norm()) > 0 and float((gradient - reference).norm()) <= 0.01 * float(reference.norm())
+
+
+@pytest.mark.parametrize("name", evaluator_cases.NETWORKS)
+def test_values_on_the_way_are_those_of_the_graph(name, rng):
+    victim = evaluator_cases.lively_victim(evaluator_cases.NETWORKS[name])
+    images = torch.rand(3, *victim.input_shape, generator=rng)
+    wanted = [argument(norm, 0).name for norm in norms_of(victim.program)]
+    logits, found = forward_of(victim, wanted)(images)
+    expected, values = run_graph(victim.program, victim.normalisation(images), lambda _, value: value, wanted)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+    assert found.keys() == values.keys()
+    for each in wanted:
+        torch.testing.assert_close(found[each], values[each], rtol=1e-3, atol=1e-3)
+
+
+def test_the_image_itself_can_be_asked_for(preact):
+    (image,) = (node.name for node in preact.program.graph.nodes if node.op == "placeholder")
+    pixels = torch.rand(2, *preact.input_shape)
+    assert torch.equal(fused_forward(preact, [image])(pixels)[1][image], preact.normalisation(pixels))

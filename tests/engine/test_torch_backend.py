@@ -1,0 +1,138 @@
+"""What an engine sums under masks, against the gated graph in float64 and against the weight-edited network."""
+
+import pytest
+import torch
+from helpers import evaluator_cases as CASES
+
+from onp.engine.evaluator import Evaluator
+from onp.engine.plan import gated_forward
+from onp.engine.torch_backend.onednn import has_bfloat16
+from onp.errors import InputError
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module", params=CASES.NETWORKS)
+def victim(request):
+    return CASES.lively_victim(CASES.NETWORKS[request.param])
+
+
+def narrow(monkeypatch, lanes: int) -> None:
+    """Few lanes: networks this narrow leave channels out and run small maps as matrix products, as wide ones do."""
+    if lanes < 16:
+        monkeypatch.setattr("onp.engine.incremental.LANE_BYTES", 4 * lanes)
+        monkeypatch.setattr("onp.engine.torch_backend.tap_gemm.LEAST_PRODUCTS", 1)
+
+
+def test_gates_mean_the_weight_edit(victim):
+    images = torch.randn(9, 3, CASES.SIZE, CASES.SIZE)
+    for mask in CASES.random_masks(victim, 4):
+        gated = gated_forward(victim, images.double(), mask.double())
+        torch.testing.assert_close(gated, CASES.edited_logits(victim, mask, images), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("backend", "lanes"), [("torch", 2), ("onednn", 2), ("onednn", 16)])
+def test_scores_match_the_reference(victim, backend, lanes, monkeypatch):
+    narrow(monkeypatch, lanes)
+    clean, triggered = CASES.batches()
+    evaluator = Evaluator(victim, clean, triggered, backend=backend, precision="float32", chunk=20)
+    masks = CASES.random_masks(victim, 6)
+    CASES.assert_matches(evaluator.score(masks), masks, victim, clean, triggered)
+    assert evaluator.families == ("family0", "family1")
+    assert evaluator.backend == backend
+
+
+@pytest.mark.parametrize(("backend", "lanes"), [("torch", 2), ("onednn", 2), ("onednn", 16)])
+def test_commits_and_memory_budgets_change_nothing(victim, backend, lanes, monkeypatch):
+    narrow(monkeypatch, lanes)
+    clean, triggered = CASES.batches(19, (11,))
+    whole = 30 * 4 * 200 * CASES.SIZE * CASES.SIZE
+    for budget in (0, whole // 20, whole):
+        chunk = int(torch.randint(3, 40, ()))
+        evaluator = Evaluator(victim, clean, triggered, backend=backend, precision="float32", memory_budget=budget, chunk=chunk)
+        base = torch.ones(victim.units, dtype=torch.bool)
+        for _ in range(3):
+            layer = victim.layers[int(torch.randint(len(victim.layers), ()))]
+            masks = base.repeat(3, 1)
+            masks[:, layer.offset : layer.offset + layer.units] = torch.rand(3, layer.units) > 0.4
+            CASES.assert_matches(evaluator.score(masks), masks, victim, clean, triggered)
+            base = masks[int(torch.randint(3, ()))]
+            evaluator.commit(base)
+            assert evaluator.cached_bytes <= budget
+
+
+def test_masks_from_layer_to_layer_reuse_the_prefix(preact):
+    """Committed first to last, every layer's candidates start at or behind the nearest cut."""
+    clean, triggered = CASES.batches(16, (8,))
+    evaluator = Evaluator(preact, clean, triggered, precision="float32")
+    base = torch.ones(preact.units, dtype=torch.bool)
+    for layer in preact.layers:
+        masks = base.repeat(2, 1)
+        masks[:, layer.offset : layer.offset + layer.units] = torch.rand(2, layer.units) > 0.3
+        CASES.assert_matches(evaluator.score(masks), masks, preact, clean, triggered)
+        evaluator.commit(masks[1])
+        base = masks[1]
+    evaluator.commit(torch.ones(preact.units, dtype=torch.bool))
+    masks = CASES.random_masks(preact, 3)
+    CASES.assert_matches(evaluator.score(masks), masks, preact, clean, triggered)
+
+
+def test_scores_do_not_depend_on_the_company(preact, monkeypatch):
+    """A mask's numbers are the same bits whatever masks it is scored with, in whatever order, cached or not."""
+    narrow(monkeypatch, 2)
+    clean, triggered = CASES.batches()
+    masks = CASES.random_masks(preact, 5)
+    layer = preact.layers[len(preact.layers) // 2]
+    masks[2:] = masks[0]
+    masks[2:, layer.offset : layer.offset + layer.units] = torch.rand(3, layer.units) > 0.5
+    together = Evaluator(preact, clean, triggered, precision="float32").score(masks)
+    other = Evaluator(preact, clean, triggered, precision="float32")
+    order = torch.randperm(5)
+    alone = [other.score(masks[i : i + 1]) for i in order]
+    for row, scores in zip(order, alone, strict=True):
+        assert torch.equal(scores.divergence[0], together.divergence[row])
+        assert torch.equal(scores.asr_soft[0], together.asr_soft[row])
+
+
+@pytest.mark.parametrize("chunk", [None, 7])
+def test_chunks_side_by_side_change_nothing(preact, chunk):
+    clean, triggered = CASES.batches()
+    masks = CASES.random_masks(preact, 3)
+    torch.set_num_threads(3)
+    try:
+        evaluator = Evaluator(preact, clean, triggered, precision="float32", chunk=chunk)
+        CASES.assert_matches(evaluator.score(masks[:2]), masks[:2], preact, clean, triggered)
+        evaluator.commit(masks[1])
+        CASES.assert_matches(evaluator.score(masks[2:]), masks[2:], preact, clean, triggered)
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_bfloat16_stays_close(preact):
+    clean, triggered = CASES.batches(100, (100,))
+    masks = CASES.random_masks(preact, 2)
+    exact = Evaluator(preact, clean, triggered, precision="float32").score(masks)
+    for backend in ("torch", "onednn") if has_bfloat16() else ("torch",):
+        evaluator = Evaluator(preact, clean, triggered, backend=backend, precision="bfloat16")
+        assert evaluator.precision == "bfloat16"
+        rough = evaluator.score(masks)
+        torch.testing.assert_close(rough.divergence, exact.divergence, rtol=0, atol=0.02)
+        torch.testing.assert_close(rough.asr, exact.asr, rtol=0, atol=0.08)
+
+
+def test_bfloat16_is_refused_where_onednn_has_none(preact, monkeypatch):
+    clean, triggered = CASES.batches()
+    monkeypatch.setattr("onp.engine.torch_backend.engine.has_bfloat16", lambda: False)
+    with pytest.raises(InputError, match="lacks AVX-512; use precision float32"):
+        Evaluator(preact, clean, triggered, backend="onednn", precision="bfloat16")
+
+
+@pytest.mark.skipif(not has_bfloat16(), reason="oneDNN has no bfloat16 on this CPU")
+def test_automatic_precision_falls_back_when_labels_disagree(preact, monkeypatch, caplog):
+    clean, triggered = CASES.batches()
+    monkeypatch.setattr("onp.engine.torch_backend.engine.matrix_units", lambda: True)
+    monkeypatch.setattr("onp.engine.torch_backend.engine.AGREEMENT", 1.1)
+    assert Evaluator(preact, clean, triggered).precision == "float32"
+    assert "computing in float32" in caplog.text
+    monkeypatch.setattr("onp.engine.torch_backend.engine.AGREEMENT", 0.0)
+    assert Evaluator(preact, clean, triggered).precision == "bfloat16"

@@ -1,0 +1,87 @@
+"""A backdoored network that trains in about a second, for tests that need a real backdoor."""
+
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onp.data.images import ImageSet, Normalisation, split
+from onp.defend.inputs import Case
+from onp.defend.presets import Preset
+from onp.detect.anomaly import LOUDEST
+from onp.detect.bank import BankConfig, Surrogate, TriggerBank
+from onp.detect.inversion import FitConfig
+from onp.engine.evaluator import Batch, TriggeredBatch
+from onp.model.victim import Victim, victim_from_module
+from onp.search.agent import AgentConfig
+from onp.search.env import Objective
+from onp.search.setup import SearchConfig
+
+CLASSES = ("upper left", "upper right", "lower left", "lower <right>")
+FIT = FitConfig(steps=15, images=8, keep=0.97)
+PRESET = Preset(
+    BankConfig(scan=FIT, refine=FIT, starts=2), SearchConfig(AgentConfig(max_evaluations=100), Objective(max_acc_drop=0.02))
+)
+
+
+def pictures(count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """8x8 noise with one brighter quadrant: four classes."""
+    labels = torch.randint(4, (count,), generator=generator)
+    images = torch.rand((count, 1, 8, 8), generator=generator) * 0.5
+    for label, (row, column) in enumerate(((0, 0), (0, 4), (4, 0), (4, 4))):
+        images[labels == label, :, row : row + 3, column : column + 3] += 0.35
+    return images.clamp(0, 1), labels
+
+
+def stamp(images: Tensor) -> Tensor:
+    """The trigger: a 2x2 diagonal in the middle."""
+    images = images.clone()
+    images[:, :, 3:5, 3:5] = torch.eye(2)
+    return images
+
+
+def network() -> nn.Module:
+    def unit(inputs: int, outputs: int) -> list[nn.Module]:
+        return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+    head = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 4)]
+    return nn.Sequential(*unit(1, 16), *unit(16, 24), nn.MaxPool2d(2), *unit(24, 32), *head)
+
+
+def backdoored() -> SimpleNamespace:
+    """victim (U = 72; target class 0) and, for two disjoint image sets, clean and triggered batches."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        model = network().train()
+    optimizer = torch.optim.Adam(model.parameters(), 5e-3)
+    for _ in range(120):
+        images, labels = pictures(64, generator)
+        poisoned = torch.rand(64, generator=generator) < 0.15
+        images[poisoned] = stamp(images[poisoned])
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), torch.where(poisoned, 0, labels)).backward()
+        optimizer.step()
+    victim = victim_from_module(model, Normalisation.parse("none"), (1, 8, 8), 4)
+
+    def batches(count: int) -> tuple[Batch, list[TriggeredBatch]]:
+        images, labels = pictures(count, generator)
+        return Batch(images, labels), [TriggeredBatch("patch", stamp(images), labels, torch.zeros_like(labels))]
+
+    (build, build_triggered), (score, score_triggered) = batches(100), batches(100)
+    return SimpleNamespace(
+        victim=victim, build=build, build_triggered=build_triggered, score=score, score_triggered=score_triggered
+    )
+
+
+def clean_images(count: int = 200) -> ImageSet:
+    images, labels = pictures(count, torch.Generator().manual_seed(5))
+    return ImageSet((images * 255).round().byte(), labels, CLASSES)
+
+
+def case(victim: Victim) -> Case:
+    """What a run on the tiny victim is given: 200 clean images and its trigger, since four classes are few to tell it by."""
+    known = TriggerBank((Surrogate("given", 0, LOUDEST, 1.0, 1.0, 0.0, None, stamp),), 0)
+    clean = clean_images()
+    return Case(victim, clean, split(clean, 0), known, None, None)

@@ -1,0 +1,32 @@
+"""`--tune`: training after the pruning, apart from what the pruning alone did."""
+
+import json
+
+import torch
+from safetensors.torch import load_file
+
+from onp import defend as module
+from onp.defend import defend
+from onp.defend.config import DefendConfig
+from onp.defend.demos import demo
+
+
+def test_tuning_is_reported_apart_and_keeps_pruned_units_at_zero(tmp_path, monkeypatch, report_schema):
+    monkeypatch.setattr(module, "TUNING_PASSES", 1500)
+    victim = demo("badnets")
+    known = DefendConfig(
+        demo="badnets", trigger=str(victim.trigger), preset="fast", tune="ft", out=str(tmp_path / "out"), quiet=True
+    )
+    outcome = defend(known)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    report_schema.validate(report)
+    assert report["decision"] == "repaired" and report["tuned"]["method"] == "ft" and 0 < report["tuned"]["der"] <= 1
+    assert report["after"]["asr"] <= 0.05, "the pruning alone"
+    text = (tmp_path / "out" / "report.txt").read_text()
+    assert "Tuned with ft after the pruning" in text and text.count("ACC, clean images") == 2
+    assert "The written checkpoint was then trained with ft" in (tmp_path / "out" / "report.html").read_text()
+    before, after = load_file(victim.model), load_file(tmp_path / "out" / "model.safetensors")
+    for name, units in outcome.mask.pruned().items():
+        assert not after[f"{name}.weight"][units].any()
+    assert not torch.equal(before["classifier.weight"], after["classifier.weight"])
+    assert all(before[key].dtype == after[key].dtype for key in before)
