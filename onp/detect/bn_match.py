@@ -1,8 +1,8 @@
 """The attack as the late batch norms remember it: what its trigger did to the features of the training images.
 
 What a norm remembers beyond any mix of the clean images' classes (`detect.bn_statistics`) is, late in a network, the share of
-poisoned images times the trigger's own change of the features. So a fitted trigger can be held against it: one that leads to the target
-as the attacker's does changes the features the same way, one that only exploits how near the classes lie does not.
+poisoned images times the trigger's own change of the features. So a fitted trigger can be held against it: one that leads to the
+target as the attacker's does changes the features the same way, one that only exploits how near the classes lie does not.
 """
 
 from __future__ import annotations

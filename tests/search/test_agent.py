@@ -3,10 +3,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from onp.compare.defences import random_search, taylor
 from onp.engine.evaluator import Evaluator
 from onp.errors import InputError
 from onp.search.agent import PAPER, AgentConfig, TrainResult, build_policies, train
+from onp.search.baselines import greedy, random_search
 from onp.search.env import PruneEnv
 from onp.search.neuron_graph import build_graph
 from onp.search.ranking import prefix_masks
@@ -132,7 +132,7 @@ def test_first_order_prefixes_prune_the_highest_scores():
     assert prefix_masks(-score.abs(), 10).shape == (0, 200)
 
 
-@pytest.mark.parametrize("search", [taylor.search, random_search.search])
+@pytest.mark.parametrize("search", [greedy.search, random_search.search])
 def test_peers_keep_to_the_budget_and_the_accuracy(backdoored, known, search):
     for budget in (1, 2, 50):
         env = env_of(backdoored)

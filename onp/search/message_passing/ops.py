@@ -27,7 +27,7 @@ def spmm(
     """`out[v] = sum over the edges e of row v of weight[e] * x[indices[e]]`; `mean` and `max` alike.
 
     Shapes and dtypes: `onp_kernels.reference.spmm`. Differentiable once in weight and x.
-    `backend`: one of `engine.native.BACKENDS`, "auto" or None (see `engine.native.choose`); compiled code takes None. The native
+    `backend`: one of `native.BACKENDS`, "auto" or None (see `engine.native.choose`); compiled code takes None. The native
     one computes in float32 and bfloat16, adding in float32; under "auto" other dtypes run in torch.
 
     On the native backend the terms of a row are added in an order that does not depend on the number of threads: results
