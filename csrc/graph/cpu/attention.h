@@ -2,9 +2,9 @@
 // a cache for the weighted sum. Row by row the vectors of the softmax would wait for the scores to be written.
 #pragma once
 
-#include "cpu_edges.h"
-#include "cpu_softmax.h"
-#include "cpu_spmm.h"
+#include "graph/cpu/edges.h"
+#include "graph/cpu/softmax.h"
+#include "graph/cpu/spmm.h"
 
 namespace onp {
 namespace {

@@ -1,4 +1,4 @@
-// A 3x3 convolution by Winograd's minimal filtering: the contract of the CPU loops (cpu_conv.h). Raw pointers only.
+// A 3x3 convolution by Winograd's minimal filtering: the contract of the CPU loops (tiles.h). Raw pointers only.
 //
 // Letters: N images of H x W pixels, C input and K output channels, both multiples of kConvPanel. Channels lie side by
 // side: x is [N, H, W, C], results [N, H', W', K] with H' = H + 2 * padding - 2, and W' alike.

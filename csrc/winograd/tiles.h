@@ -7,8 +7,8 @@
 
 #include <memory>
 
-#include "conv.h"
 #include "vec.h"
+#include "winograd/winograd.h"
 
 namespace onp {
 namespace {

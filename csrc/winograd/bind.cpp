@@ -1,9 +1,9 @@
 // The Python face of the convolution: checks of sizes, then the CPU function.
-#include "bind_conv.h"
+#include "winograd/bind.h"
 
 #include <stdexcept>
 
-#include "conv.h"
+#include "winograd/winograd.h"
 
 namespace {
 
@@ -36,7 +36,8 @@ void conv(Pointer x, Pointer filters, Pointer scale, Pointer shift, Pointer adde
 
 }  // namespace
 
-void bind_conv(pybind11::module_& m) {
-  m.def("conv_filters", &conv_filters, "csrc/conv.h: from, to, C, K, threads");
-  m.def("conv", &conv, "csrc/conv.h: x, filters, scale, shift, added, out, N, H, W, C, K, padding, relu, threads");
+void bind_winograd(pybind11::module_& m) {
+  m.def("conv_filters", &conv_filters, "csrc/winograd/winograd.h: from, to, C, K, threads");
+  m.def("conv", &conv,
+        "csrc/winograd/winograd.h: x, filters, scale, shift, added, out, N, H, W, C, K, padding, relu, threads");
 }

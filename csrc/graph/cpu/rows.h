@@ -3,7 +3,7 @@
 
 #include <unistd.h>
 
-#include "ops.h"
+#include "graph/ops.h"
 #include "vec.h"
 
 namespace onp {

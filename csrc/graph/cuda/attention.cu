@@ -2,8 +2,8 @@
 // holds a head; otherwise it makes scores edge by edge, their softmax row by row, then the weighted sum.
 #include <cmath>
 
-#include "cuda_attention_rows.cuh"
-#include "cuda_rows.cuh"
+#include "graph/cuda/attention_rows.cuh"
+#include "graph/cuda/rows.cuh"
 
 namespace onp {
 namespace {

@@ -160,9 +160,6 @@ void run_cpu(const Attention& op, int threads);
 void run_cpu(const AttentionGradTarget& op, int threads);
 void run_cpu(const AttentionGradSource& op, int threads);
 
-// The instruction set the CPU half uses: "avx512", "avx2" or "generic".
-const char* cpu_isa();
-
 // All pointers are memory of the current CUDA device; the work is queued on `stream` and not waited for. The arrays of
 // csr must have been checked. Returns CUDA's text for a failed launch, or null.
 const char* run_cuda(const Spmm& op, void* stream);

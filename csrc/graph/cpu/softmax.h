@@ -1,7 +1,7 @@
 // Softmax over the edges of a row, and its gradient.
 #pragma once
 
-#include "cpu_rows.h"
+#include "graph/cpu/rows.h"
 
 namespace onp {
 namespace {

@@ -4,7 +4,7 @@
 
 #include <cmath>
 
-#include "cuda_rows.cuh"
+#include "graph/cuda/rows.cuh"
 
 namespace onp {
 namespace {

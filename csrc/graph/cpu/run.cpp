@@ -1,26 +1,15 @@
-// The CPU half: which instruction set, which parts of the work on which thread.
+// Message passing on CPUs: which table of loops, which parts of the work on which thread.
 #include <algorithm>
 
-#include "cpu_kernels.h"
+#include "graph/cpu/kernels.h"
 #include "threads.h"
 
 namespace onp {
 namespace {
 
-const Kernels& kernels() {
-#if defined(__x86_64__) && !defined(ONP_ONE_ISA)
-  static const Kernels& chosen = []() -> const Kernels& {
-    __builtin_cpu_init();
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (avx512) return kernels_avx512();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kernels_avx2();
-    return kernels_generic();
-  }();
+const GraphKernels& kernels() {
+  static const GraphKernels& chosen = ONP_CHOOSE_TABLE(graph_kernels);
   return chosen;
-#else
-  return kernels_generic();
-#endif
 }
 
 // Multiply-adds below which a second thread costs more to wake than it saves.
@@ -82,18 +71,7 @@ int64_t attention_work(const Attention& op) {
   return op.heads * (3 * op.channels + 64);
 }
 
-// Tiles of a convolution that work through the filters together: the more, the fewer times those are read; the fewer,
-// the closer to the core stays what lies between the transforms.
-int64_t tiles_together(const Conv& op) {
-  const int64_t products = op.inputs * op.outputs;
-  return products <= 128 * 128 ? 12 : products <= 256 * 256 ? 48 : 96;
-}
-
 }  // namespace
-
-const char* cpu_isa() {
-  return kernels().isa;
-}
 
 const char* csr_fault(const Csr& csr) {
   if (start_of(csr, 0) != 0) return "indptr must start at 0";
@@ -157,24 +135,6 @@ void run_cpu(const AttentionGradTarget& op, int threads) {
 void run_cpu(const AttentionGradSource& op, int threads) {
   const Attention& forward = op.forward;
   by_rows(kernels().attention_grad_source, op, forward.csr, forward.copies, attention_work(forward), false, threads);
-}
-
-void run_cpu(const ConvFilters& op, int threads) {
-  parallel(op.outputs / kConvPanel, threads, [&](int64_t panel) { kernels().conv_filters(op, panel); });
-}
-
-void run_cpu(const Conv& op, int threads) {
-  constexpr int64_t kRows = 12;  // a multiple of what every instruction set multiplies at once
-  const int64_t tiles = op.tiles();
-  if (!tiles) return;
-  int64_t parts = (tiles + tiles_together(op) - 1) / tiles_together(op);
-  // As many parts for every thread, of one size.
-  parts = (parts + threads - 1) / threads * threads;
-  const int64_t together = (tiles + parts * kRows - 1) / (parts * kRows) * kRows;
-  parts = (tiles + together - 1) / together;
-  parallel(parts, threads, [&](int64_t part) {
-    kernels().conv_tiles(op, part * together, std::min(tiles, (part + 1) * together), together);
-  });
 }
 
 }  // namespace onp

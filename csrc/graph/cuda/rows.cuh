@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <type_traits>
 
-#include "ops.h"
+#include "graph/ops.h"
 
 namespace onp {
 namespace {

@@ -1,14 +1,8 @@
 // Compiled once per instruction set, see CMakeLists.txt; ONP_ISA names it.
-#include "cpu_kernels.h"
+#include "graph/cpu/kernels.h"
 
-#include "cpu_attention.h"
-#include "cpu_conv.h"
-#include "cpu_max_grad.h"
-
-#define ONP_JOIN_(a, b) a##b
-#define ONP_JOIN(a, b) ONP_JOIN_(a, b)
-#define ONP_TEXT_(a) #a
-#define ONP_TEXT(a) ONP_TEXT_(a)
+#include "graph/cpu/attention.h"
+#include "graph/cpu/max_grad.h"
 
 namespace onp {
 namespace {
@@ -88,11 +82,10 @@ bool falls(const Csr& csr) {
 
 }  // namespace
 
-const Kernels& ONP_JOIN(kernels_, ONP_ISA)() {
-  static const Kernels table = {
-      ONP_TEXT(ONP_ISA), spmm,      spmm_max_grad_x,       spmm_max_grad_weight,  edge_dot,     edge_softmax,
-      edge_softmax_grad, attention, attention_grad_target, attention_grad_source, conv_filters, conv_tiles,
-      outside,           falls};
+const GraphKernels& ONP_TABLE(graph_kernels)() {
+  static const GraphKernels table = {
+      spmm,      spmm_max_grad_x,       spmm_max_grad_weight,  edge_dot, edge_softmax, edge_softmax_grad,
+      attention, attention_grad_target, attention_grad_source, outside,  falls};
   return table;
 }
 

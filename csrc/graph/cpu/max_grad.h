@@ -1,7 +1,7 @@
 // Gradients of max: what a row and feature hand back to the one term that won.
 #pragma once
 
-#include "cpu_rows.h"
+#include "graph/cpu/rows.h"
 
 namespace onp {
 namespace {

@@ -1,5 +1,5 @@
-// Gather, weigh, reduce on CUDA; the contract is ops.h, the loop over edges cuda_rows.cuh.
-#include "cuda_rows.cuh"
+// Gather, weigh, reduce on CUDA; the contract is ops.h, the loop over edges rows.cuh.
+#include "graph/cuda/rows.cuh"
 
 namespace onp {
 namespace {

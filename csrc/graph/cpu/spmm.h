@@ -1,7 +1,7 @@
 // Gather, weigh, reduce: sum and mean, max.
 #pragma once
 
-#include "cpu_rows.h"
+#include "graph/cpu/rows.h"
 
 namespace onp {
 namespace {

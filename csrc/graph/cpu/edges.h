@@ -1,7 +1,7 @@
 // Sums over the features of an edge: the scores of attention, and the dot products that gradients need.
 #pragma once
 
-#include "cpu_rows.h"
+#include "graph/cpu/rows.h"
 
 namespace onp {
 namespace {
