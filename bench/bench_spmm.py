@@ -14,7 +14,7 @@ from torch import Tensor
 
 from onp.search.message_passing.csr import Csr
 from onp.search.message_passing.ops import spmm
-from onp_kernels import reference
+from onp_kernels import reference_graph as reference
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 SHAPES = {  # nodes, edges drawn (a few fall together), features

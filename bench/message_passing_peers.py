@@ -17,7 +17,7 @@ from onp.errors import InputError
 from onp.search.message_passing.csr import Csr
 from onp.search.message_passing.layers import GATv2Conv
 from onp.search.message_passing.ops import attention, spmm
-from onp_kernels import reference
+from onp_kernels import reference_graph as reference
 
 Op = Callable[[Tensor], Tensor]
 CHECKED = 6e7  # numbers per edge that a float64 check may hold

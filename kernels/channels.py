@@ -1,4 +1,4 @@
-"""Which channels a mask keeps, and moving kept channels together; the contracts are in `onp_kernels.reference`."""
+"""Which channels a mask keeps, and moving kept channels together; the contracts are in `reference_conv`."""
 
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ def kept_channels_kernel(keep, index, count, K, keep_b, BLOCK: tl.constexpr):
 
 
 def kept_channels(keep: Tensor) -> Channels:
-    """`onp_kernels.reference.kept_channels`."""
+    """`reference_conv.kept_channels`."""
     B, K = keep.shape
     keep = keep if keep.stride(1) == 1 else keep.contiguous()
     index = torch.empty(B, K, dtype=torch.int32, device=keep.device)
@@ -90,7 +90,7 @@ def pack_filters_kernel(
 
 
 def pack_filters(weight: Tensor, bias: Tensor, rows: Channels | None, columns: Channels | None) -> tuple[Tensor, Tensor]:
-    """`onp_kernels.reference.pack_filters`; at least one of `rows` and `columns` is given."""
+    """`reference_conv.pack_filters`; at least one of `rows` and `columns` is given."""
     K, R, S, C = weight.shape
     B = max(len(channels.count) for channels in (rows, columns) if channels is not None)
     packed = torch.empty(B, K, R, S, C, dtype=weight.dtype, device=weight.device)
@@ -156,7 +156,7 @@ def scale_act(
     low: float = 0.0,
     high: float = float("inf"),
 ) -> Tensor:
-    """`onp_kernels.reference.scale_act`."""
+    """`reference_conv.scale_act`."""
     B = max(len(tensor) for tensor in (x, scale, shift, residual) if tensor is not None)
     y = torch.empty(B, *x.shape[1:], dtype=x.dtype, device=x.device)
     if not y.numel():

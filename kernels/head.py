@@ -1,4 +1,4 @@
-"""The end of a network: means over positions, and logits that become counts; the contracts are in `onp_kernels.reference`."""
+"""The end of a network: means over positions, and logits that become counts; the contracts are in `reference_conv`."""
 
 import torch
 import triton
@@ -6,7 +6,7 @@ import triton.language as tl
 from torch import Tensor
 
 from onp_kernels.common import between, launch
-from onp_kernels.reference import MOST_DIVERGENCE, PROBABILITY
+from onp_kernels.reference_conv import MOST_DIVERGENCE, PROBABILITY
 
 
 @triton.jit(do_not_specialize=["N", "H", "W", "OH", "OW", "taps", "S", "padding_h", "padding_w"])
@@ -67,7 +67,7 @@ def tap_means(
     padding: tuple[int, int] = (0, 0),
     dilation: tuple[int, int] = (1, 1),
 ) -> Tensor:
-    """`onp_kernels.reference.tap_means`."""
+    """`reference_conv.tap_means`."""
     B, N, H, W, C = x.shape
     R, S = size
     OH = (H + 2 * padding[0] - dilation[0] * (R - 1) - 1) // stride[0] + 1
@@ -170,7 +170,7 @@ def head_kernel(
 def head(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, expected: Tensor, column: Tensor, base: Tensor, sums: Tensor
 ) -> None:
-    """`onp_kernels.reference.head` on the current stream; adds to `sums`."""
+    """`reference_conv.head` on the current stream; adds to `sums`."""
     B, (N, P, C) = len(sums), x.shape[1:]
     classes = C if weight is None else len(weight)
     if weight is None and P != 1:

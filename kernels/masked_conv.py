@@ -1,4 +1,4 @@
-"""Implicit-GEMM convolution of B masks in one launch; the contract is `onp_kernels.reference.masked_conv`.
+"""Implicit-GEMM convolution of B masks in one launch; the contract is `reference_conv.masked_conv`.
 
 How pruned channels are skipped. A matrix unit multiplies whole tiles, and loads reach it at full width only if 16 bytes lie
 together, so picking kept channels one by one inside the loop would cost more than it saves. Here the *filters* are picked: for
@@ -226,7 +226,7 @@ def masked_conv_kernel(
 
 
 def masked_conv(x: Tensor, weight: Tensor, bias: Tensor, **options: Any) -> Tensor:
-    """`onp_kernels.reference.masked_conv`; `options` are its own and those of `masked_conv_norm`."""
+    """`reference_conv.masked_conv`; `options` are its own and those of `masked_conv_norm`."""
     y, _ = masked_conv_norm(x, weight, bias, None, **options)
     assert y is not None
     return y
@@ -251,7 +251,7 @@ def masked_conv_norm(
     precision: str = "tf32x3",
     tile: Tile | None = None,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """`onp_kernels.reference.masked_conv` on the current stream, and what `norm` makes of it; nothing waits for the device.
+    """`reference_conv.masked_conv` on the current stream, and what `norm` makes of it; nothing waits for the device.
 
     `norm` does not go together with `outputs`. `precision`: how float32 is multiplied: "tf32", "tf32x3" (three products, nearly
     float32) or "ieee" (no matrix unit). `tile`: None asks the table in `onp_kernels.tiles`. Raises ValueError for shapes that

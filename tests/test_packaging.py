@@ -11,7 +11,7 @@ import pytest
 import onp_native
 
 ROOT = Path(__file__).resolve().parent.parent
-IMPORTS = "import onp_native, onp_kernels.reference, onp.search.message_passing.ops; print(onp_native.__file__)"
+IMPORTS = "import onp_native, onp_kernels.reference_graph, onp.search.message_passing.ops; print(onp_native.__file__)"
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from onp.errors import InputError
 from onp.model.victim import Victim
-from onp_kernels.reference import MOST_DIVERGENCE
+from onp_kernels.reference_conv import MOST_DIVERGENCE
 
 LEAST = -1e30  # of a log-probability: that of an impossible class stays a number, and any other what it is
 

@@ -10,7 +10,7 @@ from onp.data.images import Normalisation
 from onp.engine.evaluator import Batch
 from onp.engine.scoring import Tally, TriggeredBatch
 from onp.model.victim import victim_from_module
-from onp_kernels.reference import MOST_DIVERGENCE
+from onp_kernels.reference_conv import MOST_DIVERGENCE
 
 
 class LogitsOfPixels(nn.Module):

@@ -12,7 +12,7 @@ from onp.engine.evaluator import Batch, Scores, TriggeredBatch
 from onp.engine.plan import gated_forward
 from onp.model.archs import InvertedResidual, build_network
 from onp.model.victim import Victim, victim_from_module
-from onp_kernels.reference import MOST_DIVERGENCE
+from onp_kernels.reference_conv import MOST_DIVERGENCE
 
 SIZE = 16
 

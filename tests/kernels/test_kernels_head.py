@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from onp_kernels import reference
+from onp_kernels import reference_conv as reference
 
 pytest.importorskip("triton", reason="the extra `triton` is not installed")
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from onp.errors import InputError
 from onp.search.message_passing.csr import Csr
-from onp_kernels import reference
+from onp_kernels import reference_graph as reference
 
 
 def test_transpose_and_self_loops(rng: torch.Generator):

@@ -7,7 +7,7 @@ from onp.errors import InputError
 from onp.search.message_passing import csr
 from onp.search.message_passing.csr import Csr
 from onp.search.message_passing.ops import attention, edge_softmax, spmm
-from onp_kernels import reference
+from onp_kernels import reference_graph as reference
 
 pytestmark = pytest.mark.usefixtures("poison")
 

@@ -11,7 +11,7 @@ from onp.engine import native as backends
 from onp.errors import InputError
 from onp.search.message_passing.csr import Csr
 from onp.search.message_passing.ops import attention, edge_softmax, spmm
-from onp_kernels import reference
+from onp_kernels import reference_graph as reference
 
 PEERS = [peer for peer in ("torch-sparse", "torch-scatter") if backends.module(peer)[0] is not None]
 

@@ -17,7 +17,7 @@ from onp.engine.scoring import Tally
 from onp.engine.steps import bind_torch
 from onp.engine.triton_backend.steps import EVERY_STEP, CudaSteps, Value
 from onp_kernels.common import compiled_together
-from onp_kernels.reference import PROBABILITY
+from onp_kernels.reference_conv import PROBABILITY
 
 _log = logging.getLogger(__name__)
 

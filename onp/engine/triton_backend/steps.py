@@ -91,7 +91,7 @@ class CudaSteps:
                 del values[name]
 
     def count(self, values: dict[str, Value], expected: Tensor, column: Tensor, base: Tensor, sums: Tensor) -> None:
-        """Add what the logits of `values` say to `sums`: the arguments and units are those of `onp_kernels.reference.head`."""
+        """Add what the logits of `values` say to `sums`: the arguments and units are those of `onp_kernels.reference_conv.head`."""
         x = values[self.tail.source].data
         head(x.reshape(*x.shape[:2], -1, x.shape[-1]), *self._head, expected, column, base, sums)
 

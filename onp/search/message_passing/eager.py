@@ -12,7 +12,7 @@ from onp.errors import InputError
 from onp.search.message_passing import native_attention, scatter
 from onp.search.message_passing.csr import Csr
 from onp.search.message_passing.native_spmm import Plan
-from onp_kernels import reference
+from onp_kernels import reference_graph as reference
 
 REDUCTIONS = ("sum", "mean", "max")
 _NATIVE = (torch.float32, torch.bfloat16)
