@@ -32,7 +32,7 @@ from message_passing_peers import LAYERS, Op, checked_part, gradient, random_gra
 from torch import Tensor
 
 from onp.defend.report.report import hardware, versions
-from onp.engine import native as backends
+from onp.engine.native import native
 from onp.files import write_atomically
 from onp.search.message_passing.csr import Csr
 
@@ -197,7 +197,7 @@ def main() -> None:
         torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # torch.sparse and torch-sparse announce what will change
     torch.manual_seed(0)
-    machine = {"isa": backends.native().cpu_isa(), "device": options.device, "hardware": hardware(), "versions": versions()}
+    machine = {"isa": native().cpu_isa(), "device": options.device, "hardware": hardware(), "versions": versions()}
     machine["hardware"].pop("threads", None)  # every row says its own
     rows: list[dict[str, Any]] = []
     if out.exists():

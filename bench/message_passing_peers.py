@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onp.engine import native as backends
 from onp.errors import InputError
+from onp.search.message_passing.backend import choose
 from onp.search.message_passing.csr import Csr
 from onp.search.message_passing.layers import GATv2Conv
 from onp.search.message_passing.ops import attention, spmm
@@ -36,7 +36,7 @@ def peers(graph: Csr, weight: Tensor, reduce: str) -> dict[str, Op]:
     ops: dict[str, Op] = {"onp": lambda x: spmm(graph, weight, x, reduce, backend="native")}
     for backend in ("torch-sparse", "torch-scatter"):
         with contextlib.suppress(InputError):  # not installed, or not for this device
-            backends.choose(backend, weight.device.type)
+            choose(backend, weight.device.type)
             ops[backend] = lambda x, backend=backend: spmm(graph, weight, x, reduce, backend=backend)
     ops["torch (index_add)"] = lambda x: reference.spmm(graph.indptr, graph.indices, weight, x, reduce)
     if reduce == "sum":

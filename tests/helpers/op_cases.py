@@ -93,9 +93,10 @@ def assert_like_reference(
         assert_as_exact(ours, theirs, true, longest, swing, "result" if number == 0 else f"gradient {number - 1}")
 
 
-def on(device: str, graph: Csr, index: torch.dtype = torch.int64) -> Csr:
-    """The graph on a device, with another type of numbers."""
-    return Csr(graph.indptr.to(device, index), graph.indices.to(device, index), graph.columns)
+def on(device: str, graph: Csr, index: str = "int64") -> Csr:
+    """The graph on a device, with another type of numbers: "int32", "int64" or "wide" (see `Csr.wide`)."""
+    number = torch.int32 if index == "int32" else torch.int64
+    return Csr(graph.indptr.to(device, number), graph.indices.to(device, number), graph.columns, wide=index == "wide")
 
 
 def mask(graph: Csr, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:

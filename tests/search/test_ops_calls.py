@@ -7,22 +7,23 @@ import torch
 from helpers.op_cases import mask, random_edges
 from torch import Tensor
 
-from onp.engine import native as backends
+from onp.engine.native import module, native
 from onp.errors import InputError
+from onp.search.message_passing.backend import choose
 from onp.search.message_passing.csr import Csr
 from onp.search.message_passing.ops import attention, edge_softmax, spmm
 from onp_kernels import reference_graph as reference
 
-PEERS = [peer for peer in ("torch-sparse", "torch-scatter") if backends.module(peer)[0] is not None]
+PEERS = [peer for peer in ("torch-sparse", "torch-scatter") if module(peer)[0] is not None]
 
 
 @pytest.fixture
 def fresh_backend() -> Iterator[None]:
-    """Forgets what the backend module has found and chosen, before and after."""
-    for cached in (backends.module, backends.choose):
+    """Clears what was imported and chosen, before and after."""
+    for cached in (module, choose):
         cached.cache_clear()
     yield
-    for cached in (backends.module, backends.choose):
+    for cached in (module, choose):
         cached.cache_clear()
 
 
@@ -87,10 +88,9 @@ def test_edges_outside_the_graph(indptr: list[int], indices: list[int], backend:
         graph = Csr(torch.tensor(indptr, dtype=dtype), torch.tensor(indices, dtype=dtype), 4)
         with pytest.raises(InputError, match="The graph cannot be used"):
             spmm(graph, None, torch.ones(4, 3), backend=backend)
-        native = backends.native()
         with pytest.raises(ValueError, match="ind"):
             arrays = (graph.indptr.data_ptr(), graph.indices.data_ptr(), 0, 2, 4, 3)
-            native.Graph(*arrays, graph.indptr.element_size(), False, 0, 0, 0, 0, 0)
+            native().Graph(*arrays, graph.indptr.element_size(), False, 0, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -180,4 +180,4 @@ def test_auto_does_without_the_native_module(fresh_backend, monkeypatch, caplog,
 )
 def test_the_environment_chooses(fresh_backend, monkeypatch, environment, requested, device, chosen):
     monkeypatch.setenv("ONP_BACKEND", environment)
-    assert backends.choose(requested, device) == chosen
+    assert choose(requested, device) == chosen

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onp.engine import native as backends
+from onp.engine.native import native
 from onp.errors import InputError
 
 LARGEST_INT32 = torch.iinfo(torch.int32).max
@@ -25,12 +25,14 @@ class Csr:
     columns: number of source rows U (V for a square graph)
     order:   int64 [E] or None; `order[e]` is the position edge e had where the edges came from, so per-edge values
              given in that order become this graph's by `values[order]`. None: the same order.
+    wide:    whether the compiled module gets int64 numbers even where int32 would do
     """
 
     indptr: Tensor
     indices: Tensor
     columns: int
     order: Tensor | None = None
+    wide: bool = False
 
     @staticmethod
     def from_edges(source: Tensor, target: Tensor, rows: int, columns: int | None = None) -> Csr:
@@ -70,7 +72,7 @@ class Csr:
         others = self.indices != target
         source = torch.cat((self.indices[others], nodes))
         graph = Csr.from_edges(source, torch.cat((target[others], nodes)), self.rows)
-        return Csr(graph.indptr, graph.indices, self.columns)
+        return Csr(graph.indptr, graph.indices, self.columns, wide=self.wide)
 
     def targets(self) -> Tensor:
         """The row each edge belongs to, [E] in the dtype of indices."""
@@ -80,10 +82,10 @@ class Csr:
     def _transposed(self) -> Csr:
         self.check()
         order = torch.argsort(self.indices, stable=True)
-        return Csr(_indptr(self.indices[order], self.columns), self.targets()[order], self.rows, order)
+        return Csr(_indptr(self.indices[order], self.columns), self.targets()[order], self.rows, order, self.wide)
 
     def check(self) -> None:
-        """Raises InputError unless the arrays describe edges between existing rows. Looks once."""
+        """Raises InputError unless the arrays describe edges between existing rows. Checked once."""
         assert self._checked
 
     @cached_property
@@ -102,26 +104,26 @@ class Csr:
         return True
 
     @cached_property
-    def plans(self) -> Plans:
-        """What `message_passing.ops.spmm` has worked out for arguments of a layout it has seen; empty to begin with."""
-        return Plans()
+    def prepared(self) -> PreparedCalls:
+        """The calls that `message_passing.ops` has prepared, by the layout of their arguments."""
+        return PreparedCalls()
 
     @cached_property
     def native(self) -> Handle:
         """This graph as the compiled module sees it."""
         self.check()
-        return Handle(self.indptr, self.indices, None, self.columns)
+        return Handle(self.indptr, self.indices, None, self.columns, self.wide)
 
     @cached_property
     def native_transposed(self) -> Handle:
         """The transposed graph, whose edges read their values where this graph has them."""
         back = self.transpose()
         assert back.order is not None
-        return Handle(back.indptr, back.indices, back.order, back.columns)
+        return Handle(back.indptr, back.indices, back.order, back.columns, back.wide)
 
 
-class Plans(dict[Any, Any]):
-    """A dict that forgets everything rather than hold more than 64 entries."""
+class PreparedCalls(dict[Any, Any]):
+    """Calls by layout; a dict that is emptied before it holds more than 64 entries."""
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if len(self) >= 64:
@@ -132,10 +134,10 @@ class Plans(dict[Any, Any]):
 class Handle:
     """`onp_native.Graph` with the private copies of the arrays that it points to."""
 
-    def __init__(self, indptr: Tensor, indices: Tensor, edge: Tensor | None, columns: int) -> None:
+    def __init__(self, indptr: Tensor, indices: Tensor, edge: Tensor | None, columns: int, wide: bool) -> None:
         self.rows, self.columns, self.edges = indptr.shape[0] - 1, columns, indices.shape[0]
         # Numbers of half the size leave more of a cache to the features. Copies, so that nobody can change what was checked.
-        number = torch.int32 if max(self.rows, columns, self.edges) <= LARGEST_INT32 else torch.int64
+        number = torch.int32 if not wide and max(self.rows, columns, self.edges) <= LARGEST_INT32 else torch.int64
         arrays = (indptr, indices) if edge is None else (indptr, indices, edge)
         self.arrays = [t.to(number, copy=True, memory_format=torch.contiguous_format) for t in arrays]
         pointers = [t.data_ptr() for t in self.arrays] + ([0] if edge is None else [])
@@ -146,7 +148,7 @@ class Handle:
             torch.cuda.current_stream(indptr.device).synchronize()  # other streams may use what this one has made
         more = [0, 0, 0] if self.cut is None else [t.data_ptr() for t in self.cut]
         sizes = (self.rows, columns, self.edges, self.arrays[0].element_size(), indptr.is_cuda)
-        self.graph: Any = backends.native().Graph(*pointers, *sizes, *more, self.segments, 0 if row is None else row.data_ptr())
+        self.graph: Any = native().Graph(*pointers, *sizes, *more, self.segments, 0 if row is None else row.data_ptr())
 
     @property
     def segments(self) -> int:

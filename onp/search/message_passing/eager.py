@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onp.engine import native as backends
 from onp.errors import InputError
-from onp.search.message_passing import native_attention, scatter
+from onp.search.message_passing import native_attention, torch_scatter
+from onp.search.message_passing.backend import choose
 from onp.search.message_passing.csr import Csr
-from onp.search.message_passing.native_spmm import Plan
+from onp.search.message_passing.native_spmm import PreparedSpmm
 from onp_kernels import reference_graph as reference
 
 REDUCTIONS = ("sum", "mean", "max")
@@ -19,24 +19,24 @@ _NATIVE = (torch.float32, torch.bfloat16)
 
 
 def spmm(graph: Csr, weight: Tensor | None, x: Tensor, reduce: str, keep: Tensor | None, backend: str | None) -> Tensor:
-    """`message_passing.ops.spmm`. Looks once at arguments of one layout: on a small graph checks take longer than the sum."""
+    """`message_passing.ops.spmm`. Arguments of one layout are checked once: on small graphs checks take longer than sums."""
     layout = (
         *(reduce, backend, *_layout(x)),
         None if weight is None else _layout(weight),
         None if keep is None else _layout(keep),
     )
-    plan = graph.plans.get(layout)
-    if plan is not None:
-        return plan(graph, weight, x, keep)
+    prepared = graph.prepared.get(layout)
+    if prepared is not None:
+        return prepared(graph, weight, x, keep)
     copies = _check_spmm(graph, weight, x, reduce, keep)
     chosen = _backend_for(x, backend)
     if chosen == "native":
-        plan = graph.plans[layout] = Plan(graph, weight, x, reduce, keep, copies)
-        return plan(graph, weight, x, keep)
+        prepared = graph.prepared[layout] = PreparedSpmm(graph, weight, x, reduce, keep, copies)
+        return prepared(graph, weight, x, keep)
     graph.check()
     if chosen == "torch" or not graph.edges:
         return reference.spmm(graph.indptr, graph.indices, weight, x, reduce, keep)
-    return scatter.spmm(chosen, graph, weight, x, reduce, keep, copies)
+    return torch_scatter.spmm(chosen, graph, weight, x, reduce, keep, copies)
 
 
 def edge_softmax(graph: Csr, score: Tensor, keep: Tensor | None, backend: str | None) -> Tensor:
@@ -50,29 +50,29 @@ def edge_softmax(graph: Csr, score: Tensor, keep: Tensor | None, backend: str | 
     graph.check()
     if chosen == "torch" or not graph.edges:
         return reference.edge_softmax(graph.indptr, graph.indices, score, keep)
-    return scatter.edge_softmax(graph, score, keep, copies)
+    return torch_scatter.edge_softmax(graph, score, keep, copies)
 
 
 def attention(
     graph: Csr, source: Tensor, target: Tensor, att: Tensor, slope: float, keep: Tensor | None, backend: str | None
 ) -> Tensor:
-    """`message_passing.ops.attention`. Looks once at arguments of one layout, as spmm does."""
+    """`message_passing.ops.attention`. Arguments of one layout are checked once, as in spmm."""
     layout = (
         *(slope, backend, *_layout(source), *_layout(target), *_layout(att)),
         None if keep is None else _layout(keep),
     )
-    plan = graph.plans.get(layout)
-    if plan is not None:
-        return plan(graph, source, target, att, keep)
+    prepared = graph.prepared.get(layout)
+    if prepared is not None:
+        return prepared(graph, source, target, att, keep)
     copies = _check_attention(graph, source, target, att, keep)
     chosen = _backend_for(source, backend)
     if chosen == "native":
-        plan = graph.plans[layout] = native_attention.Plan(graph, source, target, att, slope, keep, copies)
-        return plan(graph, source, target, att, keep)
+        prepared = graph.prepared[layout] = native_attention.PreparedAttention(graph, source, target, att, slope, keep, copies)
+        return prepared(graph, source, target, att, keep)
     graph.check()
     if chosen == "torch" or not graph.edges:
         return reference.attention(graph.indptr, graph.indices, source, target, att, slope, keep)
-    return scatter.attention(graph, source, target, att, slope, keep, copies)
+    return torch_scatter.attention(graph, source, target, att, slope, keep, copies)
 
 
 def _layout(x: Tensor) -> tuple[Any, ...]:
@@ -108,7 +108,7 @@ def _check_attention(graph: Csr, source: Tensor, target: Tensor, att: Tensor, ke
 
 
 def _backend_for(x: Tensor, requested: str | None) -> str:
-    chosen = backends.choose(requested, x.device.type)
+    chosen = choose(requested, x.device.type)
     if chosen == "native" and x.dtype not in _NATIVE:
         if requested == "native":
             raise InputError(f"The native backend computes in float32 and bfloat16, not {x.dtype}: convert x or choose torch.")

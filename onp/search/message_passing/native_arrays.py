@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from onp.engine import native as backends
+from onp.engine.native import native
 from onp.search.message_passing.csr import Handle
 
 
 def call(name: str, handle: Handle, *arguments: Any, device: torch.device) -> None:
     """The function `name` of the compiled module, on the caller's number of threads or stream."""
-    launch(getattr(backends.native(), name), device, handle.graph, *arguments)
+    launch(getattr(native(), name), device, handle.graph, *arguments)
 
 
 def launch(function: Callable[..., None], device: torch.device, *arguments: Any) -> None:
@@ -30,10 +30,10 @@ def launch(function: Callable[..., None], device: torch.device, *arguments: Any)
     function(*arguments, 1, torch._C._cuda_getCurrentRawStream(device.index))  # torch.cuda.current_stream makes an object
 
 
-def once(backward: Callable[..., Any]) -> Callable[..., Any]:
-    """torch's once_differentiable, whose precautions (some 10 us) are taken only where there may be a second time."""
-    cautious = once_differentiable(backward)
-    return lambda ctx, grad: (cautious if torch.is_grad_enabled() else backward)(ctx, grad)
+def differentiable_once(backward: Callable[..., Any]) -> Callable[..., Any]:
+    """torch's once_differentiable, whose checks (some 10 us) run only where a second derivative may be asked for."""
+    checked = once_differentiable(backward)
+    return lambda ctx, grad: (checked if torch.is_grad_enabled() else backward)(ctx, grad)
 
 
 def shape_of(copies: int | None, *rest: int) -> tuple[int, ...]:
@@ -42,7 +42,7 @@ def shape_of(copies: int | None, *rest: int) -> tuple[int, ...]:
 
 
 def count(copies: int | None) -> int:
-    """How many copies the compiled module is told of."""
+    """The number of copies as the compiled module takes it."""
     return 1 if copies is None else copies
 
 
@@ -51,7 +51,7 @@ def rowwise(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 or x.shape[-1] < 2 else x.contiguous()
 
 
-def array(x: Tensor) -> tuple[int, int, int]:
+def data_and_strides(x: Tensor) -> tuple[int, int, int]:
     """Pointer, row stride and copy stride of x [K] [N, F]."""
     return x.data_ptr(), *strides(x)
 
@@ -62,7 +62,7 @@ def strides(x: Tensor) -> tuple[int, int]:
     return stride[-2], stride[0] if len(stride) == 3 else 0
 
 
-def floats(values: Tensor) -> Tensor:
+def as_float32(values: Tensor) -> Tensor:
     """Values per edge in float32, contiguous but for the copies."""
     return values if values.dtype == torch.float32 and values.is_contiguous() else values.float().contiguous()
 
@@ -72,7 +72,7 @@ def copy_stride(values: Tensor | None, dims: int) -> int:
     return values.stride(0) if values is not None and values.dim() > dims else 0
 
 
-def valued(values: Tensor | None) -> tuple[int, int]:
+def data_and_copy_stride(values: Tensor | None) -> tuple[int, int]:
     """Pointer and copy stride of [K] [N] values; zeros for none."""
     return pointer(values), copy_stride(values, 1)
 
@@ -88,6 +88,6 @@ def partial(handle: Handle, copies: int | None, features: int, device: torch.dev
     return torch.empty((arrays, count(copies), handle.segments, features), device=device)
 
 
-def shared(grad: Tensor, dims: int) -> Tensor:
+def sum_over_copies(grad: Tensor, dims: int) -> Tensor:
     """The gradient of a tensor of `dims` dimensions: summed over the copies if they shared it."""
     return grad.sum(0) if grad.dim() > dims else grad

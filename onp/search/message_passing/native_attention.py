@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onp.engine import native as backends
-from onp.search.message_passing.csr import Csr, Plans
+from onp.engine.native import native
+from onp.search.message_passing.csr import Csr, PreparedCalls
 from onp.search.message_passing.native_arrays import (
+    as_float32,
     call,
     copy_stride,
     count,
-    floats,
+    data_and_copy_stride,
+    differentiable_once,
     launch,
-    once,
     partial,
     pointer,
     shape_of,
-    shared,
-    valued,
+    sum_over_copies,
 )
 
 
@@ -30,8 +30,8 @@ def edge_softmax(graph: Csr, score: Tensor, keep: Tensor | None, copies: int | N
     return _EdgeSoftmax.apply(graph, score, None if keep is None else keep.contiguous(), copies)
 
 
-class Plan:
-    """attention on one graph with arguments of one layout, whose checks they have passed; see `native_spmm.Plan`."""
+class PreparedAttention:
+    """attention on one graph with arguments of one layout, whose checks they have passed; see `native_spmm.PreparedSpmm`."""
 
     def __init__(
         self, graph: Csr, source: Tensor, target: Tensor, att: Tensor, slope: float, keep: Tensor | None, copies: int | None
@@ -45,8 +45,8 @@ class Plan:
         self.is_tidy = all(a is b for a, b in zip(tidy, given, strict=True))
         sizes = (slope, count(copies), heads, channels, source.dtype == torch.bfloat16)
         self.layout = (*_strides(source), *_strides(target), copy_stride(keep, 1), *sizes)
-        self.function = backends.native().attention(graph.native.graph, *self.layout)
-        self.gradients = Plans()  # the call that makes the gradients, by the strides of the result's
+        self.function = native().attention(graph.native.graph, *self.layout)
+        self.gradients = PreparedCalls()  # the call that makes the gradients, by the strides of the result's
 
     def __call__(self, graph: Csr, source: Tensor, target: Tensor, att: Tensor, keep: Tensor | None) -> Tensor:
         if torch.is_grad_enabled() and (source.requires_grad or target.requires_grad or att.requires_grad):
@@ -72,14 +72,14 @@ class Plan:
         function = self.gradients.get(grad.stride())
         if function is None:
             handles = (graph.native.graph, graph.native_transposed.graph)
-            function = backends.native().attention_grad(*handles, *self.layout, *_strides(grad))
+            function = native().attention_grad(*handles, *self.layout, *_strides(grad))
             self.gradients[grad.stride()] = function
         return function
 
 
 def _tidy(source: Tensor, target: Tensor, att: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """The arguments as the compiled module takes them."""
-    return _side_by_side(source), _side_by_side(target), floats(att), None if keep is None else keep.contiguous()
+    return _side_by_side(source), _side_by_side(target), as_float32(att), None if keep is None else keep.contiguous()
 
 
 def _side_by_side(x: Tensor) -> Tensor:
@@ -97,51 +97,51 @@ def _strides(x: Tensor) -> tuple[int, int]:
 class _EdgeSoftmax(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, graph: Csr, score, keep, copies):
-        score32 = floats(score)
+        score32 = as_float32(score)
         alpha = torch.empty(shape_of(copies, *score.shape[-2:]), device=score.device)
-        pointers = (*valued(keep), score32.data_ptr(), copy_stride(score32, 2), alpha.data_ptr())
+        pointers = (*data_and_copy_stride(keep), score32.data_ptr(), copy_stride(score32, 2), alpha.data_ptr())
         call("edge_softmax", graph.native, *pointers, count(copies), score.shape[-1], device=score.device)
         ctx.save_for_backward(alpha)
         ctx.graph, ctx.copies, ctx.score = graph, copies, (score.dim(), score.dtype)
         return alpha.to(score.dtype)
 
     @staticmethod
-    @once
+    @differentiable_once
     def backward(ctx: Any, grad):
         (alpha,) = ctx.saved_tensors
         dims, dtype = ctx.score
-        grad, out = floats(grad), torch.empty_like(alpha)
+        grad, out = as_float32(grad), torch.empty_like(alpha)
         pointers = (alpha.data_ptr(), copy_stride(alpha, 2), grad.data_ptr(), copy_stride(grad, 2), out.data_ptr())
         call("edge_softmax_grad", ctx.graph.native, *pointers, count(ctx.copies), alpha.shape[-1], device=grad.device)
-        return None, shared(out, dims).to(dtype), None, None
+        return None, sum_over_copies(out, dims).to(dtype), None, None
 
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: Plan, graph: Csr, source, target, att, keep):
-        left, right, att32, keep = plan.tidy(source, target, att, keep)
-        out, alpha = plan.forward(graph, left, right, att32, keep)
+    def forward(ctx: Any, prepared: PreparedAttention, graph: Csr, source, target, att, keep):
+        left, right, att32, keep = prepared.tidy(source, target, att, keep)
+        out, alpha = prepared.forward(graph, left, right, att32, keep)
         ctx.save_for_backward(left, right, att32, alpha, keep)
-        ctx.plan, ctx.graph, ctx.att = plan, graph, att.dtype
+        ctx.prepared, ctx.graph, ctx.att = prepared, graph, att.dtype
         return out
 
     @staticmethod
-    @once
+    @differentiable_once
     def backward(ctx: Any, grad):
         left, right, att, alpha, keep = ctx.saved_tensors
-        plan, graph = ctx.plan, ctx.graph
+        prepared, graph = ctx.prepared, ctx.graph
         grad = _side_by_side(grad)
         grad_score, grad_target = torch.empty_like(alpha), torch.empty_like(grad, memory_format=torch.contiguous_format)
-        grad_source = grad.new_empty(plan.sources)
+        grad_source = grad.new_empty(prepared.sources)
         grad_att = None
         if ctx.needs_input_grad[4]:
-            parts = count(plan.copies) * graph.rows if att.is_cuda else backends.native().att_parts
+            parts = count(prepared.copies) * graph.rows if att.is_cuda else native().att_parts
             grad_att = att.new_empty((parts, *att.shape))
         outputs = (grad_score, grad_source, grad_target, grad_att)
         handles = (graph.native, graph.native_transposed)
-        partials = [partial(handle, plan.copies, att.numel(), plan.device, 2) for handle in handles]
+        partials = [partial(handle, prepared.copies, att.numel(), prepared.device, 2) for handle in handles]
         pointers = map(pointer, (left, right, att, keep, alpha, grad, *outputs, *partials))
-        launch(plan.gradients_for(graph, grad), plan.device, *pointers)
+        launch(prepared.gradients_for(graph, grad), prepared.device, *pointers)
         if grad_att is not None:
             grad_att = (grad_att.sum(0) if att.is_cuda else grad_att[0]).to(ctx.att)
-        return None, None, shared(grad_source, left.dim()), shared(grad_target, right.dim()), grad_att, None
+        return None, None, sum_over_copies(grad_source, left.dim()), sum_over_copies(grad_target, right.dim()), grad_att, None

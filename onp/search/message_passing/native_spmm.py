@@ -1,7 +1,7 @@
 """`message_passing.ops.spmm` on the compiled module: outputs are allocated here, pointers handed over, gradients put together.
 
 An autograd.Function over the raw call, and only where a gradient is wanted: a registered op would cost more to dispatch than a
-small graph costs to reduce. What depends on the layout of the arguments alone is worked out once, in a `Plan`.
+small graph costs to reduce. What depends on the layout of the arguments alone is worked out once, in a `PreparedSpmm`.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onp.engine import native as backends
-from onp.search.message_passing.csr import Csr, Handle, Plans
+from onp.engine.native import native
+from onp.search.message_passing.csr import Csr, Handle, PreparedCalls
 from onp.search.message_passing.native_arrays import (
-    array,
+    as_float32,
     call,
     copy_stride,
     count,
-    floats,
+    data_and_copy_stride,
+    data_and_strides,
+    differentiable_once,
     launch,
-    once,
     partial,
     pointer,
     rowwise,
     shape_of,
-    shared,
     strides,
-    valued,
+    sum_over_copies,
 )
 
 _REDUCE = {"sum": 0, "mean": 1, "max": 2}
 
 
-class Plan:
+class PreparedSpmm:
     """spmm on one graph with arguments of one layout (shapes, strides, dtypes, device), whose checks they have passed.
 
     `copies`: K, or None where no tensor has that dimension.
@@ -44,7 +44,7 @@ class Plan:
     ) -> None:
         self.copies, self.reduce = copies, reduce
         self.forward = _Call(graph.native, weight, x, reduce, keep, None, copies)
-        self.gradients = Plans()  # the call that makes the gradient of x, by the strides of the result's
+        self.gradients = PreparedCalls()  # the call that makes the gradient of x, by the strides of the result's
 
     def __call__(self, graph: Csr, weight: Tensor | None, x: Tensor, keep: Tensor | None) -> Tensor:
         if (x.requires_grad or (weight is not None and weight.requires_grad)) and torch.is_grad_enabled():
@@ -72,7 +72,7 @@ class _Call:
         weight, x, keep = tidy
         layout = (*strides(x), copy_stride(weight, 1), copy_stride(keep, 1), copy_stride(scale, 1))
         sizes = (count(copies), x.shape[-1], _REDUCE[reduce], x.dtype == torch.bfloat16)
-        self.function = backends.native().spmm(handle.graph, *layout, *sizes)
+        self.function = native().spmm(handle.graph, *layout, *sizes)
 
     def __call__(
         self,
@@ -101,55 +101,61 @@ class _Call:
 
 def _tidy(weight: Tensor | None, x: Tensor, keep: Tensor | None) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """The arguments as the compiled module takes them."""
-    return None if weight is None else floats(weight), rowwise(x), None if keep is None else keep.contiguous()
+    return None if weight is None else as_float32(weight), rowwise(x), None if keep is None else keep.contiguous()
 
 
 class _Spmm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, plan: Plan, graph: Csr, weight, x, keep):
-        mean = plan.forward.factors(x) if plan.reduce == "mean" else None
-        arg = x.new_empty(plan.forward.shape, dtype=torch.int32) if plan.reduce == "max" else None
-        out = plan.forward(weight, x, keep, None, mean, arg)
+    def forward(ctx: Any, prepared: PreparedSpmm, graph: Csr, weight, x, keep):
+        mean = prepared.forward.factors(x) if prepared.reduce == "mean" else None
+        arg = x.new_empty(prepared.forward.shape, dtype=torch.int32) if prepared.reduce == "max" else None
+        out = prepared.forward(weight, x, keep, None, mean, arg)
         needs_x = weight is not None and weight.requires_grad
         ctx.save_for_backward(weight, x if needs_x else None, keep, mean, arg)
-        ctx.plan, ctx.graph, ctx.x = plan, graph, (x.dim(), x.dtype)
+        ctx.prepared, ctx.graph, ctx.x = prepared, graph, (x.dim(), x.dtype)
         return out
 
     @staticmethod
-    @once
+    @differentiable_once
     def backward(ctx: Any, grad):
         weight, x, keep, mean, arg = ctx.saved_tensors
-        plan, graph, (dims, dtype) = ctx.plan, ctx.graph, ctx.x
+        prepared, graph, (dims, dtype) = ctx.prepared, ctx.graph, ctx.x
         grad_weight = grad_x = None
         _, _, for_weight, for_x, _ = ctx.needs_input_grad
         if arg is not None:
-            grad_x, grad_weight = _max_gradients(plan, graph, weight, x, arg, grad, for_weight, for_x)
+            grad_x, grad_weight = _max_gradients(prepared, graph, weight, x, arg, grad, for_weight, for_x)
         else:
             if for_x:
-                back = plan.gradients.get(grad.stride())
+                back = prepared.gradients.get(grad.stride())
                 if back is None:
-                    back = _Call(graph.native_transposed, weight, grad, "sum", keep, mean, plan.copies)
-                    plan.gradients[grad.stride()] = back
+                    back = _Call(graph.native_transposed, weight, grad, "sum", keep, mean, prepared.copies)
+                    prepared.gradients[grad.stride()] = back
                 grad_x = back(weight, grad, keep, mean)
             if for_weight:
-                grad_weight = _edge_dot(graph.native, grad, x, keep, plan.copies, mean)
+                grad_weight = _edge_dot(graph.native, grad, x, keep, prepared.copies, mean)
         if grad_x is not None:
-            grad_x = shared(grad_x, dims).to(dtype)
+            grad_x = sum_over_copies(grad_x, dims).to(dtype)
         if grad_weight is not None:
-            grad_weight = shared(grad_weight, weight.dim()).to(weight.dtype)
+            grad_weight = sum_over_copies(grad_weight, weight.dim()).to(weight.dtype)
         return None, None, grad_weight, grad_x, None
 
 
 def _edge_dot(handle: Handle, grad: Tensor, x: Tensor, keep: Tensor | None, copies: int | None, scale: Tensor | None) -> Tensor:
     grad, x, keep = rowwise(grad), rowwise(x), None if keep is None else keep.contiguous()
     out = torch.empty(shape_of(copies, handle.edges), device=x.device)
-    arrays = (*valued(keep), *array(grad), *array(x), *valued(scale), out.data_ptr())
+    arrays = (
+        *data_and_copy_stride(keep),
+        *data_and_strides(grad),
+        *data_and_strides(x),
+        *data_and_copy_stride(scale),
+        out.data_ptr(),
+    )
     call("edge_dot", handle, *arrays, count(copies), 1, x.shape[-1], x.dtype == torch.bfloat16, device=x.device)
     return out
 
 
 def _max_gradients(
-    plan: Plan,
+    prepared: PreparedSpmm,
     graph: Csr,
     weight: Tensor | None,
     x: Tensor | None,
@@ -159,15 +165,15 @@ def _max_gradients(
     for_x: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     grad, x = rowwise(grad), None if x is None else rowwise(x)
-    weight = None if weight is None else floats(weight)
-    device, features, copies = grad.device, grad.shape[-1], plan.copies
+    weight = None if weight is None else as_float32(weight)
+    device, features, copies = grad.device, grad.shape[-1], prepared.copies
     layout = (grad.stride(), for_weight)
-    function = plan.gradients.get(layout)
+    function = prepared.gradients.get(layout)
     if function is None:
         handles = (graph.native.graph, graph.native_transposed.graph)
         arrays = (*strides(grad), *((0, 0) if x is None else strides(x)), copy_stride(weight, 1))
         sizes = (count(copies), features, grad.dtype == torch.bfloat16)
-        function = plan.gradients[layout] = backends.native().spmm_max_grad(*handles, *arrays, *sizes)
+        function = prepared.gradients[layout] = native().spmm_max_grad(*handles, *arrays, *sizes)
     grad_x = torch.empty(shape_of(copies, graph.columns, features), device=device) if for_x else None
     grad_weight = torch.empty(shape_of(copies, graph.edges), device=device) if for_weight else None
     launch(function, device, arg.data_ptr(), grad.data_ptr(), *map(pointer, (x, weight, grad_x, grad_weight)))

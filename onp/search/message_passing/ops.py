@@ -1,6 +1,6 @@
 """Message passing over CSR graphs: spmm, edge_softmax and attention, differentiable, on a backend of your choice.
 
-`onp_kernels.reference_graph` says in plain torch what each op returns; csrc/ computes it in float32 and bfloat16 on CPU and CUDA.
+`onp_kernels.reference_graph` defines each op in plain torch; csrc/ computes it in float32 and bfloat16 on CPU and CUDA.
 Each op works on K copies of a graph at once, which share its edges and differ in features, weights or pruned nodes.
 """
 
@@ -27,7 +27,7 @@ def spmm(
     """`out[v] = sum over the edges e of row v of weight[e] * x[indices[e]]`; `mean` and `max` alike.
 
     Shapes and dtypes: `onp_kernels.reference_graph.spmm`. Differentiable once in weight and x.
-    `backend`: one of `native.BACKENDS`, "auto" or None (see `engine.native.choose`); compiled code takes None. The native
+    `backend`: one of `backend.BACKENDS`, "auto" or None (see `backend.choose`); compiled code takes None. The native
     one computes in float32 and bfloat16, adding in float32; under "auto" other dtypes run in torch.
 
     On the native backend the terms of a row are added in an order that does not depend on the number of threads: results
@@ -43,8 +43,8 @@ def spmm(
 def edge_softmax(graph: Csr, score: Tensor, keep: Tensor | None = None, *, backend: str | None = None) -> Tensor:
     """`out[e] = exp(score[e]) / sum of exp(score) over the edges of e's row`, for each of H columns of scores.
 
-    Shapes and dtypes: `onp_kernels.reference_graph.edge_softmax`. Differentiable once. Backends, repeatability and errors as for
-    `spmm`.
+    Shapes and dtypes: `onp_kernels.reference_graph.edge_softmax`. Differentiable once. Backends, repeatability and errors as
+    for `spmm`.
     """
     if torch.compiler.is_compiling():
         return registered.edge_softmax(graph.indptr, graph.indices, graph.columns, score, keep)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onp.engine import native as backends
+from onp.engine.native import module
 from onp.errors import InputError
 from onp.search.message_passing.csr import Csr
 
@@ -35,7 +35,7 @@ def spmm(
         messages = x.index_select(0, indices)
         return library.segment_csr(messages if weight is None else messages * weight[:, None], indptr, reduce=reduce)
 
-    return _each(one, copies, (weight, 1), (x, 2), (keep, 1))
+    return _copy_by_copy(one, copies, (weight, 1), (x, 2), (keep, 1))
 
 
 def edge_softmax(graph: Csr, score: Tensor, keep: Tensor | None, copies: int | None) -> Tensor:
@@ -46,7 +46,7 @@ def edge_softmax(graph: Csr, score: Tensor, keep: Tensor | None, copies: int | N
         alpha = _softmax(score if left is None else score[left], indptr)
         return alpha if left is None else torch.zeros_like(score).index_put((left,), alpha)
 
-    return _each(one, copies, (score, 2), (keep, 1))
+    return _copy_by_copy(one, copies, (score, 2), (keep, 1))
 
 
 def attention(
@@ -62,11 +62,11 @@ def attention(
         alpha = _softmax((z * att).sum(-1), indptr).to(source.dtype)
         return library.segment_csr(sent * alpha[..., None], indptr)
 
-    return _each(one, copies, (source, 3), (target, 3), (keep, 1))
+    return _copy_by_copy(one, copies, (source, 3), (target, 3), (keep, 1))
 
 
 def _library(backend: str) -> ModuleType:
-    found, problem = backends.module(backend)
+    found, problem = module(backend)
     if found is None:
         raise InputError(f"The {backend} backend was asked for, but {problem}.")
     return found
@@ -88,7 +88,7 @@ def _subgraph(graph: Csr, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor |
     return before[graph.indptr.long()], graph.indices[left].long(), left
 
 
-def _each(one: Callable[..., Tensor], copies: int | None, *arguments: tuple[Tensor | None, int]) -> Tensor:
+def _copy_by_copy(one: Callable[..., Tensor], copies: int | None, *arguments: tuple[Tensor | None, int]) -> Tensor:
     """`one` for every copy, stacked. An argument comes with its number of dimensions without the copies."""
 
     def of(copy: int) -> list[Tensor | None]:
