@@ -34,11 +34,11 @@ from onp.attack.triggers.label_consistent import LabelConsistent, perturb
 from onp.data.digest import digest
 from onp.data.fingerprint import labelled_as, sample
 from onp.data.images import ImageSet, Normalisation, load_images
-from onp.defend.config import Parser
 from onp.errors import InputError
 from onp.files import write_atomically
 from onp.model.archs import NETWORKS, build_network, option
 from onp.numerics import strict_float32
+from onp.options import Parser
 
 __all__ = ["AttackConfig", "main", "measure", "run", "train"]
 
@@ -231,7 +231,6 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m onp.attack",
         description="Train a backdoored victim for tests of defences.",
         epilog=f"attacks:\n{attacks}\n\nnetworks: {', '.join(NETWORKS)}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--data", required=True, help="training images (folder, archive, npz, IDX; FILE::train for a sub-folder)"

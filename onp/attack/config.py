@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from onp.defend.config import option
+from onp.options import option
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ import sys
 from typing import Any
 
 from onp.compare import CompareConfig, compare
-from onp.defend.config import Parser, add_options
 from onp.errors import InputError
+from onp.options import Parser, add_options
 
 EPILOG = """\
 exit codes: 0 done; 1 some cells failed (the table says why); 2 something given cannot be used
@@ -25,7 +25,6 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m onp.compare",
         description="Backdoored victims x defences x seeds -> one table. No defence sees a trigger or a test image.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(out, CompareConfig)
     return out

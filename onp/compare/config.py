@@ -9,11 +9,11 @@ import torch
 from onp.attack.triggers import TRIGGERS
 from onp.compare.defences import PRUNERS, TUNERS, defence
 from onp.data.images import Normalisation
-from onp.defend.config import option
 from onp.defend.presets import PRESETS
 from onp.errors import InputError
 from onp.model.archs import build_network
 from onp.model.tuning import TUNERS as TUNING_METHODS
+from onp.options import option
 
 BUNDLED = "bundled"
 MOST_THREADS = 1024  # more than any machine has; torch would start them all

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 from onp.defend import defend
-from onp.defend.config import DefendConfig, Parser, add_options
+from onp.defend.config import DefendConfig
 from onp.defend.demos import DEMOS
 from onp.errors import InputError
+from onp.options import Parser, add_options
 from onp.resume import FOLDER as STATE
 
 EPILOG = """\
@@ -26,7 +27,6 @@ def parser() -> argparse.ArgumentParser:
         description="Tell whether an image classifier is backdoored and repair it, from a few hundred clean images. "
         "Without options: the embedded example.",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_options(out, DefendConfig)
     out.add_argument("--list-demos", action="store_true", help="name the embedded examples and stop")
