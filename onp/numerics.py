@@ -1,21 +1,74 @@
-"""What cuDNN may do to numbers on a GPU; nothing here changes anything on a CPU."""
+"""Where and how numbers are computed: the device, the range of seeds and budgets, and what cuDNN may do on a GPU."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
+from onp.errors import InputError
+
+SEEDS = 2**31  # seeds are 0 to SEEDS - 1: what torch and numpy both take
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that an option names.
+
+    Args:
+        name: "cpu", "cuda", or "auto" for a GPU where there is one.
+
+    Raises:
+        InputError: another name, or "cuda" on a machine without a usable GPU.
+    """
+    if name not in ("auto", "cpu", "cuda"):
+        raise InputError(f"There is no device '{name}'; choose auto, cpu or cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise InputError("This machine has no usable CUDA device; use --device cpu.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+SEED_OFFSETS = {"second_pass": 500, "audit": 1000, "target": 10_000, "round": 1}
+"""What is added to the seed of a run for parts of it that draw other random numbers; `target` and `round` are numbered."""
+
+
+def derive_seed(seed: int, purpose: str, number: int = 1) -> int:
+    """The seed of a part of a run.
+
+    Args:
+        seed: of the run.
+        purpose: a key of `SEED_OFFSETS`.
+        number: of the part, from 0 on, where there are several for that purpose.
+    """
+    return seed + SEED_OFFSETS[purpose] * number
+
+
+def check_seed(seed: object, flag: str = "--seed") -> None:
+    """Raise InputError, with the name of the option, for a seed that not every random number generator takes."""
+    if not isinstance(seed, int) or not 0 <= seed < SEEDS:
+        raise InputError(f"{flag} is a number from 0 to {SEEDS - 1}, not {seed}.")
+
+
+def check_max_acc_drop(share: object) -> None:
+    """Raise InputError unless `share` is one of the images, in [0, 1)."""
+    if not isinstance(share, (int, float)) or not 0 <= share < 1:
+        raise InputError(f"--max-acc-drop is a share of the images, 0.01 for one point, not {share}.")
+
 
 @contextmanager
 def strict_float32() -> Iterator[None]:
-    """Float32 that is float32: no TF32 in convolutions, which keeps ten of the 23 bits and is the default; and `repeatable`."""
+    """Compute convolutions in full float32 with `repeatable` algorithms; TF32, cuDNN's default, keeps 10 of 23 mantissa bits.
+
+    Nothing changes on a CPU.
+    """
     with _flags(allow_tf32=False):
         yield
 
 
 @contextmanager
 def repeatable() -> Iterator[None]:
-    """Only convolutions that give the same numbers every time; TF32, as training code has it by default."""
+    """Use only convolution algorithms that give the same numbers every time; TF32 stays on, as in usual training code.
+
+    Nothing changes on a CPU.
+    """
     with _flags(allow_tf32=True):
         yield
 

@@ -41,16 +41,15 @@ from onp.defend.rounds import (
     told,
 )
 from onp.detect.bank import Bank
-from onp.errors import InputError
+from onp.errors import InputError, device_error
 from onp.model.hub_config import hub_model, with_hub
 from onp.model.mask import Mask
 from onp.model.prune import repair
 from onp.model.shrink import check_shrinking, shrink
 from onp.model.tuning import TuneConfig, check_tuning, tune_pruned
 from onp.model.victim import Victim
-from onp.numerics import strict_float32
+from onp.numerics import check_max_acc_drop, check_seed, strict_float32
 from onp.resume import State, kept_in, spent_before
-from onp.trouble import NO_MEMORY, trouble
 
 FRESH = 1000  # added to the seed of the bank that audits
 TUNING_PASSES = 1_000_000  # above what any tuning method's recipe asks for with a few hundred images
@@ -106,13 +105,13 @@ def defend(config: DefendConfig) -> Outcome:
     try:
         return _defend(config, preset, monitor)
     except RuntimeError as error:
-        problem = trouble(error)
+        problem = device_error(error)
         if problem is None:
             raise
-        if config.device != "auto" or problem == NO_MEMORY:
+        if config.device != "auto" or not problem.on_gpu:
             kept = " What was worked out is kept: give the same command with --resume." if config.out is not None else ""
-            raise InputError(f"{problem}; use fewer images or --device cpu.{kept}") from error
-        progress.say(f"{problem}; going on without it.")
+            raise InputError(f"{problem.sentence}; use fewer images or --device cpu.{kept}") from error
+        progress.say(f"{problem.sentence}; going on without it.")
     # Outside the handler, so that the failed run's memory is free.
     return _defend(dataclasses.replace(config, device="cpu"), preset, monitor)
 
@@ -245,10 +244,8 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
 def preset_of(config: DefendConfig) -> Preset:
     if config.preset not in PRESETS:
         raise InputError(f"There is no preset '{config.preset}'; choose one of {', '.join(PRESETS)}.")
-    if not isinstance(config.max_acc_drop, (int, float)) or not 0 <= config.max_acc_drop < 1:
-        raise InputError(f"--max-acc-drop is a share of the images, 0.01 for one point, not {config.max_acc_drop}.")
-    if not isinstance(config.seed, int) or not 0 <= config.seed < 2**31:
-        raise InputError(f"--seed is a number from 0 to {2**31 - 1}, not {config.seed}.")
+    check_max_acc_drop(config.max_acc_drop)
+    check_seed(config.seed)
     preset = PRESETS[config.preset].with_max_acc_drop(config.max_acc_drop)
     return preset.with_trigger_given() if config.trigger or config.triggered_data else preset
 
@@ -269,7 +266,7 @@ def _audits(
             seed = config.seed + FRESH
             bank = fit_bank(stage, case.victim, seen.scan, each.target, case.splits, seed, now, monitor, known)
         assert bank is not None
-        batches = bank.batches(case.victim, case.splits, "holdout")
+        batches = bank.batches(case.victim, bank.images(case.splits).holdout)
         if len(repairs.rounds) > 1:
             to = f" to {case.clean.name(each.target)}"
             batches = [dataclasses.replace(batch, family=batch.family + to) for batch in batches]

@@ -15,13 +15,14 @@ from onp.defend.config import DefendConfig
 from onp.defend.demos import ARCH, DEFAULT, NORM, demo
 from onp.defend.report.audit import TrueAttack, TrueImages, find_target
 from onp.detect.bank import Bank
-from onp.detect.known_trigger import given_images, given_trigger
+from onp.detect.known_trigger import KnownTrigger, known_triggered_images
 from onp.engine.metrics import accuracy, predictions
 from onp.errors import InputError
 from onp.model.checkpoint import check_file
 from onp.model.hub_config import hub_model
 from onp.model.state_dicts import file_and_key, some
 from onp.model.victim import Victim, load_victim
+from onp.numerics import resolve_device
 
 USELESS = 0.2  # of the way from chance to certainty: a model below that, or its data, is not what the user thinks
 
@@ -88,7 +89,7 @@ def _load(config: DefendConfig) -> tuple[Victim, ImageSet]:
     hub = hub_model(config.arch)
     clean = load_images(config.data, size=config.image_size, channels=hub.channels if hub else None)
     clean = hub.in_order(clean) if hub else clean
-    device = _device(config.device)
+    device = resolve_device(config.device)
     shape = (clean.images.shape[1], clean.images.shape[2], clean.images.shape[3])
     victim = load_victim(str(config.model), config.arch, normalisation, shape, device)
     if victim.input_shape[0] != shape[0]:
@@ -161,14 +162,6 @@ def _other_order(victim: Victim, clean: ImageSet, guess: Tensor, least: float) -
     )
 
 
-def _device(name: str) -> str:
-    if name not in ("auto", "cpu", "cuda"):
-        raise InputError(f"There is no device '{name}'; choose auto, cpu or cuda.")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("This machine has no usable CUDA device; use --device cpu.")
-    return "cuda" if name != "cpu" and torch.cuda.is_available() else "cpu"
-
-
 def _images_like(path: str, victim: Victim, clean: ImageSet, config: DefendConfig, labelled: bool = True) -> ImageSet:
     images = load_images(path, size=config.image_size, channels=victim.input_shape[0], labelled=labelled)
     images = images.relabelled(clean.class_names)
@@ -184,9 +177,9 @@ def _known_trigger(config: DefendConfig, victim: Victim, clean: ImageSet, splits
         raise InputError("Give either --trigger or --triggered-data, not both.")
     if config.trigger:
         known = load_trigger(config.trigger)
-        return given_trigger(known, find_target(victim, splits.score.labels, known(splits.score.pixels())))
+        return KnownTrigger(known, find_target(victim, splits.score.labels, known(splits.score.pixels())))
     if config.triggered_data:
-        return given_images(victim, _images_like(config.triggered_data, victim, clean, config, labelled=False), config.seed)
+        return known_triggered_images(victim, _images_like(config.triggered_data, victim, clean, config, labelled=False), config.seed)
     return None
 
 
