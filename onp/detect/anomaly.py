@@ -1,97 +1,129 @@
-"""Suspicion: how much every witness says against every class, and what they come to together.
+"""From a cost per class to an anomaly index per class, and from the indices of all detectors to one score per class.
 
-A witness gives each class an effort; a class is suspected where its effort lies anomalously far below that of the others, which
-needs no threshold in the witness's own unit.
+A detector measures for each class how cheaply images are led to it. A backdoor's target costs less than other classes do by
+far more than they differ among themselves, which the anomaly index measures whatever the unit of the cost is (median absolute
+deviation, MAD; Neural Cleanse, Wang et al. 2019, https://doi.org/10.1109/SP.2019.00031).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-DRIFT = "drift"
-MEMORY = "memory"
-MIX = "mix"
 LATENT = "latent"
-UNFITTED = (LATENT, MEMORY, MIX)  # the same however long triggers are fitted, and whatever the seed
-LEAST_SPREAD = 0.1  # ten per cent: classes of one network differ by that much without a reason
-# And by a factor of e in how many changed images they attract, by a fifth of the logits' spread in what is remembered, and by
-# one in 25 of the images in how many were remembered as a class. What triggers cost differs more: with 0.1 for all, 9 of 23
-# looks at twelve clean networks accused a class; the spread of nine classes alone may be small by chance.
-LEAST_SPREAD_OF = {DRIFT: 1.0, MEMORY: 0.2, MIX: 0.04, "patch": 0.25, "blend": 0.15, "smooth": 0.25, "warp": 0.45}
-QUIET = 1.0  # evidence below this is noise: without a backdoor one class in seven has that much
-LOUDEST = 6.0  # a witness is not heard beyond this many robust standard deviations
-ALONE = 2.5  # most that one witness adds to the suspicion of a class: alone, one came to 6.2 on a clean network
+AUGMENTATION_BIAS = "augmentation_bias"
+BN_SHIFT = "bn_shift"
+PRIOR_SHIFT = "prior_shift"
+WITHOUT_INVERSION = (LATENT, BN_SHIFT, PRIOR_SHIFT)
+"""Detectors whose scores depend neither on a seed nor on a number of steps."""
+
+MAD_SCALE = 1.4826  # median absolute deviation to standard deviation, of a normal distribution
+SPREAD_FLOOR = 0.1  # least deviation between classes, of a logarithm: 10 %, which classes of clean networks differ by
+# Of other detectors, in the unit of their log costs: log probability of augmented images, logit gain in standard deviations of
+# the logits, class prior as a share of the images, and families whose costs differ more between classes of clean networks
+# (docs/ablations.md).
+SPREAD_FLOORS = {
+    AUGMENTATION_BIAS: 1.0,
+    BN_SHIFT: 0.2,
+    PRIOR_SHIFT: 0.04,
+    "patch": 0.25,
+    "perturbation": 0.15,
+    "low_frequency": 0.25,
+    "warp": 0.45,
+}
+NOISE_FLOOR = 1.0  # anomaly indices up to here count as 0: on clean networks one class in seven has that much
+MAXIMUM_INDEX = 6.0  # anomaly indices count no more than this beyond the noise floor
+DETECTOR_LIMIT = 2.5  # most that one detector adds to a class's score; below the threshold of 4, so that two must agree
 
 
-@dataclass(frozen=True)
-class Scan:
-    """How much effort it takes to reach each class, by every witness (`latent`, `drift`, `memory`, `mix`, the families)."""
+@dataclass(frozen=True, eq=False)
+class DetectionScores:
+    """What all detectors measured for every class, made by `DetectionScores.of`."""
 
-    efforts: dict[str, tuple[float, ...]]  #: log of cost over success, per class; of `memory`: the pull, of `mix`: it, negated
+    log_costs: dict[str, tuple[float, ...]]
+    """Per detector and class: log(cost / success rate); of `bn_shift` and `prior_shift` the negated shift."""
+    anomaly_index: dict[str, tuple[float, ...]]  #: per detector and class; positive where the class is anomalously cheap
+    score: tuple[float, ...]  #: per class: the clipped anomaly indices of all detectors, summed
 
-    @property
-    def witnesses(self) -> dict[str, tuple[float, ...]]:
-        """Evidence per class: positive where a class is anomalously cheap."""
-        return {
-            name: tuple(evidence(effort, k, least=least_spread(name)) for k in range(len(effort)))
-            for name, effort in self.efforts.items()
-        }
+    @classmethod
+    def of(cls, log_costs: Mapping[str, Sequence[float]]) -> DetectionScores:
+        """Compute indices and scores.
 
-    @property
-    def suspicion(self) -> tuple[float, ...]:
-        """What all witnesses say above the noise (`loudness`), added up per class, of each at most `ALONE`.
-
-        Several that say a little convict as well as two that are loud; one never does. The mean of the two loudest told a class
-        that five witnesses named (a colour filter's target) no better from the worst of clean networks than noise would.
-        `mix` is heard as far as `latent` or `memory` agree with it: a training set that had more of a class says the same.
+        Args:
+            log_costs: per detector, a value for each class.
         """
-        heard = dict(self.witnesses)
-        mix, agreeing = heard.pop(MIX, None), [heard[name] for name in (LATENT, MEMORY) if name in heard]
-        if mix is not None and agreeing:
-            heard[MIX] = tuple(map(min, mix, map(max, *agreeing) if len(agreeing) > 1 else agreeing[0]))
-        return tuple(sum(min(loudness(each), ALONE) for each in said) for said in zip(*heard.values(), strict=True))
+        costs = {name: tuple(values) for name, values in log_costs.items()}
+        indices = {name: anomaly_indices(values, spread_floor(name)) for name, values in costs.items()}
+        return cls(costs, indices, _scores(indices))
 
     @property
-    def unfitted(self) -> Scan | None:
-        """What a longer look would find again, by two witnesses or more; None where there are fewer."""
-        found = {name: self.efforts[name] for name in UNFITTED if name in self.efforts}
-        return Scan(found) if len(found) > 1 else None
+    def predicted_target(self) -> int:
+        """The class with the highest score."""
+        return max(range(len(self.score)), key=self.score.__getitem__)
 
-    @property
-    def suspect(self) -> int:
-        """The class with the highest suspicion."""
-        suspicion = self.suspicion
-        return max(range(len(suspicion)), key=suspicion.__getitem__)
+    def over(self, threshold: float) -> list[int]:
+        """The classes whose score reaches the threshold, highest first."""
+        return sorted((k for k, score in enumerate(self.score) if score >= threshold), key=lambda k: -self.score[k])
 
-
-def efforts(cost: Tensor, success: Tensor) -> tuple[float, ...]:
-    """log(cost / success) per class, float `[classes]` each: what a class costs, more where the trigger seldom works."""
-    effort = torch.log(cost.double().clamp_min(1e-6)) - torch.log(success.double().clamp(0.02, 1))
-    return tuple(effort.tolist())
+    def only(self, names: Sequence[str]) -> DetectionScores:
+        """The scores of some detectors alone."""
+        return DetectionScores.of({name: self.log_costs[name] for name in names if name in self.log_costs})
 
 
-def least_spread(name: str) -> float:
-    """The least deviation between classes that `evidence` of witness `name` is counted in."""
-    return LEAST_SPREAD_OF.get(name, LEAST_SPREAD)
+def log_costs(cost: Tensor, success: Tensor) -> tuple[float, ...]:
+    """log(cost / success rate) per class, in nats: the same cost counts more where the trigger seldom works.
 
-
-def evidence(effort: Sequence[float], k: int, changed: float | None = None, least: float = LEAST_SPREAD) -> float:
-    """How anomalously cheap class k is: distance of its effort below the other classes' median, in robust deviations.
-
-    Median and median absolute deviation over the *other* classes (the anomaly index of Neural Cleanse), of the logarithm so
-    that the family's unit does not matter. `changed` is asked about instead of class k's own effort; deviations below `least`
-    count as `least`.
+    Args:
+        cost: float `[classes]`, above 0, in any unit.
+        success: float `[classes]`, shares in [0, 1]; those below 0.02 count as 0.02.
     """
-    rest = torch.tensor([value for index, value in enumerate(effort) if index != k], dtype=torch.float64)
+    values = torch.log(cost.double().clamp_min(1e-6)) - torch.log(success.double().clamp(0.02, 1))
+    return tuple(values.tolist())
+
+
+def spread_floor(detector: str) -> float:
+    """The least deviation between classes that a detector's anomaly index is counted in, in the unit of its log costs."""
+    return SPREAD_FLOORS.get(detector, SPREAD_FLOOR)
+
+
+def anomaly_indices(values: Sequence[float], floor: float = SPREAD_FLOOR) -> tuple[float, ...]:
+    """The `anomaly_index` of every class."""
+    return tuple(anomaly_index(values, k, floor) for k in range(len(values)))
+
+
+def anomaly_index(values: Sequence[float], k: int, floor: float = SPREAD_FLOOR, value: float | None = None) -> float:
+    """How far class k lies below the median of the *other* classes, in their robust standard deviations (MAD).
+
+    Args:
+        values: log cost of each class.
+        k: the class.
+        floor: deviations below it count as `floor`.
+        value: a log cost to compare in place of `values[k]`.
+    """
+    rest = torch.tensor([other for index, other in enumerate(values) if index != k], dtype=torch.float64)
     middle = rest.median()
-    spread = max(1.4826 * float((rest - middle).abs().median()), least)
-    return (float(middle) - (effort[k] if changed is None else changed)) / spread
+    spread = max(MAD_SCALE * float((rest - middle).abs().median()), floor)
+    return (float(middle) - (values[k] if value is None else value)) / spread
 
 
-def loudness(said: float) -> float:
-    """How much a witness counts, 0 to `LOUDEST`, that gives so much evidence."""
-    return min(max(said - QUIET, 0.0), LOUDEST)
+def clipped(index: float) -> float:
+    """An anomaly index beyond the noise floor, 0 to `MAXIMUM_INDEX`."""
+    return min(max(index - NOISE_FLOOR, 0.0), MAXIMUM_INDEX)
+
+
+def _scores(indices: Mapping[str, tuple[float, ...]]) -> tuple[float, ...]:
+    """Sum of the clipped anomaly indices per class.
+
+    `prior_shift` counts as far as `latent` or `bn_shift` reaches: training images with another class prior than the clean ones
+    shift it as well. Where neither was measured it does not count.
+    """
+    counted = dict(indices)
+    prior, agreeing = counted.pop(PRIOR_SHIFT, None), [counted[name] for name in (LATENT, BN_SHIFT) if name in counted]
+    if prior is not None and agreeing:
+        counted[PRIOR_SHIFT] = tuple(map(min, prior, map(max, *agreeing) if len(agreeing) > 1 else agreeing[0]))
+    return tuple(
+        sum(min(clipped(index), DETECTOR_LIMIT) for index in of_class) for of_class in zip(*counted.values(), strict=True)
+    )

@@ -1,49 +1,31 @@
-"""The bank: surrogate triggers found on clean images, the class they point at, and how far each may be believed.
-
-Families are fitted for every class at once, to minimal cost; a family speaks for a class as loudly as that class is
-anomalously cheap in it (its *evidence*), because a strong enough trigger leads anywhere and success alone says nothing.
-"""
+"""The trigger bank: surrogate triggers for one target class, and the share of each family in the bank's ASR."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from onp.data.images import ImageSet, Splits
-from onp.detect.anomaly import DRIFT, LATENT, MEMORY, MIX, Scan, efforts, loudness
-from onp.detect.bn_match import Recall
-from onp.detect.bn_statistics import class_mix, pulls, remember
-from onp.detect.detectors import drift, latent_distances
-from onp.detect.inversion import Fit, FitConfig, fit, success_rate
-from onp.detect.pgd import adversarial_reach, adversarial_size, targeted_examples
-from onp.detect.trigger_families import FAMILIES
+from onp.detect.anomaly import DetectionScores, clipped
+from onp.detect.bn_match import BnMatch
+from onp.detect.config import DetectConfig, DetectRun
+from onp.detect.inversion import InversionTask, InvertedTriggers, invert, success_rate
+from onp.detect.pgd import PGD, pgd_radius, targeted_examples
+from onp.detect.trigger_families import FAMILIES, Family
 from onp.engine.differentiable import Logits, fitting_logits
 from onp.engine.scoring import TriggeredBatch
 from onp.model.victim import Victim
 
-Part = Literal["build", "score", "holdout"]
-ADVERSARIAL = "adversarial"
-FAMILY_NAMES = (*(family.name for family in FAMILIES), ADVERSARIAL)
-WORTHWHILE = 0.15  # share of the loudest family's weight
-GENERAL = ("patch", "blend")  # what any fixed trigger looks like from near or far
-REMEMBERED = 3.0  # weight of a family whose triggers do exactly what the norms remember, where that is sure
-STRONGEST = 8.0  # most that a fitted trigger is amplified
-
-
-@dataclass(frozen=True)
-class BankConfig:
-    """How the bank is built."""
-
-    scan: FitConfig = FitConfig(steps=50, images=12)  #: every class, to find the suspect
-    refine: FitConfig = FitConfig(steps=60, images=16, keep=0.97)  #: the suspect alone, several starts
-    starts: int = 4  #: triggers a family keeps for the suspect; a mask that stops one alone is easily found
-    minimum_success: float = 0.6  #: on unseen images, or the trigger is dropped
-    threshold: float = 4.0  #: suspicion from which a class counts as a backdoor's target
+FAMILY_NAMES = (*(family.name for family in FAMILIES), PGD)
+MINIMUM_WEIGHT = 0.15  # of the largest; families below it are not worth their evaluations
+FALLBACK_FAMILIES = ("patch", "perturbation")  # where no family is anomalous: any fixed trigger resembles one of these
+MATCH_WEIGHT = 3.0  # of a family whose triggers match a fully reliable BN-statistics residual exactly
+MAXIMUM_AMPLIFICATION = 8.0  # of an inverted trigger's cost
 
 
 @dataclass(frozen=True)
@@ -52,16 +34,15 @@ class Surrogate:
 
     family: str
     target: int
-    evidence: float  #: how anomalously cheap the class is in this family; see `evidence`
-    weight: float  #: share in the bank's ASR; the weights of a bank sum to 1
-    success: float  #: share of unseen images of other classes led to the target
+    anomaly_index: float  #: of the class, by the family's cost; see `onp.detect.anomaly`
+    success: float  #: share of images of other classes, not used for inversion, that is led to the target
     cost: float  #: of the cheapest trigger, in the family's unit
-    match: float | None  #: cosine of what its triggers change and what the norms remember; None where those say nothing
+    bn_match: float | None  #: cosine of what its triggers change and the BN-statistics residual; None where there is none
     apply: Callable[[Tensor], Tensor]  #: float32 images `[N, C, H, W]` in [0, 1] to triggered images
 
 
 class Bank(Protocol):
-    """Triggers for one target class, put on the images of a split."""
+    """Triggers for one target class."""
 
     @property
     def target(self) -> int: ...
@@ -70,178 +51,182 @@ class Bank(Protocol):
     def weights(self) -> tuple[float, ...]:
         """Share of each batch in the weighted ASR; they sum to 1."""
 
-    @property
-    def judges(self) -> tuple[Part, ...]:
-        """The parts a mask is judged on: those that no trigger was fitted on."""
+    def images(self, clean: Splits) -> Splits:
+        """The images that `batches` takes: the clean ones, or those of a bank of triggered images."""
 
-    def batches(self, victim: Victim, splits: Splits, part: Part) -> list[TriggeredBatch]:
-        """The images of `part` that are not of the target class, triggered and normalised, one batch a family."""
+    def scoring_images(self, clean: Splits) -> ImageSet:
+        """Those of `images` that masks are scored on: none that a trigger was inverted on."""
+
+    def batches(self, victim: Victim, images: ImageSet) -> list[TriggeredBatch]:
+        """The images that are not of the target class, triggered and normalised, one batch a family."""
 
 
 @dataclass(frozen=True)
 class TriggerBank:
-    """Surrogate triggers, image -> image."""
+    """Surrogate triggers, image to image; made by `weighted_bank`."""
 
     surrogates: tuple[Surrogate, ...]
+    weights: tuple[float, ...]  #: share of each surrogate in the bank's ASR; they sum to 1
     target: int
-    judges: tuple[Part, ...] = ("score",)
 
-    @property
-    def weights(self) -> tuple[float, ...]:
-        return tuple(surrogate.weight for surrogate in self.surrogates)
+    def __post_init__(self) -> None:
+        if len(self.weights) != len(self.surrogates) or abs(sum(self.weights) - 1) > 1e-6:
+            raise ValueError(f"{len(self.surrogates)} surrogates have weights {self.weights}, which do not sum to 1")
 
-    def batches(self, victim: Victim, splits: Splits, part: Part) -> list[TriggeredBatch]:
-        images: ImageSet = getattr(splits, part)
-        others = images.subset(images.labels != self.target)
-        pixels, labels = others.pixels().to(victim.device), others.labels.to(victim.device)
-        goal = torch.full_like(labels, self.target)
+    def images(self, clean: Splits) -> Splits:
+        return clean
+
+    def scoring_images(self, clean: Splits) -> ImageSet:
+        return clean.score
+
+    def batches(self, victim: Victim, images: ImageSet) -> list[TriggeredBatch]:
         return [
-            TriggeredBatch(surrogate.family, victim.normalisation(surrogate.apply(pixels)).detach(), labels, goal)
-            for surrogate in self.surrogates
+            triggered_batch(victim, images, surrogate.family, self.target, surrogate.apply) for surrogate in self.surrogates
         ]
 
 
-def scan(
-    victim: Victim,
-    build: ImageSet,
-    score: ImageSet,
-    seed: int,
-    config: BankConfig,
-    tick: Callable[..., None] = lambda *_, **__: None,
-) -> Scan:
-    """Ask every witness about every class; sees clean images only.
+@dataclass(frozen=True, eq=False)
+class TargetClass:
+    """A class that triggers are inverted for, and what detection measured."""
 
-    `tick` counts `scan_steps(config)` steps, as `Stage.advance` does.
+    label: int
+    scores: DetectionScores
+    match: BnMatch | None = None  #: the residual that triggers are to match too; None: cost alone decides
+
+
+def triggered_batch(
+    victim: Victim, images: ImageSet, family: str, target: int, trigger: Callable[[Tensor], Tensor]
+) -> TriggeredBatch:
+    """The images that are not of the target class with a trigger on, normalised, on the victim's device."""
+    others = images.subset(images.labels != target)
+    pixels, labels = others.pixels().to(victim.device), others.labels.to(victim.device)
+    return TriggeredBatch(family, victim.normalisation(trigger(pixels)).detach(), labels, torch.full_like(labels, target))
+
+
+def weighted_bank(surrogates: Sequence[Surrogate], weights: Sequence[float], target: int) -> TriggerBank:
+    """A bank of the surrogates whose weight is at least `MINIMUM_WEIGHT` of the largest.
+
+    Args:
+        surrogates: at least one.
+        weights: of each, above 0; scaled to sum to 1.
+        target: the class.
     """
-    pixels, labels = build.pixels().to(victim.device), build.labels.to(victim.device)
-    unseen, unseen_labels = score.pixels().to(victim.device), score.labels.to(victim.device)
-    classes = tuple(range(victim.classes))
-    found: dict[str, tuple[float, ...]] = {}
-    distances = latent_distances(victim, build)
-    if distances is not None:
-        found[LATENT] = efforts(distances, torch.ones_like(distances))
-    found[DRIFT] = tuple((-drift(victim, build, seed).double().clamp_min(1e-3).log()).tolist())
-    both = torch.cat((pixels, unseen)), torch.cat((labels, unseen_labels))
-    memory = remember(victim, *both)
-    pull, mix = pulls(victim, memory, pixels, labels), class_mix(victim, *both, memory)
-    if pull is not None:
-        found[MEMORY] = tuple((-pull.double()).tolist())
-    if mix is not None:
-        found[MIX] = tuple((-mix.double()).tolist())
-    logits = fitting_logits(victim)
-    for family in FAMILIES:
-        fitted = fit([logits], family, pixels, labels, classes, seed, config.scan, tick)
-        rates = [success_rate(logits, partial(fitted.apply, row=k), unseen, unseen_labels, k) for k in classes]
-        found[family.name] = efforts(fitted.cost.cpu(), torch.tensor(rates))
-    reached = adversarial_reach(victim, pixels, labels, seed, config.scan.images)
-    found[ADVERSARIAL] = efforts(torch.ones_like(reached), reached)
-    return Scan(found)
+    pairs = [pair for pair in zip(surrogates, weights, strict=True) if pair[1] >= MINIMUM_WEIGHT * max(weights)]
+    total = sum(weight for _, weight in pairs)
+    return TriggerBank(tuple(surrogate for surrogate, _ in pairs), tuple(weight / total for _, weight in pairs), target)
 
 
-def scan_steps(config: BankConfig) -> int:
-    """How often `scan` calls `tick`."""
-    return config.scan.steps * len(FAMILIES)
-
-
-def refine_steps(config: BankConfig) -> int:
-    """How often `build_bank` calls `tick`, at most."""
+def inversion_steps(config: DetectConfig) -> int:
+    """How many steps `invert_triggers` counts, at most."""
     return config.refine.steps * len(FAMILIES)
 
 
-def build_bank(
-    victim: Victim,
-    models: Sequence[Logits],
-    found: Scan,
-    target: int,
-    build: ImageSet,
-    score: ImageSet,
-    seed: int,
-    config: BankConfig,
-    tick: Callable[..., None] = lambda *_, **__: None,
-    recall: Recall | None = None,
+def invert_triggers(
+    victim: Victim, target: TargetClass, clean: Splits, run: DetectRun, repaired: Victim | None = None
 ) -> TriggerBank:
-    """Fit several triggers a family for `target`, keep those that work on unseen images, weigh families by their evidence.
+    """Invert several triggers a family for one class, keep those that generalise, and weight the families.
 
-    `models`: what the triggers must work on; the victim, or the victim and a repaired model for triggers that survived.
-    `recall`: what the victim's norms remember of the attack. Every family is then fitted to it too, and heard as far as its
-    triggers explain it, whatever they cost: an attacker's trigger need not be cheap.
-    Without it, families without evidence for the target are left out; where none has any, the `GENERAL` ones count alike.
+    A family's weight is the anomaly index of the class by the family's cost. With `target.match`, every family is inverted to
+    match the residual too, and its weight grows with the match, whatever its triggers cost. Without it, families that are not
+    anomalous are left out; where none is, the `FALLBACK_FAMILIES` weigh alike.
+
+    Args:
+        victim: the network.
+        target: the class, its detection scores and the residual to match.
+        clean: triggers are inverted on the build images and kept by their success on the score images.
+        run: settings, seed, progress (`inversion_steps` steps) and resume store.
+        repaired: a pruned network that the triggers must work on too.
     """
-    pixels, labels = build.pixels().to(victim.device), build.labels.to(victim.device)
-    unseen, unseen_labels = score.pixels().to(victim.device), score.labels.to(victim.device)
-    witnesses = found.witnesses
-    said = {name: witnesses[name][target] for name in FAMILY_NAMES}
-    heard = {name: loudness(each) for name, each in said.items()}
-    believed = 0.0 if recall is None else recall.reliability
-    if not any(heard.values()):
-        # Nothing else: the others reach any class of many networks in ways that a mask can only stop by ruining it.
-        heard = {name: (1 - believed) * (name in GENERAL) for name in heard}
-    kept: list[Surrogate] = []
+    match, config = target.match, run.config
+    pixels, labels = clean.build.pixels().to(victim.device), clean.build.labels.to(victim.device)
+    models = tuple(fitting_logits(model) for model in (victim, repaired) if model is not None)
+    unseen = _Unseen(models, clean.score.pixels().to(victim.device), clean.score.labels.to(victim.device), target.label)
+    indices = {name: target.scores.anomaly_index[name][target.label] for name in FAMILY_NAMES}
+    anomalous = {name: clipped(index) for name, index in indices.items()}
+    reliability = 0.0 if match is None else match.reliability
+    if not any(anomalous.values()):
+        # Other families lead to any class of many networks, in ways that only a mask which ruins the network stops.
+        anomalous = {name: (1 - reliability) * (name in FALLBACK_FAMILIES) for name in anomalous}
+    task = InversionTask(models, pixels, labels, (target.label,) * config.starts, match)
+    surrogates: list[Surrogate] = []
+    weights: list[float] = []
     for family in FAMILIES:
-        if not heard[family.name] and recall is None:
+        if not anomalous[family.name] and match is None:
             continue
-        weakest = fit(models, family, pixels, labels, [target] * config.starts, seed, config.refine, tick, recall)
-        fitted = _with_stronger(weakest, found.efforts[family.name])
-        rates = [
-            min(success_rate(model, partial(fitted.apply, row=row), unseen, unseen_labels, target) for model in models)
-            for row in range(len(fitted.targets))
-        ]
-        rows = [row for row, rate in enumerate(rates) if rate >= config.minimum_success]
-        if not rows:
+        triggers = _with_stronger(invert(family, task, config.refine, run), target.scores.log_costs[family.name])
+        surrogate = _surrogate(triggers, indices[family.name], unseen, match, config.minimum_success)
+        if surrogate is None:
             continue
-        apply = partial(_alternate, fitted, rows)
-        others = unseen[unseen_labels != target]
-        match = None if recall is None else recall.explained_by(others, apply(others))
-        weight = heard[family.name] + REMEMBERED * believed * max(match or 0.0, 0.0) ** 4
-        if weight:  # not where nothing is said for the family and its triggers do the opposite of what is remembered
-            kept.append(
-                Surrogate(
-                    family=family.name,
-                    target=target,
-                    evidence=said[family.name],
-                    weight=weight,
-                    success=max(rates),
-                    cost=float(fitted.cost[rows].min()),
-                    match=match,
-                    apply=apply,
-                )
-            )
-    if heard[ADVERSARIAL] or not kept:
-        size = adversarial_size(pixels)
-        attack = partial(targeted_examples, victim, target=target, size=size)
-        rate = success_rate(victim.logits, attack, unseen, unseen_labels, target)
-        if rate >= config.minimum_success or not kept:
-            weight = heard[ADVERSARIAL] or 1.0
-            kept.append(Surrogate(ADVERSARIAL, target, said[ADVERSARIAL], weight, rate, size, None, attack))
-    return weighed(kept, target)
+        weight = anomalous[family.name] + MATCH_WEIGHT * reliability * max(surrogate.bn_match or 0.0, 0.0) ** 4
+        if weight:  # 0 where the family is not anomalous and its triggers change the features the opposite way
+            surrogates.append(surrogate)
+            weights.append(weight)
+    if anomalous[PGD] or not surrogates:
+        radius = pgd_radius(pixels)
+        attack = partial(targeted_examples, victim, target=target.label, radius=radius)
+        rate = success_rate(victim.logits, attack, unseen.images, unseen.labels, target.label)
+        if rate >= config.minimum_success or not surrogates:
+            surrogates.append(Surrogate(PGD, target.label, indices[PGD], rate, radius, None, attack))
+            weights.append(anomalous[PGD] or 1.0)
+    return weighted_bank(surrogates, weights, target.label)
 
 
-def weighed(surrogates: Sequence[Surrogate], target: int) -> TriggerBank:
-    """A bank whose weights sum to 1, without the families too quiet to be worth their evaluations."""
-    loudest = max(surrogate.weight for surrogate in surrogates)
-    heard = [surrogate for surrogate in surrogates if surrogate.weight >= WORTHWHILE * loudest]
-    total = sum(surrogate.weight for surrogate in heard)
-    return TriggerBank(tuple(replace(surrogate, weight=surrogate.weight / total) for surrogate in heard), target)
+@dataclass(frozen=True, eq=False)
+class _Unseen:
+    """Clean images that no trigger was inverted on, and the networks that triggers must work on."""
+
+    models: tuple[Logits, ...]
+    images: Tensor  #: float32 `[N, C, H, W]` in [0, 1]
+    labels: Tensor  #: int64 `[N]`
+    target: int
 
 
-def _with_stronger(weakest: Fit, effort: Sequence[float]) -> Fit:
-    """Each trigger as fitted, and again half way (in the logarithm) to what other classes cost.
+def _surrogate(
+    triggers: InvertedTriggers, index: float, unseen: _Unseen, match: BnMatch | None, minimum_success: float
+) -> Surrogate | None:
+    """The triggers that lead `minimum_success` of unseen images to the target on every network; None where no trigger does."""
+    rates = [
+        min(
+            success_rate(model, partial(triggers.apply, row=row), unseen.images, unseen.labels, unseen.target)
+            for model in unseen.models
+        )
+        for row in range(len(triggers.targets))
+    ]
+    rows = [row for row, rate in enumerate(rates) if rate >= minimum_success]
+    if not rows:
+        return None
+    apply = partial(_alternate, triggers, rows)
+    others = unseen.images[unseen.labels != unseen.target]
+    return Surrogate(
+        family=triggers.family.name,
+        target=unseen.target,
+        anomaly_index=index,
+        success=max(rates),
+        cost=float(triggers.cost[rows].min()),
+        bn_match=None if match is None else match.of_images(others, apply(others)),
+        apply=apply,
+    )
 
-    The attacker's trigger is stronger than the weakest that works, and a mask that stops only the weakest leaves it alive;
-    beyond that half way a trigger says more about the images than about the backdoor.
+
+def _with_stronger(weakest: InvertedTriggers, log_costs: Sequence[float]) -> InvertedTriggers:
+    """Each trigger as inverted, and again at the geometric mean of its cost and the median of other classes.
+
+    The attacker's trigger is stronger than the weakest that works, and a mask that stops only the weakest does not stop it.
+    Beyond that mean a trigger would lead to the target of a clean network as well.
     """
-    rest = torch.tensor([value for index, value in enumerate(effort) if index != weakest.targets[0]])
-    factor = torch.exp((rest.median() - weakest.cost.cpu().log()) / 2).clamp(1, STRONGEST).to(weakest.cost)
-    stronger = weakest.family.stronger(weakest.parameters, factor)
+    rest = torch.tensor([value for index, value in enumerate(log_costs) if index != weakest.targets[0]])
+    factor = torch.exp((rest.median() - weakest.cost.cpu().log()) / 2).clamp(1, MAXIMUM_AMPLIFICATION).to(weakest.cost)
+    family: Family = weakest.family
+    stronger = family.stronger(weakest.parameters, factor)
     parameters = tuple(torch.cat(pair) for pair in zip(weakest.parameters, stronger, strict=True))
-    cost = torch.cat((weakest.cost, weakest.family.cost(stronger)))
-    return Fit(weakest.family, weakest.targets * 2, parameters, cost, weakest.worked.repeat(2))
+    cost = torch.cat((weakest.cost, family.cost(stronger)))
+    return InvertedTriggers(family, weakest.targets * 2, parameters, cost, weakest.worked.repeat(2))
 
 
-def _alternate(fitted: Fit, rows: list[int], images: Tensor) -> Tensor:
-    """Image i gets trigger `rows[i % len(rows)]`: several triggers at the price of one."""
+def _alternate(triggers: InvertedTriggers, rows: list[int], images: Tensor) -> Tensor:
+    """Image i gets trigger `rows[i % len(rows)]`: several triggers at the cost of one."""
     out = torch.empty_like(images)
     with torch.no_grad():
         for index, row in enumerate(rows):
-            out[index :: len(rows)] = fitted.apply(images[index :: len(rows)], row)
+            out[index :: len(rows)] = triggers.apply(images[index :: len(rows)], row)
     return out

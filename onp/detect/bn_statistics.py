@@ -1,14 +1,11 @@
-"""What the batch norms remember of the training images that the clean ones do not show.
+"""BN-statistics residual: how the running means of the batch norms differ from the means of clean images.
 
-A batch norm keeps the mean of each channel over the images it was trained on. Where a share of them carried a trigger, that
-mean lies away from the mean over clean images, by the share times what the trigger changes in the channel: a backdoored
-network with batch norms carries an average of its own attack with it, whatever the trigger looks like. (That the statistics
-differ is what BNP prunes by: Zheng et al., NeurIPS 2022, "Pre-activation Distributions Expose Backdoor Neurons".)
+A batch norm stores the mean of each channel over its training images. Where a share of them carried a trigger, that mean lies
+away from the mean over clean images, by the share times what the trigger changes in the channel. BNP prunes by this difference
+(Zheng et al., NeurIPS 2022, "Pre-activation Distributions Expose Backdoor Neurons").
 
-Another mix of classes moves the means too. Those moves lie in the span of the class means, which clean images show, and what
-lies in that span is taken out: what is left is not explained by any mix of the clean images' classes. What was taken out says
-something of its own: a trigger that makes images look like the target class to the last layers hides there, and then more of
-the training images looked like that class than of the clean ones.
+A different class prior moves the means too, within the span of the class means, which clean images show. The residual is what
+lies outside that span. What lies inside it estimates the shift of the class prior: poisoned images count as the target class.
 """
 
 from __future__ import annotations
@@ -17,84 +14,172 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx
 
+from onp.data.augment import random_crops
+from onp.data.images import ImageSet
 from onp.model.capture import op_name
 from onp.model.interpret import constant, run_graph
 from onp.model.layers import CHANNELWISE
 from onp.model.victim import Victim
 
-SHARE = 0.1  # of the training images, taken to carry the trigger; what is remembered is divided by it
-LATE = 0.25  # share of the norms, the last ones, that are asked which class they pull to: there channels mean classes
-CHANNELS_PER_CLASS = 2  # fewer, and a mix of classes could explain anything
+SHARE = 0.1  # of the training images, assumed to carry the trigger; the residual is divided by it
+LATE = 0.25  # share of the norms, the last ones, whose channels stand for classes
+CHANNELS_PER_CLASS = 2  # with fewer channels a class prior could explain any shift
 
 
 @dataclass(frozen=True, eq=False)
-class Memory:
-    """Per batch norm of the captured graph, in execution order, what it remembers beyond the clean images' classes."""
+class NormStatistics:
+    """One batch norm: what it stored in training and what it reads of clean images. All on the CPU.
 
-    shifts: dict[str, Tensor]  #: node name: float32 [C] on the CPU, in running standard deviations; above 0: more in training
-    last: Tensor | None = None  #: what the last norm reads of each image, mean over its positions: float64 [N, C] on the CPU
+    What a norm reads of an image is averaged over positions.
+    """
+
+    name: str  #: its node in the victim's graph
+    source: str  #: the node it reads
+    running_mean: Tensor  #: float64 `[C]`
+    std: Tensor  #: float64 `[C]`, the square root of the running variance
+    clean: Tensor  #: float64 `[N, C]`, of each clean image
+    cropped: Tensor | None  #: float64 `[N, C]`, of a random crop of each; None for early norms
+
+    def shift(self, chosen: Tensor | slice = slice(None)) -> Tensor:
+        """Running mean minus the mean of clean images, or of those `chosen` (bool `[N]`), in running standard deviations."""
+        return (self.running_mean - self.clean[chosen].mean(0)) / self.std
+
+    def class_directions(self, labels: Tensor, chosen: Tensor | slice = slice(None)) -> Tensor:
+        """Mean of each class minus the mean of all, float64 `[C, classes]`, in running standard deviations."""
+        clean, labels = self.clean[chosen], labels[chosen]
+        means = torch.stack([clean[labels == k].mean(0) for k in labels.unique()]) - clean.mean(0)
+        return means.T / self.std[:, None]
+
+    def crop_direction(self, chosen: Tensor | slice = slice(None)) -> Tensor:
+        """What random crops, with which networks are trained, change in the mean, float64 `[C]`."""
+        assert self.cropped is not None
+        return (self.cropped - self.clean)[chosen].mean(0) / self.std
+
+
+@dataclass(frozen=True, eq=False)
+class BnStatistics:
+    """The batch norms of a network against clean images; made by `bn_statistics`, once a network."""
+
+    labels: Tensor  #: int64 `[N]` of the clean images, on the CPU
+    classes: int  #: of the network
+    residual: dict[str, Tensor]
+    """Per norm, in execution order: running mean minus clean mean outside the span of the class means, float32 `[C]` on the
+    CPU, in running standard deviations. Norms with too few channels for the number of classes are left out."""
+    late: tuple[NormStatistics, ...]  #: the last `LATE` of all norms, in execution order
+    norms: int  #: how many the network has
+
+    def late_residual(self) -> dict[str, Tensor]:
+        """The residual of as many of the last norms that have one."""
+        names = list(self.residual)
+        return {name: self.residual[name] for name in names[-_late(self.norms) :]}
 
     def of_units(self, victim: Victim) -> Tensor:
-        """The shift of each unit, float32 [V]; 0 where no norm reads it.
+        """The residual of each unit, float32 `[U]`; 0 where no norm reads it.
 
-        A unit has the shift of its own norm, or of the first norm that reads the sum it is added to.
+        A unit has the residual of its own norm, or of the first norm that reads the sum it is added to.
         """
         out = torch.zeros(victim.units)
         readers = _reading_norms(victim)
         for layer in victim.layers:
-            shift = self.shifts.get(readers.get(layer.node, ""))
-            if shift is not None and len(shift) == layer.units:
-                out[layer.offset : layer.offset + layer.units] = shift
+            residual = self.residual.get(readers.get(layer.node, ""))
+            if residual is not None and len(residual) == layer.units:
+                out[layer.offset : layer.offset + layer.units] = residual
         return out
 
 
-def remember(victim: Victim, images: Tensor, labels: Tensor) -> Memory:
-    """Compare the running means with those of clean images float32 `[N, C, H, W]` in [0, 1] with labels int64 `[N]`.
+def bn_statistics(victim: Victim, clean: ImageSet) -> BnStatistics:
+    """Measure what every batch norm reads of the clean images: two forward passes, one of them of random crops.
 
-    One forward pass. Norms without running statistics or with too few channels for the number of classes are left out.
+    Args:
+        victim: the network; norms without running statistics are left out.
+        clean: clean images with labels; those that detection and search may see, not the holdout.
     """
-    shifts = {}
-    norms = norms_of(victim.program)
-    means = channel_means(victim, norms, images)
+    norms, labels = batch_norms(victim.program), clean.labels.cpu()
+    if not norms:
+        return BnStatistics(labels, victim.classes, {}, (), 0)
+    pixels, late = clean.pixels(), norms[-_late(len(norms)) :]
+    plain, cropped = channel_means(victim, norms, pixels), channel_means(victim, late, random_crops(pixels))
+    residual, kept = {}, []
     for norm in norms:
-        if means[norm.name].shape[1] >= CHANNELS_PER_CLASS * len(labels.unique()):
-            shift, span, _ = against_classes(victim, norm, means[norm.name], labels)
-            shifts[norm.name] = (shift - span @ _combination(span, shift)).float()
-    return Memory(shifts, means[norms[-1].name] if norms else None)
+        mean, variance = (constant(victim.program, argument(norm, i)).double().cpu() for i in (3, 4))
+        std = variance.clamp_min(1e-12).sqrt()
+        one = NormStatistics(norm.name, argument(norm, 0).name, mean, std, plain.pop(norm.name), cropped.get(norm.name))
+        if one.clean.shape[1] >= CHANNELS_PER_CLASS * len(labels.unique()):
+            shift, span = one.shift(), one.class_directions(labels)
+            residual[norm.name] = (shift - span @ combination(span, shift)).float()
+        if one.cropped is not None:
+            kept.append(one)
+    return BnStatistics(labels, victim.classes, residual, tuple(kept), len(norms))
 
 
-def class_mix(victim: Victim, images: Tensor, labels: Tensor, memory: Memory) -> Tensor | None:
-    """What share more of the training images than of the clean ones looked like each class, float32 `[classes]`.
+def prior_shift(bn: BnStatistics) -> Tensor | None:
+    """Shift of the class prior: what share more of the training images than of the clean ones looks like each class.
 
-    Images and labels as for `remember`, which gave `memory`. The mix of class means that explains the last norm's running mean
-    best, beside the move that random crops make, with which networks are trained: by that move alone a clean network seems to
-    have seen more of the class it takes odd images for. None where there is no norm with running statistics, or the last has
-    too few channels.
+    The combination of class means that explains the last norm's running mean best, beside the direction of random crops.
+
+    Returns:
+        float32 `[classes]`; None where the last norm has too few channels, or there is none.
     """
-    last, classes = norms_of(victim.program)[-1:], labels.unique().cpu()
-    channels = memory.last
-    if channels is None or channels.shape[1] < CHANNELS_PER_CLASS * len(classes):
+    classes = bn.labels.unique()
+    last = bn.late[-1] if bn.late else None
+    if last is None or last.clean.shape[1] < CHANNELS_PER_CLASS * len(classes):
         return None
-    crops = channel_means(victim, last, cropped(images))[last[0].name]
-    shift, span, spread = against_classes(victim, last[0], channels, labels)
-    moved = (crops.mean(0) - channels.mean(0)) / spread
-    weights = _combination(torch.column_stack((span, moved)), shift)[:-1]
-    return torch.zeros(victim.classes).index_copy(0, classes, weights.float())
+    assert last.cropped is not None
+    # On clean networks the crops' direction alone would look like a larger share of the class that odd images are taken for.
+    moved = (last.cropped.mean(0) - last.clean.mean(0)) / last.std
+    weights = combination(torch.column_stack((last.class_directions(bn.labels), moved)), last.shift())[:-1]
+    return torch.zeros(bn.classes).index_copy(0, classes, weights.float())
+
+
+@torch.no_grad()
+def bn_shift_gain(victim: Victim, bn: BnStatistics, images: ImageSet) -> Tensor | None:
+    """Logit gain of each class when the residual is added to the output of a late norm.
+
+    The residual is divided by `SHARE`, the share of training images assumed to carry the trigger. One forward pass and one
+    more for each late norm.
+
+    Args:
+        victim: the network that `bn` was measured on.
+        bn: its BN statistics.
+        images: clean images with labels; those of a class itself do not count for it.
+
+    Returns:
+        float32 `[classes]`: rise of the logit in standard deviations of all logits, mean over images of other classes and over
+        norms; None where no norm has a residual.
+    """
+    late = bn.late_residual()
+    if not late:
+        return None
+    inputs = victim.normalisation(images.pixels().to(victim.device))
+    plain = torch.cat([victim.model(part) for part in inputs.split(64)]).cpu()
+    rises = []
+    for name, residual in late.items():
+
+        def add(node: fx.Node, value: Any, name: str = name, residual: Tensor = residual) -> Any:
+            if node.name != name:
+                return value
+            scale = constant(victim.program, node.args[1]) if isinstance(node.args[1], fx.Node) else 1.0
+            shift = scale * residual.to(value) / SHARE
+            return value + shift.view(1, -1, *[1] * (value.dim() - 2))
+
+        shifted = torch.cat([run_graph(victim.program, part, add)[0] for part in inputs.split(64)]).cpu()
+        rises.append((shifted - plain) / plain.std())
+    rise, labels = torch.stack(rises).mean(0), images.labels.cpu()
+    return torch.stack([rise[labels != k, k].mean() for k in range(victim.classes)])
 
 
 @torch.no_grad()
 def channel_means(victim: Victim, norms: list[fx.Node], images: Tensor) -> dict[str, Tensor]:
-    """What each norm reads of each image, mean over its positions: float64 `[N, C]` on the CPU."""
+    """What norms read of images float32 `[N, C, H, W]` in [0, 1], mean over positions: float64 `[N, channels]` on the CPU."""
     means: dict[str, list[Tensor]] = {norm.name: [] for norm in norms}
-    read: dict[fx.Node, list[str]] = {}
+    readers: dict[fx.Node, list[str]] = {}
     for norm in norms:
-        read.setdefault(argument(norm, 0), []).append(norm.name)
+        readers.setdefault(argument(norm, 0), []).append(norm.name)
 
     def record(node: fx.Node, value: Any) -> Any:
-        for name in read.get(node, ()):
+        for name in readers.get(node, ()):
             means[name].append(pooled(value))
         return value
 
@@ -108,60 +193,12 @@ def pooled(value: Tensor) -> Tensor:
     return value.flatten(2).mean(2) if value.dim() > 2 else value
 
 
-def against_classes(victim: Victim, norm: fx.Node, channels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """How far the running means lie from the clean ones `[C]`, so the classes' means `[C, K]`, and the unit of both `[C]`."""
-    running, variance = (constant(victim.program, argument(norm, i)).double().cpu() for i in (3, 4))
-    spread, middle, given = variance.clamp_min(1e-12).sqrt(), channels.mean(0), labels.cpu()
-    by_class = torch.stack([channels[given == k].mean(0) for k in given.unique()]) - middle
-    return (running - middle) / spread, by_class.T / spread[:, None], spread
-
-
-def _combination(span: Tensor, shift: Tensor) -> Tensor:
-    """The shortest weights `[K]` of the columns of `span` that come nearest to `shift`; the classes' means sum to nothing."""
+def combination(span: Tensor, shift: Tensor) -> Tensor:
+    """Least-squares weights `[K]` of the columns of `span` `[C, K]`, the shortest ones: the class directions sum to nothing."""
     return torch.linalg.lstsq(span, shift[:, None], rcond=1e-10, driver="gelsd").solution[:, 0]
 
 
-def cropped(images: Tensor) -> Tensor:
-    """Each image moved by up to an eighth of its size, black where it is left, as random crops do."""
-    generator = torch.Generator().manual_seed(0)
-    height, width = images.shape[2:]
-    reach = max(1, min(height, width) // 8)
-    places = torch.randint(0, 2 * reach + 1, (len(images), 2), generator=generator).tolist()
-    padded = F.pad(images, (reach,) * 4)
-    return torch.stack([image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, places, strict=True)])
-
-
-@torch.no_grad()
-def pulls(victim: Victim, memory: Memory, images: Tensor, labels: Tensor) -> Tensor | None:
-    """How far what is remembered pulls images of other classes to each class, float32 `[classes]`.
-
-    The late norms' outputs are shifted, one norm at a time, as a trigger on `SHARE` of the training images would have to shift
-    them; a class's pull is the rise of its logit, in standard deviations of all logits, mean over images and norms.
-    None without such a norm.
-    """
-    names = list(memory.shifts)
-    late = names[-max(1, round(LATE * len(norms_of(victim.program)))) :]
-    if not late:
-        return None
-    inputs = victim.normalisation(images.to(victim.device))
-    plain = torch.cat([victim.model(part) for part in inputs.split(64)]).cpu()
-    rises = []
-    for name in late:
-
-        def push(node: fx.Node, value: Any, name: str = name) -> Any:
-            if node.name != name:
-                return value
-            scale = constant(victim.program, node.args[1]) if isinstance(node.args[1], fx.Node) else 1.0
-            shift = scale * memory.shifts[name].to(value) / SHARE
-            return value + shift.view(1, -1, *[1] * (value.dim() - 2))
-
-        pushed = torch.cat([run_graph(victim.program, part, push)[0] for part in inputs.split(64)]).cpu()
-        rises.append((pushed - plain) / plain.std())
-    rise = torch.stack(rises).mean(0)
-    return torch.stack([rise[labels.cpu() != k, k].mean() for k in range(victim.classes)])
-
-
-def norms_of(program: fx.GraphModule) -> list[fx.Node]:
+def batch_norms(program: fx.GraphModule) -> list[fx.Node]:
     """Batch norms with stored statistics, in execution order."""
     nodes = [node for node in program.graph.nodes if op_name(node) == "batch_norm"]
     return [node for node in nodes if all(isinstance(node.args[i], fx.Node) for i in (3, 4))]
@@ -172,6 +209,11 @@ def argument(norm: fx.Node, i: int) -> fx.Node:
     node = norm.args[i]
     assert isinstance(node, fx.Node)
     return node
+
+
+def _late(norms: int) -> int:
+    """How many of that many norms are late."""
+    return max(1, round(LATE * norms))
 
 
 def _reading_norms(victim: Victim) -> dict[str, str]:

@@ -1,34 +1,41 @@
-"""What is asked of a network without fitting a trigger: what it takes changed images for, and how near classes lie inside."""
+"""Detectors without trigger inversion: the class that augmented images are taken for, and the shortest shift of the features.
+
+The latent minimum-norm shift: for a linear head (W, b) on features x the smallest shift s that moves *all* clean images to
+class k solves min |s|^2 subject to (w_k - w_j).s >= q_j for every j, where q_j is the largest margin
+-((w_k - w_j).x + b_k - b_j) over images. A backdoor is a shortcut in feature space, so its target needs a shorter shift than
+other classes (TAC-QP, https://arxiv.org/abs/2511.08944).
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from scipy.optimize import nnls
 from torch import Tensor, fx
 
-from onp.data.augment import views
+from onp.data.augment import augmented
 from onp.data.images import ImageSet
-from onp.detect.latent import latent_directions
 from onp.model.interpret import constant, gated_forward, head_input, logits_node
 from onp.model.victim import Victim
 
-DRIFT_COPIES = 4
+AUGMENTATIONS = 4  # of each image
 
 
 @torch.no_grad()
-def drift(victim: Victim, images: ImageSet, seed: int) -> Tensor:
-    """Mean probability, float32 `[classes]`, of each class on changed copies of images of other classes.
+def augmentation_bias(victim: Victim, images: ImageSet, seed: int) -> Tensor:
+    """Mean probability, float32 `[classes]`, of each class on augmented images of other classes.
 
-    A backdoor answers to many changes of an image that are not its trigger, so its target attracts much of what the network
-    gets wrong. (TeCo, https://arxiv.org/abs/2303.18191, reads corrupted images too, but those with the trigger on.)
+    A backdoor responds to many changes of an image that are not its trigger, so its target attracts much of what the network
+    gets wrong. (TeCo, https://arxiv.org/abs/2303.18191, also reads corrupted images, but those with the trigger on.)
     """
-    pixels = views(images.pixels(), DRIFT_COPIES, seed).to(victim.device)
-    chance = torch.cat([victim.logits(part).softmax(1) for part in pixels.split(64)]).cpu()
-    labels = images.labels.repeat(DRIFT_COPIES)
-    return torch.stack([chance[labels != k, k].mean() for k in range(victim.classes)])
+    pixels = augmented(images.pixels(), AUGMENTATIONS, seed).to(victim.device)
+    probability = torch.cat([victim.logits(part).softmax(1) for part in pixels.split(64)]).cpu()
+    labels = images.labels.repeat(AUGMENTATIONS)
+    return torch.stack([probability[labels != k, k].mean() for k in range(victim.classes)])
 
 
 def latent_distances(victim: Victim, images: ImageSet) -> Tensor | None:
-    """Length float32 `[classes]` of the latent minimum-norm direction; None where the head is not linear on a vector."""
+    """Length float32 `[classes]` of the latent minimum-norm shift; None where the head is not linear on a vector."""
     head = logits_node(victim.program.graph)
     if (
         head.target is not torch.ops.aten.linear.default
@@ -43,4 +50,38 @@ def latent_distances(victim: Victim, images: ImageSet) -> Tensor | None:
         features = torch.cat([gated_forward(victim, part, gates, outputs=(name,))[1][name] for part in inputs.split(64)])
     if features.dim() != 2:
         return None
-    return latent_directions(features.cpu(), weight.cpu(), bias.cpu()).norm(dim=1)
+    return minimum_norm_shifts(features.cpu(), weight.cpu(), bias.cpu()).norm(dim=1)
+
+
+def minimum_norm_shifts(features: Tensor, weight: Tensor, bias: Tensor, quantile: float = 0.99) -> Tensor:
+    """The shortest shift of the features that leads images to each class.
+
+    Args:
+        features: `[N, D]` inputs of the head on clean images.
+        weight: `[classes, D]` of the head.
+        bias: `[classes]`.
+        quantile: share of the images that each constraint must hold for; at 1 a single image decides.
+
+    Returns:
+        float32 `[classes, D]`; a row's norm is that class's distance.
+    """
+    logits = features.double() @ weight.double().T + bias.double()
+    rows = []
+    for k in range(len(weight)):
+        others = [j for j in range(len(weight)) if j != k]
+        directions = (weight[k] - weight[others]).double()
+        needed = torch.quantile(logits[:, others] - logits[:, [k]], quantile, dim=0)
+        rows.append(_shortest(directions.cpu().numpy(), needed.cpu().numpy()))
+    return torch.from_numpy(np.stack(rows)).float()
+
+
+def _shortest(directions: np.ndarray, needed: np.ndarray) -> np.ndarray:
+    """min |s| subject to directions @ s >= needed, as least distance programming (Lawson and Hanson 1974, chapter 23)."""
+    system = np.vstack((directions.T, needed[None]))
+    right = np.zeros(len(system))
+    right[-1] = 1.0
+    solution, _ = nnls(system, right)
+    residual = system @ solution - right
+    if abs(residual[-1]) < 1e-12:
+        return np.full(directions.shape[1], np.inf)
+    return -residual[:-1] / residual[-1]

@@ -3,66 +3,97 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from onp.attack.triggers import Trigger
-from onp.data.images import ImageSet, Splits, split
-from onp.detect.anomaly import LOUDEST
-from onp.detect.bank import Part, Surrogate, TriggerBank
+from onp.data.images import MINIMUM_IMAGES, ImageSet, Splits, joined, split
+from onp.detect.bank import triggered_batch
 from onp.engine.metrics import predictions
 from onp.engine.scoring import TriggeredBatch
 from onp.errors import InputError
 from onp.model.victim import Victim
 
-MINIMUM_IMAGES = 20
-JUDGES: tuple[Part, ...] = ("build", "score")  # nothing is fitted: all images that the search may see say what a mask stops
+KNOWN = "known"  # the family of a known trigger
 
 
-@dataclass(frozen=True)
-class GivenImages:
-    """Triggered images, split like the clean ones; labels are -1 where the true classes are unknown."""
-
-    parts: Splits
-    target: int
-    judges: tuple[Part, ...] = JUDGES
+class TriggerFunction(Protocol):
+    """A trigger from clean to triggered images, both float32 `[N, C, H, W]` in [0, 1]."""
 
     @property
-    def weights(self) -> tuple[float, ...]:
-        return (1.0,)
+    def name(self) -> str: ...
 
-    def batches(self, victim: Victim, splits: Splits, part: Part) -> list[TriggeredBatch]:
-        images: ImageSet = getattr(self.parts, part)
-        pixels, labels = images.pixels().to(victim.device), images.labels.to(victim.device)
-        goal = torch.full_like(labels, self.target)
-        return [TriggeredBatch("given", victim.normalisation(pixels), labels, goal)]
+    @property
+    def all_to_all(self) -> bool:
+        """Whether every class is led to another one, and not all to one target."""
+
+    def __call__(self, images: Tensor) -> Tensor: ...
 
 
-def given_trigger(trigger: Trigger, target: int) -> TriggerBank:
-    """The bank of a known trigger.
+@dataclass(frozen=True, eq=False)
+class KnownTrigger:
+    """The bank of a known trigger. Nothing is inverted, so masks are scored on build and score images.
 
     Raises:
-        InputError: the trigger is all-to-all, and has no one target.
+        InputError: the trigger is all-to-all, and has no single target.
     """
-    if trigger.all_to_all:
-        raise InputError(
-            f"The trigger {trigger.name} leads every class to another one, and a repair needs one target class; leave it out."
-        )
-    return TriggerBank((Surrogate("given", target, LOUDEST, 1.0, 1.0, 0.0, None, trigger),), target, JUDGES)
+
+    trigger: TriggerFunction
+    target: int
+    weights: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        if self.trigger.all_to_all:
+            raise InputError(
+                f"The trigger {self.trigger.name} leads every class to another one, and a repair needs one target class; "
+                "leave it out."
+            )
+
+    def images(self, clean: Splits) -> Splits:
+        return clean
+
+    def scoring_images(self, clean: Splits) -> ImageSet:
+        return joined(clean.build, clean.score)
+
+    def batches(self, victim: Victim, images: ImageSet) -> list[TriggeredBatch]:
+        return [triggered_batch(victim, images, KNOWN, self.target, self.trigger)]
 
 
-def given_images(victim: Victim, images: ImageSet, seed: int) -> GivenImages:
-    """The bank of images that carry the trigger; the target is the class most of them are given.
+@dataclass(frozen=True, eq=False)
+class KnownTriggeredImages:
+    """The bank of images that carry the trigger, split like the clean ones; made by `known_triggered_images`."""
+
+    splits: Splits  #: labels are -1 where the true classes are unknown
+    target: int
+    weights: tuple[float, ...] = (1.0,)
+
+    def images(self, clean: Splits) -> Splits:
+        return self.splits
+
+    def scoring_images(self, clean: Splits) -> ImageSet:
+        return joined(self.splits.build, self.splits.score)
+
+    def batches(self, victim: Victim, images: ImageSet) -> list[TriggeredBatch]:
+        return [triggered_batch(victim, images, KNOWN, self.target, lambda pixels: pixels)]
+
+
+def known_triggered_images(victim: Victim, images: ImageSet, seed: int) -> KnownTriggeredImages:
+    """The bank of triggered images; the target is the class that the victim predicts for most of them.
+
+    Args:
+        victim: the backdoored network.
+        images: with the trigger on; their labels are the classes before the attack, or -1.
+        seed: of the split.
 
     Raises:
-        InputError: there are too few images, or they lead to no one class.
+        InputError: there are too few images, or they lead to no single class.
     """
     if len(images) < MINIMUM_IMAGES:
         raise InputError(f"There are {len(images)} triggered images; give at least {MINIMUM_IMAGES}.")
-    guess: Tensor = predictions(victim.model, victim.normalisation(images.pixels().to(victim.device))).cpu()
-    target = int(torch.bincount(guess, minlength=victim.classes).argmax())
-    share = float((guess == target).float().mean())
+    predicted: Tensor = predictions(victim.model, victim.normalisation(images.pixels().to(victim.device))).cpu()
+    target = int(torch.bincount(predicted, minlength=victim.classes).argmax())
+    share = float((predicted == target).float().mean())
     if share < 0.5:
         raise InputError(
             f"Only {100 * share:.0f} % of the triggered images are given one class ({target}); give images whose trigger works."
@@ -73,4 +104,4 @@ def given_images(victim: Victim, images: ImageSet, seed: int) -> GivenImages:
             f"All but {len(others)} of the triggered images are labelled with the class that they lead to ({target}); label "
             "them with the classes they had before the attack, or put them into one folder without classes."
         )
-    return GivenImages(split(others, seed), target)
+    return KnownTriggeredImages(split(others, seed), target)

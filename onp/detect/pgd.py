@@ -1,8 +1,8 @@
-"""The sample-specific family: small perturbations made for each image alone.
+"""Targeted PGD: a sample-specific trigger family, one small adversarial perturbation for each image.
 
-Adversarial examples of a backdoored network drift to the target class, whatever the trigger is (SAU,
-https://arxiv.org/abs/2307.10562; PBE, https://arxiv.org/abs/2405.17929). They also exist in clean networks, so this family
-only speaks where one class is reached anomalously often.
+Adversarial examples of a backdoored network reach the target class more often than others, whatever the trigger is (SAU,
+https://arxiv.org/abs/2307.10562; PBE, https://arxiv.org/abs/2405.17929). They exist in clean networks too, so only a class that
+is reached anomalously often counts.
 """
 
 from __future__ import annotations
@@ -14,24 +14,32 @@ from torch import Tensor
 from onp.engine.metrics import at_once
 from onp.model.victim import Victim
 
+PGD = "pgd"
 STEPS = 5
-RELATIVE_SIZE = 0.04  # L2 of the perturbation, as a share of the largest possible, sqrt(C H W)
+RELATIVE_SIZE = 0.04  # L2 norm of the perturbation, as a share of the largest possible, sqrt(C H W)
 
 
-def adversarial_size(images: Tensor) -> float:
-    """L2 budget in pixel units for images `[N, C, H, W]` in [0, 1]."""
+def pgd_radius(images: Tensor) -> float:
+    """Radius of the L2 ball, in pixel units, for images `[N, C, H, W]` in [0, 1]."""
     return RELATIVE_SIZE * float(images[0].numel()) ** 0.5
 
 
-def targeted_examples(victim: Victim, images: Tensor, *, target: int | Tensor, size: float) -> Tensor:
-    """Projected gradient steps to `target` (a class, or int64 `[N]`) inside an L2 ball of radius `size` around each image.
+def targeted_examples(victim: Victim, images: Tensor, *, target: int | Tensor, radius: float) -> Tensor:
+    """Projected gradient steps to a class inside an L2 ball around each image.
 
-    `images` float32 `[N, C, H, W]` in [0, 1], returned changed and within [0, 1].
+    Args:
+        victim: the network.
+        images: float32 `[N, C, H, W]` in [0, 1].
+        target: a class, or int64 `[N]`.
+        radius: of the ball, in pixel units.
+
+    Returns:
+        float32 `[N, C, H, W]` in [0, 1].
     """
     goal = torch.as_tensor(target, device=images.device).expand(len(images))
     out = []
-    size_of_part = at_once(images, 64)
-    for part, wanted in zip(images.split(size_of_part), goal.split(size_of_part), strict=True):
+    part_size = at_once(images, 64)
+    for part, wanted in zip(images.split(part_size), goal.split(part_size), strict=True):
         delta = torch.zeros_like(part)
         for _ in range(STEPS):
             delta.requires_grad_(True)
@@ -39,21 +47,32 @@ def targeted_examples(victim: Victim, images: Tensor, *, target: int | Tensor, s
                 loss = F.cross_entropy(victim.logits((part + delta).clamp(0, 1)), wanted, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, delta)
             direction = gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-            delta = delta.detach() - 2 * size / STEPS * direction
+            delta = delta.detach() - 2 * radius / STEPS * direction
             length = delta.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
-            delta = delta * (size / length).clamp_max(1)
+            delta = delta * (radius / length).clamp_max(1)
         out.append((part + delta).clamp(0, 1))
     return torch.cat(out)
 
 
-def adversarial_reach(victim: Victim, images: Tensor, labels: Tensor, seed: int, count: int) -> Tensor:
-    """Mean probability, float32 `[classes]`, that `count` images of other classes reach each class."""
+def target_probability(victim: Victim, images: Tensor, labels: Tensor, seed: int, count: int) -> Tensor:
+    """Mean probability of each class on adversarial examples that aim at it.
+
+    Args:
+        victim: the network.
+        images: float32 `[N, C, H, W]` in [0, 1].
+        labels: int64 `[N]`.
+        seed: draws the images.
+        count: images of other classes for each class.
+
+    Returns:
+        float32 `[classes]`.
+    """
     generator = torch.Generator().manual_seed(seed)
-    size, reached = adversarial_size(images), []
+    radius, reached = pgd_radius(images), []
     for target in range(victim.classes):
         others = images[labels != target]
         picked = others[torch.randperm(len(others), generator=generator)[:count].to(images.device)]
-        examples = targeted_examples(victim, picked, target=target, size=size)
+        examples = targeted_examples(victim, picked, target=target, radius=radius)
         with torch.no_grad():
             logits = victim.logits(examples)
         reached.append(logits.softmax(1)[:, target].mean())

@@ -1,8 +1,9 @@
-"""Surrogate trigger families: what an attacker's trigger may look like, with parameters that clean images can fit.
+"""Surrogate trigger families: parametric triggers that can be inverted from clean images.
 
-Each family holds one trigger per candidate class and is fitted for all classes at once, to *minimal cost at high success*:
-a class that a backdoor leads to is reached more cheaply than any other (Neural Cleanse, Wang et al. 2019,
-https://doi.org/10.1109/SP.2019.00031; universal perturbations as in I-BAU, https://arxiv.org/abs/2110.03735).
+A family holds one trigger per candidate class: a patch (Neural Cleanse, Wang et al. 2019,
+https://doi.org/10.1109/SP.2019.00031), a universal perturbation (as in I-BAU, https://arxiv.org/abs/2110.03735), a
+low-frequency perturbation (Zeng et al. 2021, https://arxiv.org/abs/2104.03413) and a warp (as in WaNet,
+https://arxiv.org/abs/2102.10369). `onp.detect.inversion` optimises their parameters.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onp.attack.triggers.wanet import identity_grid
+from onp.data.augment import identity_grid
 
-CONTROL = 8  # points a side of the fields that smooth triggers are spread from
+CONTROL = 8  # points a side of the control fields that low-frequency triggers and warps are interpolated from
 
 
 class Family(ABC):
@@ -27,8 +28,9 @@ class Family(ABC):
     """
 
     name: ClassVar[str]
+    parameter_names: ClassVar[tuple[str, ...]]
     lr: ClassVar[float]  # Adam step, in the units of the parameters
-    weight: ClassVar[float]  # starting weight of the cost against the cross-entropy
+    weight: ClassVar[float]  # initial weight of the cost against the cross-entropy
 
     @abstractmethod
     def start(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -51,6 +53,7 @@ class Patch(Family):
     """A pattern seen through a mask, x' = (1 - m) x + m p; cost: the sum of m, in pixels."""
 
     name = "patch"
+    parameter_names = ("mask", "pattern")
     lr = 0.3
     weight = 0.01
 
@@ -71,10 +74,11 @@ class Patch(Family):
         return torch.logit(mask.clamp(1e-4, 1 - 1e-4)), parameters[1]
 
 
-class Blend(Family):
-    """A universal image added everywhere, x' = clip(x + d); cost: the L2 norm of d, pixels in [0, 1]."""
+class Perturbation(Family):
+    """A universal perturbation, x' = clip(x + d); cost: the L2 norm of d, pixels in [0, 1]."""
 
-    name = "blend"
+    name = "perturbation"
+    parameter_names = ("image",)
     lr = 0.05
     weight = 0.03
 
@@ -95,15 +99,15 @@ class Blend(Family):
         return (parameters[0] * factor.view(-1, 1, 1, 1),)
 
 
-class Smooth(Blend):
-    """A universal image without fine detail added everywhere, x' = clip(x + d), d from an 8x8 control field; cost: the root
-    mean square of the field, pixels in [0, 1].
+class LowFrequency(Perturbation):
+    """A universal perturbation without fine detail, x' = clip(x + d), d interpolated from an 8x8 control field.
 
-    Low-frequency triggers (Zeng et al. 2021, https://arxiv.org/abs/2104.03413) are larger than the universal images that lead
-    to any class, and among images this smooth they are cheap.
+    Cost: the root mean square of the field, pixels in [0, 1]. A low-frequency trigger is larger than the universal
+    perturbations that lead to any class; compared with other low-frequency ones it is cheap.
     """
 
-    name = "smooth"
+    name = "low_frequency"
+    parameter_names = ("field",)
     lr = 0.02
     weight = 1.5
 
@@ -118,19 +122,23 @@ class Smooth(Blend):
 
 
 class Warp(Family):
-    """A smooth shift of every pixel, from an 8x8 control field, at most 2 pixels; cost: its root mean square, in pixels."""
+    """A displacement of every pixel by at most 2 pixels, interpolated from an 8x8 control field.
+
+    Cost: the root mean square of the displacement, in pixels.
+    """
 
     name = "warp"
-    lr = 0.1  # at 0.3 the first steps overshoot to the largest shift, where tanh is flat and no smaller warp is found again
+    parameter_names = ("field",)
+    lr = 0.1  # at 0.3 the first steps overshoot to where tanh is flat, and no smaller warp is found again
     weight = 0.3
-    reach = 2.0
+    maximum = 2.0  # pixels
 
     def start(self, count: int, shape: tuple[int, int, int], generator: torch.Generator) -> tuple[Tensor, ...]:
         return (torch.randn((count, 2, CONTROL, CONTROL), generator=generator) * 0.3,)
 
     def flow(self, parameters: tuple[Tensor, ...], height: int, width: int) -> Tensor:
         """Displacement float32 `[G, 2, H, W]` in pixels."""
-        return _interpolated(self.reach * torch.tanh(parameters[0]), height, width)
+        return _interpolated(self.maximum * torch.tanh(parameters[0]), height, width)
 
     def apply(self, parameters: tuple[Tensor, ...], images: Tensor) -> Tensor:
         groups, count, channels, height, width = images.shape
@@ -141,7 +149,7 @@ class Warp(Family):
         return warped.view(groups, count, channels, height, width)
 
     def cost(self, parameters: tuple[Tensor, ...]) -> Tensor:
-        return (2 * (self.reach * torch.tanh(parameters[0])).square().mean((1, 2, 3)) + 1e-8).sqrt()
+        return (2 * (self.maximum * torch.tanh(parameters[0])).square().mean((1, 2, 3)) + 1e-8).sqrt()
 
     def stronger(self, parameters: tuple[Tensor, ...], factor: Tensor) -> tuple[Tensor, ...]:
         return (torch.atanh((torch.tanh(parameters[0]) * factor.view(-1, 1, 1, 1)).clamp(-0.999, 0.999)),)
@@ -150,16 +158,16 @@ class Warp(Family):
 def _interpolated(control: Tensor, height: int, width: int) -> Tensor:
     """Bicubic interpolation of a field `[..., 8, 8]` to `[..., height, width]`.
 
-    As two products, whose gradient is the same every time on a GPU too.
+    As two matrix products, whose gradient is repeatable on a GPU too.
     """
-    return _spread(height, control.device) @ control @ _spread(width, control.device).T
+    return _weights(height, control.device) @ control @ _weights(width, control.device).T
 
 
 @cache
-def _spread(size: int, device: torch.device) -> Tensor:
+def _weights(size: int, device: torch.device) -> Tensor:
     """Bicubic interpolation of `CONTROL` points to `size` pixels as a matrix, float32 `[size, CONTROL]`."""
     points = torch.eye(CONTROL, dtype=torch.float64).view(1, CONTROL, CONTROL, 1)
     return F.interpolate(points, (size, 1), mode="bicubic", align_corners=True)[0, :, :, 0].T.float().contiguous().to(device)
 
 
-FAMILIES: tuple[Family, ...] = (Patch(), Blend(), Smooth(), Warp())
+FAMILIES: tuple[Family, ...] = (Patch(), Perturbation(), LowFrequency(), Warp())

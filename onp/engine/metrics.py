@@ -58,9 +58,15 @@ def defence_effectiveness(acc_before: float, acc_after: float, asr_before: float
     return (max(0.0, asr_before - asr_after) - max(0.0, acc_before - acc_after) + 1) / 2
 
 
-def at_once(images: Tensor, most: int) -> int:
-    """How many images `[..., C, H, W]` to run together: `most`, or as few large ones as keep the activations in memory."""
-    return max(1, min(most, VALUES_AT_ONCE // images.shape[-3:].numel()))
+def at_once(images: Tensor, most: int, values: int = VALUES_AT_ONCE) -> int:
+    """How many images `[..., C, H, W]` to run together: `most`, or as few large ones as keep the activations in memory.
+
+    Args:
+        images: of which only the shape counts.
+        most: how many small ones.
+        values: most pixel values in a batch.
+    """
+    return max(1, min(most, values // images.shape[-3:].numel()))
 
 
 @torch.no_grad()

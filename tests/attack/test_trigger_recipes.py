@@ -29,7 +29,7 @@ from onp.attack.triggers.adaptive_blend import draw_pieces
 from onp.attack.triggers.bpp import floyd_steinberg
 from onp.attack.triggers.input_aware import diversity
 from onp.attack.triggers.label_consistent import perturb
-from onp.attack.triggers.wanet import identity_grid
+from onp.data.augment import identity_grid
 from onp.errors import InputError
 
 pytestmark = pytest.mark.usefixtures("small_generators")

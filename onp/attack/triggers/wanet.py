@@ -8,13 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onp.attack.triggers.base import Shape, Trigger
-
-
-def identity_grid(height: int, width: int) -> Tensor:
-    """Sampling grid float32 `[1, H, W, 2]` (x, y in [-1, 1]) that leaves an image unchanged under align_corners."""
-    rows, columns = torch.linspace(-1, 1, height), torch.linspace(-1, 1, width)
-    y, x = torch.meshgrid(rows, columns, indexing="ij")
-    return torch.stack((x, y), dim=2)[None]
+from onp.data.augment import identity_grid
 
 
 @dataclass(frozen=True)

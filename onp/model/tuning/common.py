@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from onp import progress
-from onp.data.augment import views
+from onp.data.augment import augmented
 from onp.data.images import ImageSet
 from onp.errors import InputError
 from onp.model.mask import Mask
@@ -99,7 +99,7 @@ def batches(
                 parts = [part for part in parts if len(part) > 1]
             chosen = images.subset(parts.pop())
             seed = int(torch.randint(2**31, (), generator=generator))
-            pixels = views(chosen.pixels(), 1, seed) if changed else chosen.pixels()
+            pixels = augmented(chosen.pixels(), 1, seed) if changed else chosen.pixels()
             yield step / total, victim.normalisation(pixels.to(victim.device)), chosen.labels.to(victim.device)
             bar.advance()
 
