@@ -18,6 +18,7 @@ from onp import progress
 from onp.attack.config import AttackConfig
 from onp.attack.poisoning import Poisoner, poisoner_for
 from onp.attack.triggers import Trigger
+from onp.data.augment import shifted
 from onp.data.images import ImageSet, Normalisation
 from onp.errors import InputError
 from onp.model.archs import build_network, option
@@ -27,16 +28,9 @@ REPORT_EVERY = 10  # steps; each look at the loss waits for the device
 
 def augment(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
     """Random crop after zero padding and random flip, per image; `[N, C, H, W]` to the same shape, channels last."""
-    count, _, height, width = images.shape
-    padded = F.pad(images, (pad, pad, pad, pad)).permute(0, 2, 3, 1)
-    rows = torch.randint(0, 2 * pad + 1, (count, 1), generator=generator) + torch.arange(height)
-    columns = torch.randint(0, 2 * pad + 1, (count, 1), generator=generator) + torch.arange(width)
-    if flip:
-        flipped = torch.rand((count, 1), generator=generator) < 0.5
-        columns = torch.where(flipped, columns.flip(1), columns)
-    rows, columns = rows.to(images.device), columns.to(images.device)
-    picked = padded[torch.arange(count, device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
-    return picked.permute(0, 3, 1, 2)
+    offsets = [torch.randint(0, 2 * pad + 1, (len(images), 1), generator=generator) for _ in range(2)]
+    mirrored = torch.rand((len(images), 1), generator=generator) < 0.5 if flip else None
+    return shifted(images, torch.cat(offsets, dim=1), pad, mirrored=mirrored)
 
 
 def batches_of(order: Tensor, size: int) -> list[Tensor]:

@@ -57,7 +57,8 @@ def shifted(images: Tensor, offsets: Tensor, reach: int, mode: str = "constant",
 
     Args:
         images: `[N, C, H, W]`.
-        offsets: int64 `[N, 2]` on the CPU, row and column of each window in the padded image, 0 to 2 * reach; reach is no shift.
+        offsets: int64 `[N, 2]` on the CPU, row and column of each window in the padded image:
+            0 to 2 * reach, where reach is no shift.
         reach: pixels of padding on every side.
         mode: of `torch.nn.functional.pad`: "constant" pads with zeros.
         mirrored: bool `[N, 1]` on the CPU, the windows to mirror left to right; none where it is not given.

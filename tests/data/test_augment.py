@@ -1,11 +1,11 @@
-"""Changed copies of clean images."""
+"""Randomly changed copies of clean images."""
 
 import torch
 
 from onp.data.augment import augmented
 
 
-def test_views_are_shifted_copies_in_range_and_repeat_with_the_seed():
+def test_copies_are_shifted_copies_in_range_and_repeat_with_the_seed():
     images = torch.rand(7, 3, 28, 31)
     out = augmented(images, 2, 5)
     assert out.shape == (14, 3, 28, 31) and bool(((out >= 0) & (out <= 1)).all())
