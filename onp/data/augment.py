@@ -49,7 +49,9 @@ def random_crops(images: Tensor) -> Tensor:
     """
     reach = max(1, min(images.shape[2:]) // CROP_SHIFT)
     generator = torch.Generator().manual_seed(0)
-    return shifted(images, torch.randint(0, 2 * reach + 1, (len(images), 2), generator=generator), reach).contiguous()
+    crops = shifted(images, torch.randint(0, 2 * reach + 1, (len(images), 2), generator=generator), reach)
+    # `contiguous` would leave the strides of images of one channel channels-last, and convolutions round by strides.
+    return crops.clone(memory_format=torch.contiguous_format)
 
 
 def shifted(images: Tensor, offsets: Tensor, reach: int, mode: str = "constant", mirrored: Tensor | None = None) -> Tensor:
