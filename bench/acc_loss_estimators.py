@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from onp.data.images import ImageSet, Normalisation, load_images, split
-from onp.defend.report.report import hardware, versions
+from onp.defend.report.environment import hardware, versions
 from onp.engine.evaluator import Batch, Evaluator, Scores, TriggeredBatch
 from onp.files import write_atomically
 from onp.model.mask import Mask

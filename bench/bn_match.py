@@ -17,7 +17,7 @@ from detection import networks
 from onp.attack.triggers import load_trigger
 from onp.data.images import joined, load_images, split
 from onp.defend.demos import demo
-from onp.defend.report.report import hardware, versions
+from onp.defend.report.environment import hardware, versions
 from onp.detect.bn_match import recall
 from onp.files import write_atomically
 

@@ -17,7 +17,7 @@ from onp.compare.victims import read_card
 from onp.data.images import Normalisation, load_images, split
 from onp.defend.demos import ARCH, DEMOS, NORM, demo
 from onp.defend.presets import PRESETS
-from onp.defend.report.report import hardware, versions
+from onp.defend.report.environment import hardware, versions
 from onp.detect.bank import scan
 from onp.files import write_atomically
 from onp.model.victim import Victim, load_victim

@@ -44,7 +44,7 @@ from cases import (
 from evaluator_baselines import Hooks, Ours, peers
 from torch import Tensor
 
-from onp.defend.report.report import hardware, versions
+from onp.defend.report.environment import hardware, versions
 from onp.engine.plan import build_plan
 from onp.files import write_atomically
 from onp.model.victim import Layer, Victim

@@ -31,7 +31,7 @@ import torch
 from message_passing_peers import LAYERS, Op, checked_part, gradient, random_graph, workload
 from torch import Tensor
 
-from onp.defend.report.report import hardware, versions
+from onp.defend.report.environment import hardware, versions
 from onp.engine.native import native
 from onp.files import write_atomically
 from onp.search.message_passing.csr import Csr

@@ -14,7 +14,7 @@ from pathlib import Path
 from onp.defend import defend
 from onp.defend.config import DefendConfig
 from onp.defend.demos import DEMOS
-from onp.defend.report.report import hardware, versions
+from onp.defend.report.environment import hardware, versions
 from onp.files import write_atomically
 
 
@@ -28,9 +28,9 @@ def measure(name: str, seed: int, preset: str) -> dict[str, object]:
             row[f"asr_{side}"], row[f"ra_{side}"] = figures.asr.value, figures.ra.value
         if figures.asr_clean is not None:
             row[f"asr_clean_{side}"] = figures.asr_clean.value
-    suspicion = report.evidence["suspicion"]
-    row |= {"der": report.der, "pruned": report.pruned_count, "units": report.units, "suspicion": max(suspicion)}
-    return row | {"seconds": report.budget["wall_seconds"], "evaluations": report.budget["evaluations"]}
+    assert report.detection is not None
+    row |= {"der": report.der, "pruned": report.pruned_count, "units": report.units, "score": max(report.detection.score)}
+    return row | {"seconds": report.budget.wall_seconds, "evaluations": report.budget.evaluations}
 
 
 def table(rows: list[dict[str, object]]) -> str:

@@ -23,7 +23,7 @@ from onp.compare.defences import random_search, taylor
 from onp.data.images import Normalisation, Splits, load_images, split
 from onp.defend.demos import ARCH, NORM, demo
 from onp.defend.presets import PRESETS
-from onp.defend.report.report import hardware, versions
+from onp.defend.report.environment import hardware, versions
 from onp.defend.rounds import recall_of
 from onp.detect.bank import Bank, build_bank, scan
 from onp.engine.evaluator import Evaluator

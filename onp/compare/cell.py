@@ -16,7 +16,7 @@ from onp.compare.victims import VictimFiles
 from onp.data.images import ImageSet, Normalisation, load_images
 from onp.defend import defend
 from onp.defend.config import DefendConfig
-from onp.defend.report.report import hardware, versions
+from onp.defend.report.environment import hardware, versions
 from onp.engine.metrics import defence_effectiveness
 from onp.errors import InputError
 from onp.model.mask import Mask
@@ -133,7 +133,7 @@ def _onp(cell: Cell) -> Treated:
         )
     )
     report = outcome.report
-    return Treated(outcome.victim, report.decision, int(report.budget["evaluations"]), outcome.mask)
+    return Treated(outcome.victim, report.decision, report.budget.evaluations, outcome.mask)
 
 
 def peek(victim: Victim, truth: Truth, pruning: Pruning, untouched: dict[str, float], max_acc_drop: float) -> dict[str, Any]:

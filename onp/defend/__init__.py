@@ -15,34 +15,34 @@ import torch
 from torch import nn
 
 from onp import progress
-from onp.data.images import ImageSet, joined
+from onp.data.images import joined
 from onp.defend.config import DefendConfig
 from onp.defend.estimate import WORTH_SAYING, affordable, estimate
 from onp.defend.inputs import Case, read_case, with_demo
 from onp.defend.monitor import Monitor
 from onp.defend.outputs import prepare, write_outputs
 from onp.defend.presets import PRESETS, Preset
-from onp.defend.report.audit import der, figures, images_of
-from onp.defend.report.diagnostics import Audit, Details, details
+from onp.defend.report.audit import AuditSet, audit_repair, der, measure_figures
+from onp.defend.report.build import Findings, build_report, decide
+from onp.defend.report.diagnostics import Diagnostics, diagnose
 from onp.defend.report.page import render
-from onp.defend.report.report import Report, Tuned
-from onp.defend.report.warnings import further_copies, warning
+from onp.defend.report.report import Report
+from onp.defend.report.sections import Tuned
+from onp.defend.resolve import with_hub
 from onp.defend.rounds import (
     Look,
     Round,
     Rounds,
     bank_config,
-    evidence,
     fit_bank,
     look,
     recall_of,
     repair_classes,
     search_mask,
-    told,
 )
 from onp.detect.bank import Bank
 from onp.errors import InputError, device_error
-from onp.model.hub_config import hub_model, with_hub
+from onp.model.hub_config import hub_model
 from onp.model.mask import Mask
 from onp.model.prune import repair
 from onp.model.shrink import check_shrinking, shrink
@@ -60,7 +60,7 @@ class Outcome:
     """What `defend` returns: the report, for a repair the mask and the repaired (and tuned) victim, else the untouched one."""
 
     report: Report
-    details: Details
+    diagnostics: Diagnostics
     mask: Mask
     victim: Victim
 
@@ -71,7 +71,7 @@ class Outcome:
 
     def html(self) -> str:
         """The page: one self-contained document."""
-        return render(self.report, self.details)
+        return render(self.report, self.diagnostics)
 
     def __str__(self) -> str:
         return self.report.to_text()
@@ -124,9 +124,9 @@ def _defend(config: DefendConfig, preset: Preset, monitor: Monitor) -> Outcome:
     state = None if config.out is None else State(Path(config.out), _facts(config, case))
     with kept_in(state):
         outcome = run(case, config, preset, monitor)
-    monitor.pictures(outcome.details.pictures)
+    monitor.pictures((picture.family, picture.triggered) for picture in outcome.diagnostics.pictures)
     if config.out is not None:
-        write_outputs(Path(config.out), outcome.report, outcome.details, outcome.mask, outcome.victim)
+        write_outputs(Path(config.out), outcome.report, outcome.diagnostics, outcome.mask, outcome.victim)
     if state is not None:
         state.remove()
     return outcome
@@ -168,77 +168,29 @@ def run(case: Case, config: DefendConfig, preset: Preset, monitor: Monitor) -> O
         found = search_mask(victim, splits, bank, None, config.seed, preset, monitor)
         repairs = Rounds((Round(bank.target, found),), (), found.mask)
 
-    decision, reason = _decide(seen, repairs, clean, config.max_acc_drop)
+    decision = decide(repairs)
     mask = repairs.mask if repairs is not None and decision == "repaired" else Mask.of(victim)
     repaired = repair(victim, mask) if decision == "repaired" else victim
-    audits = _audits(case, seen, repairs, config, preset, monitor)
-    fresh = [batch for audit in audits for batch in audit.batches]
-    target = repairs.rounds[0].target if repairs else None
-    images = images_of(splits.holdout, fresh, case.evaluation, case.attack)
-    with monitor.stage("measuring the result", images if repaired is victim else 2 * images) as bar:
-        before = figures(victim, splits.holdout, fresh, target, case.evaluation, case.attack, bar.advance)
-        after = before
-        if repaired is not victim:
-            after = figures(repaired, splits.holdout, fresh, target, case.evaluation, case.attack, bar.advance)
-        shown = details(victim, repaired, mask, splits.holdout, audits, case.evaluation, case.attack, (before, after))
+    held_out = _held_out_banks(case, seen, repairs, config, preset, monitor)
+    data = AuditSet.of(victim, splits, held_out, case.evaluation, case.attack)
+    with monitor.stage("measuring the result", data.images if repaired is victim else 2 * data.images) as bar:
+        audit = audit_repair(victim, repaired, data, bar.advance)
+        diagnostics = diagnose(victim, repaired, mask, audit, [each.found for each in repairs.rounds] if repairs else [])
     tuned = None
     if config.tune is not None and decision == "repaired":
         with monitor.stage("training the repaired network"):
             tuning = TuneConfig(seed=config.seed, passes=TUNING_PASSES, quiet=config.quiet or config.json)
             repaired = tune_pruned(repaired, mask, config.tune, joined(splits.build, splits.score), tuning)
-            trained = figures(repaired, splits.holdout, fresh, target, case.evaluation, case.attack)
-        tuned = Tuned(config.tune, trained, der(before, trained))
+            trained = measure_figures(repaired, data)
+        tuned = Tuned(config.tune, trained, der(audit.before, trained))
     shrunk = None
     if config.shrink and decision == "repaired":
         with monitor.stage("taking pruned channels out"):
             shrunk = shrink(repaired, mask)
     seconds = sum(monitor.seconds.values()) + spent_before()
-    searches = [each.found for each in repairs.rounds] if repairs else []
-    evaluations, scoring = sum(each.evaluations for each in searches), sum(each.seconds for each in searches)
-    report = Report(
-        decision=decision,
-        reason=reason,
-        warning=warning(before, after, case, config.max_acc_drop),
-        target_class=target,
-        target_name=None if target is None else clean.name(target),
-        target_classes=tuple(each.target for each in repairs.rounds) if repairs else (),
-        notes=further_copies(victim.checkpoint, decision)
-        + (() if seen is None else told(seen, repairs, preset.bank.threshold, clean)),
-        model={
-            "path": config.model,
-            "arch": victim.arch,
-            "input_shape": victim.input_shape,
-            "classes": victim.classes,
-            "layers": [{"name": layer.name, "units": layer.units} for layer in victim.layers],
-            "not_prunable": [{"name": name, "reason": why} for name, why in victim.skipped],
-        },
-        data={
-            "path": config.data,
-            "images": len(clean),
-            "build": len(splits.build),
-            "score": len(splits.score),
-            "holdout": len(splits.holdout),
-            "normalisation": str(victim.normalisation),
-            "evaluation": config.eval_data,
-        },
-        evidence=evidence(seen, repairs),
-        before=before,
-        after=after,
-        der=der(before, after),
-        pruned=mask.pruned(),
-        units=victim.units,
-        budget={
-            "evaluations": evaluations,
-            "masks_per_second": evaluations / scoring if scoring else 0.0,
-            "wall_seconds": seconds,
-        },
-        timings=dict(monitor.seconds),
-        config=dataclasses.asdict(config) | {"preset": dataclasses.asdict(preset)},
-        seed=config.seed,
-        tuned=tuned,
-        shrunk=shrunk,
-    )
-    return Outcome(report, shown, mask, repaired)
+    findings = Findings(seen, repairs, decision, mask, audit, seconds, tuned, shrunk)
+    report = build_report(case, config, preset, findings, monitor.seconds)
+    return Outcome(report, diagnostics, mask, repaired)
 
 
 def preset_of(config: DefendConfig) -> Preset:
@@ -250,49 +202,21 @@ def preset_of(config: DefendConfig) -> Preset:
     return preset.with_trigger_given() if config.trigger or config.triggered_data else preset
 
 
-def _audits(
+def _held_out_banks(
     case: Case, seen: Look | None, repairs: Rounds | None, config: DefendConfig, preset: Preset, monitor: Monitor
-) -> list[Audit]:
-    """Triggered holdout images for each class that was to be repaired: of the known trigger, or of freshly fitted ones."""
+) -> list[Bank]:
+    """Triggers for each class that was to be repaired, which no decision saw: the known one, or some that are inverted again."""
     if repairs is None:
         return []
-    audits: list[Audit] = []
+    banks: list[Bank] = []
     for each in repairs.rounds:
         bank: Bank | None = case.known
         if seen is not None:
             now = dataclasses.replace(preset, bank=bank_config(seen, preset))
             stage = "fitting fresh triggers for the audit"
-            known = None if audits else recall_of(case.victim, case.splits, now)
+            known = None if banks else recall_of(case.victim, case.splits, now)
             seed = config.seed + FRESH
             bank = fit_bank(stage, case.victim, seen.scan, each.target, case.splits, seed, now, monitor, known)
         assert bank is not None
-        batches = bank.batches(case.victim, bank.images(case.splits).holdout)
-        if len(repairs.rounds) > 1:
-            to = f" to {case.clean.name(each.target)}"
-            batches = [dataclasses.replace(batch, family=batch.family + to) for batch in batches]
-        audits.append(Audit(bank, batches))
-    return audits
-
-
-def _decide(seen: Look | None, repairs: Rounds | None, clean: ImageSet, max_acc_drop: float) -> tuple[str, str]:
-    """The decision and why; only the surrogates and the clean images decide."""
-    if repairs is None:
-        assert seen is not None
-        loudest = max(seen.scan.suspicion)
-        return "no-backdoor-evidence", (
-            f"No class is reached anomalously cheaply (highest suspicion {loudest:.1f}, class "
-            f"{clean.name(seen.scan.suspect)}); the model was not touched."
-        )
-    *done, last = (clean.name(each.target) for each in repairs.rounds)
-    if not repairs.works:
-        before = f"Class {' and '.join(done)} could be repaired, but class {last} stands out too. " if done else ""
-        return "not-repairable", (
-            f"{before}Triggers for class {last} exist, but no mask within the accuracy budget removes them "
-            f"(surrogate ASR {100 * float(repairs.rounds[-1].found.results[-1].outcome.asr):.0f} % at best); "
-            f"the model was not touched.{repairs.advice(max_acc_drop)}"
-        )
-    pruned = int((~repairs.mask.keep).sum())
-    units = f"{pruned} unit{'s' * (pruned != 1)}"
-    if done:
-        return "repaired", f"Triggers lead to class {', '.join(done)} and to class {last}; {units} carried them."
-    return "repaired", f"A trigger leads to class {last}; {units} carried it."
+        banks.append(bank)
+    return banks

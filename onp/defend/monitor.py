@@ -6,12 +6,13 @@ import dataclasses
 import importlib
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
+
 from onp import progress
-from onp.defend.report.diagnostics import Picture
 from onp.errors import InputError
 from onp.search.agent import Update
 
@@ -81,11 +82,11 @@ class Monitor:
 
         return update
 
-    def pictures(self, pictures: tuple[Picture, ...]) -> None:
-        """Show the triggers in TensorBoard and close it."""
+    def pictures(self, pictures: Iterable[tuple[str, Tensor]]) -> None:
+        """Show triggered images, uint8 `[C, H, W]` with their names, in TensorBoard and close it."""
         if self._board is not None:
-            for picture in pictures:
-                self._board.add_image(f"trigger/{picture.family}", picture.triggered.numpy())
+            for name, image in pictures:
+                self._board.add_image(f"trigger/{name}", image.numpy())
             self._board.close()
 
 

@@ -6,7 +6,7 @@ import contextlib
 import tempfile
 from pathlib import Path
 
-from onp.defend.report.diagnostics import Details
+from onp.defend.report.diagnostics import Diagnostics
 from onp.defend.report.model_card import model_card
 from onp.defend.report.page import render
 from onp.defend.report.report import Report
@@ -49,7 +49,7 @@ def prepare(folder: Path, resume: bool) -> None:
                 path.rmdir()
 
 
-def write_outputs(folder: Path, report: Report, details: Details, mask: Mask, repaired: Victim) -> None:
+def write_outputs(folder: Path, report: Report, diagnostics: Diagnostics, mask: Mask, repaired: Victim) -> None:
     """Write the report (.html, .json, .txt) and, for a repair, mask.json, model_card.md, the checkpoint under its own
     name with the configs that lay beside it, and what `--shrink` made.
 
@@ -57,7 +57,7 @@ def write_outputs(folder: Path, report: Report, details: Details, mask: Mask, re
         InputError: the disk refused.
     """
     try:
-        page = render(report, details)
+        page = render(report, diagnostics)
         folder.mkdir(parents=True, exist_ok=True)
         if report.decision == "repaired":
             mask.save(folder / "mask.json")

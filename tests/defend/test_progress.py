@@ -87,7 +87,7 @@ def test_tensorboard_shows_the_search_and_the_trigger(outcome, tmp_path):
     monitor = Monitor(quiet=True, tensorboard=str(tmp_path))
     with monitor.stage("searching", 100) as bar:
         monitor.steps(bar)(STEP)
-    monitor.pictures(outcome.details.pictures)
+    monitor.pictures((picture.family, picture.triggered) for picture in outcome.diagnostics.pictures)
     events = EventAccumulator(str(tmp_path)).Reload()
     (scalar,) = events.Scalars("search/asr")
     assert (scalar.step, round(scalar.value, 6)) == (16, 0.2)

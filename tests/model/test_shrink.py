@@ -103,7 +103,7 @@ def test_without_the_package_one_sentence_says_what_to_install(monkeypatch):
 
 def test_the_report_and_the_folder_hold_it(outcome, tmp_path, report_schema):
     report = replace(outcome.report, shrunk=shrink(outcome.victim, outcome.mask))
-    write_outputs(tmp_path / "out", report, outcome.details, outcome.mask, outcome.victim)
+    write_outputs(tmp_path / "out", report, outcome.diagnostics, outcome.mask, outcome.victim)
     assert (tmp_path / "out" / "shrunk.pt2").exists()
     document = json.loads((tmp_path / "out" / "report.json").read_text())
     report_schema.validate(document)

@@ -1,4 +1,7 @@
-"""What the page of a run shows beyond its figures: pictures of the triggers, the path, the classes, the images, the graph."""
+"""What the page of a run shows beside its figures: the pruning path, example images, accuracy by class, confidence, the graph.
+
+Everything is measured on the images of the audit; no decision sees it.
+"""
 
 from __future__ import annotations
 
@@ -9,44 +12,35 @@ import torch
 from torch import Tensor
 
 from onp.data.images import ImageSet
-from onp.defend.report.audit import Figures, TrueAttack, TrueImages
-from onp.detect.bank import Bank, TriggerBank
+from onp.defend.report.audit import Audit, AuditSet, HeldOutTriggers, TrueAttack
+from onp.detect.known_trigger import KnownTriggeredImages
 from onp.engine.evaluator import Evaluator
 from onp.engine.metrics import Share
-from onp.engine.scoring import TriggeredBatch
 from onp.model.mask import Mask
 from onp.model.victim import Victim
-from onp.search.neuron_graph import build_graph
+from onp.search.mask_search import SearchResult
 from onp.search.setup import batch_of
 
-STEPS = 32  # most points of the path
-CHANGED = 24  # most changed images that are shown
-DRAWN = 48  # most pruned units in the picture of the graph
+PATH_STEPS = 32  # most points of the pruning path
+CHANGED_IMAGES = 24  # most changed images that are shown
+DRAWN_UNITS = 48  # most pruned units in the drawing of the graph
 NEIGHBOURS = 4  # strongest edges drawn for each of them
-BINS = 10
-
-
-@dataclass(frozen=True, eq=False)
-class Audit:
-    """Triggers that nothing was decided by, for one target class."""
-
-    bank: Bank
-    batches: list[TriggeredBatch]  #: of the bank, on the holdout images
+BINS = 10  # of the confidence histogram
 
 
 @dataclass(frozen=True)
-class Point:
-    """The holdout images after the first `pruned` units of the mask, taken in the order of what each removes alone."""
+class PathPoint:
+    """The holdout images after the first `pruned` units of the mask, in the order of what each removes alone."""
 
     pruned: int
-    last: str  #: the units that this point adds, "layer: 3, 7"; empty for the unpruned network
+    added: str  #: the units that this point adds, "layer: 3, 7"; empty for the unpruned network
     acc: float
     asr: float  #: surrogate, weighted as in the banks
 
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One image without and with a trigger: uint8 `[C, H, W]`, and the classes that the network gives them."""
+    """One image without and with a trigger, uint8 `[C, H, W]`, and the classes that the networks give it."""
 
     family: str
     clean: Tensor | None  #: None where only triggered images were given
@@ -57,8 +51,8 @@ class Picture:
 
 
 @dataclass(frozen=True, eq=False)
-class Changed:
-    """A clean image, uint8 `[C, H, W]`, that the two networks disagree on."""
+class ChangedImage:
+    """A clean image, uint8 `[C, H, W]`, that the two networks give different classes."""
 
     image: Tensor
     label: int
@@ -66,121 +60,149 @@ class Changed:
     after: int
 
 
+@dataclass(frozen=True, eq=False)
+class Changes:
+    """How the repair changed the answers on clean images."""
+
+    images: tuple[ChangedImage, ...]  #: newly wrong ones first, at most `CHANGED_IMAGES`
+    newly_wrong: int
+    newly_right: int
+    still_wrong: int  #: wrong before and after, with different classes
+
+    @property
+    def count(self) -> int:
+        return self.newly_wrong + self.newly_right + self.still_wrong
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Highest probability on clean images, of one network."""
+
+    counts: tuple[int, ...]  #: images in `BINS` equal bins from 0 to 1
+    mean: float
+
+
 @dataclass(frozen=True)
 class Node:
-    """A unit in the picture of the graph."""
+    """A unit in the drawing of the graph."""
 
     layer: int
     unit: int
     pruned: bool
 
 
+@dataclass(frozen=True)
+class GraphDrawing:
+    """The pruned units and the units with the strongest edges to them, in the graph that the policy saw."""
+
+    nodes: tuple[Node, ...]
+    edges: tuple[tuple[int, int, float], ...]  #: positions in `nodes`, edge weight
+
+
 @dataclass(frozen=True, eq=False)
-class Details:
-    """Everything measured for the page; no decision sees it."""
+class Diagnostics:
+    """Everything measured for the page."""
 
     class_names: tuple[str, ...]
-    path: tuple[Point, ...]
+    path: tuple[PathPoint, ...]  #: empty where nothing was pruned
     pictures: tuple[Picture, ...]
     per_class: tuple[tuple[Share, Share], ...]  #: accuracy before and after, by class
-    changed: tuple[Changed, ...]  #: newly wrong ones first, at most `CHANGED`
-    newly_wrong: int
-    newly_right: int
-    otherwise_changed: int  #: wrong before and after, in another way
-    confidence: tuple[tuple[int, ...], tuple[int, ...]]  #: clean images by highest probability, `BINS` bins, before and after
-    mean_confidence: tuple[float, float]
-    nodes: tuple[Node, ...]
-    edges: tuple[tuple[int, int, float], ...]  #: positions in `nodes`, weight in the neuron graph
+    changes: Changes
+    confidence: tuple[Confidence, Confidence]  #: before and after
+    graph: GraphDrawing
 
 
-def details(
-    victim: Victim,
-    repaired: Victim,
-    mask: Mask,
-    holdout: ImageSet,
-    audits: Sequence[Audit],
-    evaluation: ImageSet | None,
-    attack: TrueAttack | TrueImages | None,
-    figures: tuple[Figures, Figures],
-) -> Details:
-    """Compare both networks on the images of the report's ACC; `figures` are those before and after."""
-    measured = holdout if evaluation is None else evaluation
+def diagnose(victim: Victim, repaired: Victim, mask: Mask, audit: Audit, searches: Sequence[SearchResult]) -> Diagnostics:
+    """Compare the network before and after its repair.
+
+    Args:
+        victim: the network as given.
+        repaired: `victim` pruned by `mask`, or `victim` itself.
+        mask: which units were pruned.
+        audit: the figures of both networks and the images behind them.
+        searches: one for each class that was to be repaired, for the graph that its policy saw.
+    """
+    measured = audit.data.measured
+    before, after = (figures.probabilities.argmax(1) for figures in (audit.before, audit.after))
+    return Diagnostics(
+        class_names=measured.class_names,
+        path=_path(victim, mask, audit.data),
+        pictures=(
+            *(
+                picture
+                for triggers in audit.data.triggers
+                for picture in _surrogate_pictures(victim, repaired, audit.data.holdout, triggers)
+            ),
+            *_true_trigger_picture(victim, repaired, audit.data),
+        ),
+        per_class=tuple(_class_accuracy(measured.labels, before, after, k) for k in range(victim.classes)),
+        changes=_changes(measured, before, after),
+        confidence=(_confidence(audit.before.probabilities), _confidence(audit.after.probabilities)),
+        graph=_graph(victim, mask, searches),
+    )
+
+
+def _class_accuracy(labels: Tensor, before: Tensor, after: Tensor, k: int) -> tuple[Share, Share]:
+    members = labels == k
+    total = int(members.sum())
+    return Share(int((before[members] == k).sum()), total), Share(int((after[members] == k).sum()), total)
+
+
+def _changes(measured: ImageSet, before: Tensor, after: Tensor) -> Changes:
     labels = measured.labels
-    old, new = (each.probabilities for each in figures)
-    before, after = old.argmax(1), new.argmax(1)
     differs = (before != after).nonzero()[:, 0]
     wrong = differs[(before == labels)[differs]]
     right = differs[(after == labels)[differs]]
     rest = differs[((before != labels) & (after != labels))[differs]]
-    shown = torch.cat((wrong, rest, right))[:CHANGED].tolist()
-    per_class = []
-    for k in range(victim.classes):
-        members = labels == k
-        total = int(members.sum())
-        per_class.append((Share(int((before[members] == k).sum()), total), Share(int((after[members] == k).sum()), total)))
-    nodes, edges = _drawn(victim, mask)
-    return Details(
-        class_names=measured.class_names,
-        path=_path(victim, mask, holdout, audits),
-        pictures=(
-            *(picture for audit in audits for picture in _surrogates(victim, repaired, holdout, audit)),
-            *_true(victim, repaired, measured, attack),
-        ),
-        per_class=tuple(per_class),
-        changed=tuple(Changed(measured.images[i], int(labels[i]), int(before[i]), int(after[i])) for i in shown),
-        newly_wrong=len(wrong),
-        newly_right=len(right),
-        otherwise_changed=len(rest),
-        confidence=(_histogram(old), _histogram(new)),
-        mean_confidence=(float(old.amax(1).mean()), float(new.amax(1).mean())),
-        nodes=nodes,
-        edges=edges,
-    )
+    shown = torch.cat((wrong, rest, right))[:CHANGED_IMAGES].tolist()
+    images = (ChangedImage(measured.images[i], int(labels[i]), int(before[i]), int(after[i])) for i in shown)
+    return Changes(tuple(images), len(wrong), len(right), len(rest))
 
 
-def _histogram(probabilities: Tensor) -> tuple[int, ...]:
-    bins = (probabilities.amax(1) * BINS).long().clamp_max(BINS - 1)
-    return tuple(torch.bincount(bins, minlength=BINS).tolist())
+def _confidence(probabilities: Tensor) -> Confidence:
+    highest = probabilities.amax(1)
+    bins = (highest * BINS).long().clamp_max(BINS - 1)
+    return Confidence(tuple(torch.bincount(bins, minlength=BINS).tolist()), float(highest.mean()))
 
 
-def _path(victim: Victim, mask: Mask, holdout: ImageSet, audits: Sequence[Audit]) -> tuple[Point, ...]:
+def _path(victim: Victim, mask: Mask, data: AuditSet) -> tuple[PathPoint, ...]:
     units = (~mask.keep).nonzero()[:, 0]
-    if not len(units) or not audits:
+    if not len(units) or not data.triggers:
         return ()
-    evaluator = Evaluator(victim, batch_of(victim, holdout), [batch for audit in audits for batch in audit.batches])
-    # Each class counts alike, and within it each family as in its bank.
-    shares = [weight / len(audits) for audit in audits for weight in audit.bank.weights]
+    evaluator = Evaluator(victim, batch_of(victim, data.holdout), data.batches)
+    # Every target class has the same share, and within it each family that of its bank.
+    shares = [weight / len(data.triggers) for triggers in data.triggers for weight in triggers.bank.weights]
     weights = torch.tensor(shares, dtype=torch.float64)
-    parts = list(units.tensor_split(min(STEPS, len(units))))
+    parts = list(units.tensor_split(min(PATH_STEPS, len(units))))
     alone = torch.ones(len(parts), victim.units, dtype=torch.bool)
     for row, part in zip(alone, parts, strict=True):
         row[part] = False
-    # What a unit removes alone says which come first; the pruned set is the same in the end.
+    # What a unit removes alone only orders the path; its end, the whole mask, is the same in any order.
     order = (evaluator.score(alone).asr_soft @ weights).argsort(stable=True).tolist()
     together = torch.cat((torch.ones(1, victim.units, dtype=torch.bool), alone[order].cumprod(0).bool()))
     scores = evaluator.score(together)
-    names = ["", *(_named(mask, parts[index]) for index in order)]
+    names = ["", *(_unit_names(mask, parts[index]) for index in order)]
     pruned, asr = (~together).sum(1).tolist(), (scores.asr @ weights).tolist()
-    return tuple(Point(*point) for point in zip(pruned, names, scores.acc.tolist(), asr, strict=True))
+    return tuple(PathPoint(*point) for point in zip(pruned, names, scores.acc.tolist(), asr, strict=True))
 
 
-def _named(mask: Mask, units: Tensor) -> str:
+def _unit_names(mask: Mask, units: Tensor) -> str:
     keep = torch.ones_like(mask.keep)
     keep[units] = False
     return "; ".join(f"{layer}: {', '.join(map(str, rows))}" for layer, rows in Mask(keep, mask.layers).pruned().items())
 
 
 @torch.no_grad()
-def _surrogates(victim: Victim, repaired: Victim, holdout: ImageSet, audit: Audit) -> list[Picture]:
-    """For every family the first holdout image that the trigger leads to the target."""
-    # Of images that were given with a trigger there is no clean version.
-    bank = audit.bank
-    others = holdout.subset(holdout.labels != bank.target) if isinstance(bank, TriggerBank) else None
+def _surrogate_pictures(victim: Victim, repaired: Victim, holdout: ImageSet, triggers: HeldOutTriggers) -> list[Picture]:
+    """For every family an image on which the trigger worked, if possible one on which it no longer does."""
+    # Images that were given with a trigger have no clean version.
+    bank = triggers.bank
+    others = None if isinstance(bank, KnownTriggeredImages) else holdout.subset(holdout.labels != bank.target)
     pictures = []
-    for batch in audit.batches:
+    for batch in triggers.batches:
         before, after = victim.model(batch.images).argmax(1).cpu(), repaired.model(batch.images).argmax(1).cpu()
-        led = before == batch.target.cpu()
-        index = int((led & (after != batch.target.cpu())).long().argmax() if led.any() else 0)
+        worked = before == batch.target.cpu()
+        index = int((worked & (after != batch.target.cpu())).long().argmax() if worked.any() else 0)
         pictures.append(
             Picture(
                 family=batch.family,
@@ -195,13 +217,14 @@ def _surrogates(victim: Victim, repaired: Victim, holdout: ImageSet, audit: Audi
 
 
 @torch.no_grad()
-def _true(victim: Victim, repaired: Victim, measured: ImageSet, attack: TrueAttack | TrueImages | None) -> list[Picture]:
+def _true_trigger_picture(victim: Victim, repaired: Victim, data: AuditSet) -> list[Picture]:
+    attack = data.attack
     if not isinstance(attack, TrueAttack):
-        return []  # triggered images come without their clean selves
-    index = int((measured.labels != attack.target).long().argmax())
-    one = measured.subset([index])
+        return []  # triggered images come without their clean versions
+    index = int((data.measured.labels != attack.target).long().argmax())
+    one = data.measured.subset([index])
     triggered = attack.trigger(one.pixels())
-    classes = [int(each.logits(triggered).argmax()) for each in (victim, repaired)]
+    classes = [int(network.logits(triggered).argmax()) for network in (victim, repaired)]
     return [Picture("true trigger", one.images[0], _bytes(triggered[0]), int(one.labels[0]), *classes)]
 
 
@@ -214,20 +237,19 @@ def _bytes(image: Tensor) -> Tensor:
     return (image * 255).round().clamp(0, 255).byte()
 
 
-def _drawn(victim: Victim, mask: Mask) -> tuple[tuple[Node, ...], tuple[tuple[int, int, float], ...]]:
-    """The pruned units and the neighbours each is tied to most, as the policy saw them."""
-    pruned = (~mask.keep).nonzero()[:DRAWN, 0].tolist()
-    if not pruned:
-        return (), ()
-    graph = build_graph(victim)
-    found: dict[tuple[int, int], float] = {}
+def _graph(victim: Victim, mask: Mask, searches: Sequence[SearchResult]) -> GraphDrawing:
+    pruned = (~mask.keep).nonzero()[:DRAWN_UNITS, 0].tolist()
+    edges: dict[tuple[int, int], float] = {}
     for unit in pruned:
+        # The search that pruned the unit: with several target classes each has the graph of the network as repaired before.
+        graph = next(search.graph for search in searches if not search.mask.keep[unit])
         row = slice(int(graph.indptr[unit]), int(graph.indptr[unit + 1]))
         strongest = graph.weight[row].argsort(descending=True)[:NEIGHBOURS]
         for other, weight in zip(graph.indices[row][strongest].tolist(), graph.weight[row][strongest].tolist(), strict=True):
             pair = (min(unit, other), max(unit, other))
-            found[pair] = max(weight, found.get(pair, 0.0))
-    units = sorted({*pruned, *(unit for pair in found for unit in pair)})
-    layer_of, place = graph.layer.tolist(), {unit: index for index, unit in enumerate(units)}
-    nodes = [Node(layer_of[u], u - victim.layers[layer_of[u]].offset, not bool(mask.keep[u])) for u in units]
-    return tuple(nodes), tuple((place[a], place[b], weight) for (a, b), weight in found.items())
+            edges[pair] = max(weight, edges.get(pair, 0.0))
+    units = sorted({*pruned, *(unit for pair in edges for unit in pair)})
+    place = {unit: index for index, unit in enumerate(units)}
+    layer_of = [number for number, layer in enumerate(victim.layers) for _ in range(layer.units)]
+    nodes = [Node(layer_of[unit], unit - victim.layers[layer_of[unit]].offset, not bool(mask.keep[unit])) for unit in units]
+    return GraphDrawing(tuple(nodes), tuple((place[a], place[b], weight) for (a, b), weight in edges.items()))

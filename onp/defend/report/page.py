@@ -1,4 +1,4 @@
-"""The page people open: one HTML file that holds everything it shows, drawn from the report and its details."""
+"""The page people open: one HTML file that holds everything it shows, drawn from the report and its diagnostics."""
 
 from __future__ import annotations
 
@@ -6,27 +6,28 @@ import base64
 import dataclasses
 import io
 from collections import defaultdict
+from dataclasses import dataclass
 from functools import partial
+from pathlib import PurePath
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
-from onp.defend.report.diagnostics import Details
-from onp.defend.report.report import Report, hardware, versions
+from onp.defend.report.diagnostics import NEIGHBOURS, Diagnostics
+from onp.defend.report.environment import hardware, versions
+from onp.defend.report.report import Report
+from onp.defend.report.sentences import HEADLINES, NEXT_STEPS
+from onp.detect.known_trigger import KNOWN
 from onp.engine.metrics import Share
 
 # Pixels of the longer side, so that a page with many images stays small: of triggers, and of images whose class changed.
 PICTURE, THUMBNAIL = 224, 96
-VERDICTS = {
-    "repaired": "This model had a backdoor, and it was repaired.",
-    "no-backdoor-evidence": "No evidence of a backdoor was found.",
-    "not-repairable": "This model shows a backdoor that could not be repaired.",
-}
+CLASSES_SHOWN = 20  # most bars of detection scores; the table below them holds all classes
 
 
-def render(report: Report, details: Details) -> str:
+def render(report: Report, diagnostics: Diagnostics) -> str:
     """The whole page; names and texts of the user are escaped, images are embedded, nothing is loaded from elsewhere."""
     environment = Environment(
         loader=PackageLoader("onp.defend.report"),
@@ -38,18 +39,27 @@ def render(report: Report, details: Details) -> str:
     environment.filters["percent"] = lambda value, digits=1: f"{100 * value:.{digits}f}\u202f%"
     environment.filters |= {"png": png, "thumbnail": partial(png, side=THUMBNAIL)}
     environment.globals["difference"] = difference
-    names = details.class_names
+    names = diagnostics.class_names
     # The network may know classes of which no image was given.
     environment.globals["class_name"] = lambda k: names[k] if 0 <= k < len(names) else f"class {k}" if k >= 0 else "unknown"
+    settings = dataclasses.asdict(report.config)
     return environment.get_template("report.html").render(
         report=report,
-        details=details,
-        verdict=VERDICTS[report.decision],
+        diagnostics=diagnostics,
+        headline=HEADLINES[report.decision],
+        next_steps=NEXT_STEPS[report.decision],
         rows=_rows(report),
-        classes=_classes(report, details),
-        graph=_graph(details),
-        layers=[row | {"pruned": report.pruned.get(row["name"], [])} for row in report.model["layers"]],
-        settings={name: value for name, value in report.config.items() if value is not None and not isinstance(value, dict)},
+        surrogate=_highest_surrogate(report),
+        classes=_classes(report),
+        classes_shown=CLASSES_SHOWN,
+        neighbours=NEIGHBOURS,
+        file_name=PurePath(report.model.path or "").name,
+        graph=_graph(diagnostics),
+        layers=[
+            {"name": layer.name, "units": layer.units, "pruned": report.pruned.get(layer.name, [])}
+            for layer in report.model.layers
+        ],
+        settings={name: value for name, value in settings.items() if value is not None},
         versions=versions() | {name: value for name, value in hardware().items() if value is not None},
     )
 
@@ -70,42 +80,73 @@ def difference(clean: Tensor, triggered: Tensor) -> Tensor:
     return (size * 255 // size.max().clamp_min(1)).byte()
 
 
-def _rows(report: Report) -> list[dict[str, Any]]:
-    """What was measured before and after: name, meaning, which way is good, two shares."""
+@dataclass(frozen=True)
+class Row:
+    """A figure before and after."""
+
+    name: str
+    meaning: str
+    high_is_good: bool
+    before: Share
+    after: Share
+
+
+def _rows(report: Report) -> list[Row]:
     before, after = report.before, report.after
     table: list[tuple[str, str, bool, Share | None, Share | None]] = [
-        ("Accuracy (ACC)", "clean images given their own class", True, before.acc, after.acc)
+        ("Accuracy (ACC)", "clean images that are given their own class", True, before.acc, after.acc)
     ]
     for family, share in before.asr_surrogate.items():
-        text = "images of other classes that this kind of trigger leads to the suspected class"
-        table.append((f"Surrogate ASR, {family}", text, False, share, after.asr_surrogate[family]))
-    text = "clean images of other classes given the suspected class all the same; no repair goes reliably below it"
+        given = family == KNOWN
+        name, origin = (
+            ("ASR, given trigger", "the given trigger") if given else (f"Surrogate ASR, {family}", "triggers of this kind")
+        )
+        text = f"images of other classes that {origin} turn{'s' if given else ''} into the target class"
+        table.append((name, text, False, share, after.asr_surrogate[family]))
+    text = "clean images of other classes that are given the target class anyway: the errors that no repair removes"
     table.append(("ASR without a trigger", text, False, before.asr_clean, after.asr_clean))
-    table.append(("ASR, true trigger", "images led to the attacker's class; measured only", False, before.asr, after.asr))
-    table.append(("RA, true trigger", "triggered images given their own class all the same", True, before.ra, after.ra))
-    keys = ("name", "meaning", "high_is_good", "before", "after")
-    return [dict(zip(keys, row, strict=True)) for row in table if row[3] is not None and row[4] is not None]
+    text = "images of other classes that the attacker's trigger turns into the target class; used for measuring only"
+    table.append(("ASR, true trigger", text, False, before.asr, after.asr))
+    table.append(("RA, true trigger", "the same triggered images that are given their own class", True, before.ra, after.ra))
+    return [Row(name, text, high, old, new) for name, text, high, old, new in table if old is not None and new is not None]
 
 
-def _classes(report: Report, details: Details) -> list[dict[str, Any]]:
-    """Evidence by class, loudest first; empty where the trigger was known."""
-    suspicion = report.evidence.get("suspicion")
-    if not suspicion:
+def _highest_surrogate(report: Report) -> tuple[Share, Share] | None:
+    """The family of surrogate triggers that works best after the repair, before and after."""
+    if not report.after.asr_surrogate:
+        return None
+    family = max(report.after.asr_surrogate, key=lambda name: report.after.asr_surrogate[name].value)
+    return report.before.asr_surrogate[family], report.after.asr_surrogate[family]
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """The detection score of class k, and the anomaly index that each detector gives it."""
+
+    k: int
+    score: float
+    anomaly_index: dict[str, float]
+
+
+def _classes(report: Report) -> list[ClassScore]:
+    """Highest score first; empty where the trigger was known."""
+    if report.detection is None:
         return []
-    witnesses = report.evidence["witnesses"]
+    indices = report.detection.anomaly_index
     rows = [
-        {"k": k, "suspicion": value, "witnesses": {name: values[k] for name, values in witnesses.items()}}
-        for k, value in enumerate(suspicion)
+        ClassScore(k, score, {name: values[k] for name, values in indices.items()})
+        for k, score in enumerate(report.detection.score)
     ]
-    return sorted(rows, key=lambda row: -row["suspicion"])
+    return sorted(rows, key=lambda row: -row.score)
 
 
-def _graph(details: Details) -> dict[str, Any] | None:
-    """Positions for the picture of the graph: a column a layer, units spread over its height."""
-    if not details.nodes:
+def _graph(diagnostics: Diagnostics) -> dict[str, Any] | None:
+    """Positions for the drawing of the graph: a column for each layer, units spread over its height."""
+    drawing = diagnostics.graph
+    if not drawing.nodes:
         return None
     columns: dict[int, list[int]] = defaultdict(list)
-    for index, node in enumerate(details.nodes):
+    for index, node in enumerate(drawing.nodes):
         columns[node.layer].append(index)
     height = 40 + 13 * max(len(column) for column in columns.values())
     at = {}
@@ -113,7 +154,7 @@ def _graph(details: Details) -> dict[str, Any] | None:
         column = columns[layer]
         for row, index in enumerate(column):
             at[index] = (30 + position * 64, 24 + (height - 36) * (row + 0.5) / len(column))
-    nodes = [dataclasses.asdict(node) | {"x": at[i][0], "y": at[i][1]} for i, node in enumerate(details.nodes)]
+    nodes = [dataclasses.asdict(node) | {"x": at[i][0], "y": at[i][1]} for i, node in enumerate(drawing.nodes)]
     heads = [{"x": 30 + position * 64, "layer": layer} for position, layer in enumerate(sorted(columns))]
-    edges = [{"from": at[a], "to": at[b], "weight": weight} for a, b, weight in details.edges]
+    edges = [{"from": at[a], "to": at[b], "weight": weight} for a, b, weight in drawing.edges]
     return {"nodes": nodes, "edges": edges, "columns": heads, "width": 60 + 64 * (len(columns) - 1), "height": height}

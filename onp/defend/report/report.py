@@ -5,55 +5,60 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import platform
 import textwrap
 from dataclasses import dataclass
 from typing import Any
 
-import numpy
-import torch
-
-from onp.defend.report.audit import Figures
+from onp.defend.config import DefendConfig
+from onp.defend.presets import Preset
+from onp.defend.report.audit import Figures, der
+from onp.defend.report.environment import hardware, versions
+from onp.defend.report.sections import BudgetSection, DataSection, Decision, DetectionSection, ModelSection, Tuned
 from onp.engine.metrics import Share
 from onp.model.shrink import Shrunk
 
 SCHEMA_VERSION = 1
+WIDTH = 98  # columns of wrapped text
 
 
-@dataclass(frozen=True)
-class Tuned:
-    """What tuning after the pruning made of it."""
-
-    method: str
-    figures: Figures
-    der: float | None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Report:
-    """Everything `report.json` holds; see `to_json` for the field names."""
+    """Everything `report.json` holds; `docs/report.md` explains every key."""
 
-    decision: str  #: repaired, no-backdoor-evidence or not-repairable
-    reason: str  #: one sentence
-    warning: str | None  #: what the reader must know before the model is used; None where there is nothing
-    target_class: int | None
-    target_name: str | None
-    model: dict[str, Any]
-    data: dict[str, Any]
-    evidence: dict[str, Any]
+    decision: Decision
+    reason: str  #: a few sentences
+    warning: str | None  #: what must be known before the report is acted upon
+    notes: tuple[str, ...]  #: sentences on other classes near or above the threshold, and on further copies of the weights
+    target_classes: tuple[int, ...]  #: all that were to be repaired, the first target first
+    target_name: str | None  #: of the first one
+    model: ModelSection
+    data: DataSection
+    detection: DetectionSection | None  #: None where the trigger was given
     before: Figures
-    after: Figures
-    der: float | None
+    after: Figures  #: what the pruning alone did
     pruned: dict[str, list[int]]  #: layer -> units
     units: int  #: prunable units in all
-    budget: dict[str, float]
+    budget: BudgetSection
     timings: dict[str, float]  #: seconds by stage
-    config: dict[str, Any]
-    seed: int
-    target_classes: tuple[int, ...] = ()  #: all that were to be repaired, `target_class` first
-    notes: tuple[str, ...] = ()  #: sentences on other classes that stood out; empty where none did
-    tuned: Tuned | None = None  #: with --tune; `after` is what the pruning alone did
+    config: DefendConfig
+    preset: Preset
+    tuned: Tuned | None = None  #: with --tune
     shrunk: Shrunk | None = None  #: with --shrink
+
+    @property
+    def target_class(self) -> int | None:
+        """The first class that was to be repaired."""
+        return self.target_classes[0] if self.target_classes else None
+
+    @property
+    def der(self) -> float | None:
+        """Defence effectiveness rating, of the true trigger; None without one."""
+        return der(self.before, self.after)
+
+    @property
+    def pruned_count(self) -> int:
+        """Units pruned."""
+        return sum(len(units) for units in self.pruned.values())
 
     def to_json(self) -> str:
         """The report as JSON, as `templates/report.schema.json` describes it; shares carry their exact 95 % interval."""
@@ -69,16 +74,16 @@ class Report:
             "target_name": self.target_name,
             "target_classes": self.target_classes,
             "notes": self.notes,
-            "model": self.model,
-            "data": self.data,
-            "evidence": self.evidence,
+            "model": dataclasses.asdict(self.model),
+            "data": dataclasses.asdict(self.data),
+            "detection": None if self.detection is None else dataclasses.asdict(self.detection),
             "before": _figures(self.before),
             "after": after,
             "pruned": {"count": self.pruned_count, "units": self.units, "layers": self.pruned},
-            "budget": self.budget,
+            "budget": dataclasses.asdict(self.budget),
             "timings": self.timings,
-            "config": self.config,
-            "seed": self.seed,
+            "config": dataclasses.asdict(self.config) | {"preset": dataclasses.asdict(self.preset)},
+            "seed": self.config.seed,
             "versions": versions(),
             "hardware": hardware(),
         }
@@ -86,84 +91,49 @@ class Report:
             document["tuned"] = _figures(self.tuned.figures) | {"method": self.tuned.method, "der": self.tuned.der}
         if self.shrunk is not None:
             document["shrunk"] = {name: getattr(self.shrunk, name) for name in ("removed", "kept", "parameters")}
-        return json.dumps(_finite(document), indent=2, default=_plain) + "\n"
-
-    @property
-    def pruned_count(self) -> int:
-        return sum(len(units) for units in self.pruned.values())
+        return json.dumps(_finite(document), indent=2, default=str) + "\n"
 
     def to_text(self) -> str:
-        """The report as plain text, at most 100 columns."""
-        sentences = [self.reason, *self.notes, *([f"Warning: {self.warning}"] if self.warning else [])]
+        """The report as plain text; sentences are wrapped at `WIDTH` columns, the table is as wide as its longest name."""
         lines = [f"Decision: {self.decision}"]
-        for sentence in sentences:
-            lines += textwrap.wrap(sentence, 98, initial_indent="  ", subsequent_indent="  ")
+        for sentence in (self.reason, *self.notes, *([f"Warning: {self.warning}"] if self.warning else [])):
+            lines += textwrap.wrap(sentence, WIDTH, initial_indent="  ", subsequent_indent="  ")
         lines.append("")
-        rows = [("", "before", "after"), ("ACC, clean images", percent(self.before.acc), percent(self.after.acc))]
-        for family, share in self.before.asr_surrogate.items():
-            rows.append((f"surrogate ASR, {family}", percent(share), percent(self.after.asr_surrogate[family])))
-        if self.before.asr_clean is not None and self.after.asr_clean is not None:
-            rows.append(("ASR without a trigger", percent(self.before.asr_clean), percent(self.after.asr_clean)))
-        if (
-            self.before.asr is not None
-            and self.before.ra is not None
-            and self.after.asr is not None
-            and self.after.ra is not None
-        ):
-            rows.append(("ASR, true trigger", percent(self.before.asr), percent(self.after.asr)))
-            rows.append(("RA, true trigger", percent(self.before.ra), percent(self.after.ra)))
-        lines += [f"{name:<28}{before:<26}{after}".rstrip() for name, before, after in rows]
-        if self.der is not None:
-            lines.append(f"{'DER':<54}{self.der:.3f}")
+        if self.pruned_count:
+            rows = [(name, percent(before), percent(after)) for name, before, after in shares(self.before, self.after)]
+            lines += _table([("", "before", "after"), *rows, *_der_row(self.der)])
+        else:
+            lines += _table([(name, percent(share)) for name, share, _ in shares(self.before, self.before)])
         if self.tuned is not None:
-            lines += ["", *_tuning(self.tuned)]
-        lines += ["", f"Pruned {self.pruned_count} of {self.units} units"]
-        lines += [f"  {layer}: {', '.join(map(str, units))}" for layer, units in self.pruned.items()]
+            figures = self.tuned.figures
+            lines += ["", f"Tuned with {self.tuned.method} after the pruning, whose own figures are above:"]
+            rows = [(name, "", percent(share)) for name, share, _ in shares(figures, figures) if name != ASR_CLEAN]
+            lines += _table([*rows, *_der_row(self.tuned.der)])
+        if self.pruned_count:
+            lines += ["", f"Pruned {self.pruned_count} of {self.units} units"]
+            lines += [f"  {layer}: {', '.join(map(str, units))}" for layer, units in self.pruned.items()]
         if self.shrunk is not None:
-            lines += textwrap.wrap(self.shrunk.to_text(), 98, subsequent_indent="  ")
-        lines.append(
-            f"{self.budget['evaluations']:.0f} masks evaluated, {self.budget['masks_per_second']:.1f} a second, "
-            f"{self.budget['wall_seconds']:.0f} s in all"
-        )
+            lines += textwrap.wrap(self.shrunk.to_text(), WIDTH, subsequent_indent="  ")
+        lines += ["", f"{self._masks()}{self.budget.wall_seconds:.0f} s in all"]
         return "\n".join(lines) + "\n"
 
-
-def versions() -> dict[str, str]:
-    """The versions a result depends on."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
-
-
-def hardware() -> dict[str, Any]:
-    """The machine a result was measured on."""
-    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else None
-    capability = torch.backends.cpu.get_cpu_capability()
-    return {"machine": platform.machine(), "cpu": capability, "threads": torch.get_num_threads(), "gpu": gpu}
+    def _masks(self) -> str:
+        masks = self.budget.evaluations
+        return f"{masks} masks evaluated, {self.budget.masks_per_second:.1f} a second, " if masks else ""
 
 
-def _figures(figures: Figures) -> dict[str, Any]:
-    out: dict[str, Any] = {"acc": figures.acc.value, "acc_ci": figures.acc.interval, "images": figures.acc.n}
-    out["asr_surrogate"] = {family: _share(share) for family, share in figures.asr_surrogate.items()}
-    for name in ("asr", "ra", "asr_clean"):
-        share = getattr(figures, name)
-        if share is not None:
-            out[name] = share.value
-            out[f"{name}_ci"] = share.interval
-    return out
+ASR_CLEAN = "ASR without a trigger"
 
 
-def _tuning(tuned: Tuned) -> list[str]:
-    figures = tuned.figures
-    rows = [("ACC, clean images", figures.acc)]
-    rows += [(f"surrogate ASR, {family}", share) for family, share in figures.asr_surrogate.items()]
-    rows += [("ASR, true trigger", figures.asr)] if figures.asr is not None else []
-    rows += [("RA, true trigger", figures.ra)] if figures.ra is not None else []
-    lines = [f"Tuned with {tuned.method} after the pruning, whose own figures are above:"]
-    lines += [f"{name:<54}{percent(share)}" for name, share in rows]
-    return lines if tuned.der is None else [*lines, f"{'DER':<54}{tuned.der:.3f}"]
-
-
-def _share(share: Share) -> dict[str, Any]:
-    return {"value": share.value, "ci": share.interval, "images": share.n}
+def shares(before: Figures, after: Figures) -> list[tuple[str, Share, Share]]:
+    """Name, share before and share after of every figure that was measured, in the order of a table."""
+    rows: list[tuple[str, Share | None, Share | None]] = [("ACC, clean images", before.acc, after.acc)]
+    for family, share in before.asr_surrogate.items():
+        rows.append((f"surrogate ASR, {family}", share, after.asr_surrogate[family]))
+    rows.append((ASR_CLEAN, before.asr_clean, after.asr_clean))
+    rows.append(("ASR, true trigger", before.asr, after.asr))
+    rows.append(("RA, true trigger", before.ra, after.ra))
+    return [(name, old, new) for name, old, new in rows if old is not None and new is not None]
 
 
 def percent(share: Share) -> str:
@@ -172,16 +142,33 @@ def percent(share: Share) -> str:
     return f"{100 * share.value:5.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def _der_row(value: float | None) -> list[tuple[str, str, str]]:
+    return [] if value is None else [("DER", "", f"{value:.3f}")]
+
+
+def _table(rows: list[tuple[str, ...]]) -> list[str]:
+    """Lines of columns, each as wide as its longest cell and two spaces more."""
+    widths = [max(len(row[column]) for row in rows) + 2 for column in range(len(rows[0]))]
+    return ["".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def _figures(figures: Figures) -> dict[str, Any]:
+    out: dict[str, Any] = {"acc": figures.acc.value, "acc_ci": figures.acc.interval, "images": figures.acc.n}
+    out["asr_surrogate"] = {
+        family: {"value": share.value, "ci": share.interval, "images": share.n}
+        for family, share in figures.asr_surrogate.items()
+    }
+    for name, share in (("asr", figures.asr), ("ra", figures.ra), ("asr_clean", figures.asr_clean)):
+        if share is not None:
+            out[name] = share.value
+            out[f"{name}_ci"] = share.interval
+    return out
+
+
 def _finite(value: Any) -> Any:
     """null in place of NaN and infinity, which JSON has not: the share of no images, say."""
     if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
+        return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
+        return [_finite(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _plain(value: Any) -> Any:
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return dataclasses.asdict(value)
-    return str(value)

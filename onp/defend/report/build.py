@@ -1,0 +1,146 @@
+"""From what the stages of a run found to its report."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from onp.defend.config import DefendConfig
+from onp.defend.inputs import Case
+from onp.defend.presets import Preset
+from onp.defend.report.audit import Audit
+from onp.defend.report.report import Report
+from onp.defend.report.sections import (
+    BudgetSection,
+    DataSection,
+    Decision,
+    DetectionSection,
+    ModelSection,
+    PrunableLayer,
+    SkippedLayer,
+    SurrogateSection,
+    Tuned,
+)
+from onp.defend.report.sentences import notes, reason
+from onp.defend.report.warnings import further_copies, warning
+from onp.defend.rounds import Rounds
+from onp.detect.bank import TriggerBank
+from onp.detect.targets import Detection
+from onp.model.mask import Mask
+from onp.model.shrink import Shrunk
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What the stages of a run came to."""
+
+    detection: Detection | None  #: None where the trigger was given
+    repairs: Rounds | None  #: None where no class reached the threshold
+    decision: Decision
+    mask: Mask  #: what was pruned
+    audit: Audit
+    wall_seconds: float  #: of all stages, those of a resumed run included
+    tuned: Tuned | None = None
+    shrunk: Shrunk | None = None
+
+
+def decide(repairs: Rounds | None) -> Decision:
+    """The decision; only surrogate triggers (or the given one) and clean images have a say."""
+    if repairs is None:
+        return "no-backdoor-evidence"
+    return "repaired" if repairs.works else "not-repairable"
+
+
+def build_report(case: Case, config: DefendConfig, preset: Preset, findings: Findings, timings: dict[str, float]) -> Report:
+    """Put everything that a reader wants to know into one value.
+
+    Args:
+        case: what the run was given.
+        config: its options.
+        preset: the settings that the options led to.
+        findings: what the run found.
+        timings: seconds by stage.
+    """
+    detection, repairs, audit = findings.detection, findings.repairs, findings.audit
+    targets = tuple(repair.target for repair in repairs.rounds) if repairs else ()
+    return Report(
+        decision=findings.decision,
+        reason=reason(detection, repairs, case.clean, config.max_acc_drop),
+        warning=warning(audit, case.clean, config.max_acc_drop, case.known is not None),
+        notes=further_copies(case.victim.checkpoint, findings.decision) + notes(detection, repairs, case.clean),
+        target_classes=targets,
+        target_name=case.clean.name(targets[0]) if targets else None,
+        model=_model(case, config),
+        data=_data(case, config),
+        detection=_detection(detection, repairs),
+        before=audit.before,
+        after=audit.after,
+        pruned=findings.mask.pruned(),
+        units=case.victim.units,
+        budget=_budget(repairs, findings.wall_seconds),
+        timings=dict(timings),
+        config=config,
+        preset=preset,
+        tuned=findings.tuned,
+        shrunk=findings.shrunk,
+    )
+
+
+def _model(case: Case, config: DefendConfig) -> ModelSection:
+    victim = case.victim
+    return ModelSection(
+        path=config.model,
+        arch=victim.arch,
+        input_shape=victim.input_shape,
+        classes=victim.classes,
+        layers=tuple(PrunableLayer(layer.name, layer.units) for layer in victim.layers),
+        not_prunable=tuple(SkippedLayer(name, why) for name, why in victim.skipped),
+    )
+
+
+def _data(case: Case, config: DefendConfig) -> DataSection:
+    return DataSection(
+        path=config.data,
+        images=len(case.clean),
+        build=len(case.splits.build),
+        score=len(case.splits.score),
+        holdout=len(case.splits.holdout),
+        normalisation=str(case.victim.normalisation),
+        evaluation=config.eval_data,
+    )
+
+
+def _detection(detection: Detection | None, repairs: Rounds | None) -> DetectionSection | None:
+    if detection is None:
+        return None
+    return DetectionSection(
+        score=detection.scores.score,
+        anomaly_index=detection.scores.anomaly_index,
+        threshold=detection.config.threshold,
+        first_pass=None if detection.second is None else detection.first.score,
+        after_repairs=tuple(scores.score for scores in repairs.asked) if repairs else (),
+        surrogates=_surrogates(repairs),
+    )
+
+
+def _surrogates(repairs: Rounds | None) -> tuple[SurrogateSection, ...]:
+    banks = [repair.found.bank for repair in repairs.rounds] if repairs else []
+    return tuple(
+        SurrogateSection(
+            family=surrogate.family,
+            target=surrogate.target,
+            weight=weight,
+            anomaly_index=surrogate.anomaly_index,
+            success=surrogate.success,
+            cost=surrogate.cost,
+            bn_match=surrogate.bn_match,
+        )
+        for bank in banks
+        if isinstance(bank, TriggerBank)
+        for surrogate, weight in zip(bank.surrogates, bank.weights, strict=True)
+    )
+
+
+def _budget(repairs: Rounds | None, wall_seconds: float) -> BudgetSection:
+    searches = [repair.found for repair in repairs.rounds] if repairs else []
+    evaluations, scoring = sum(search.evaluations for search in searches), sum(search.seconds for search in searches)
+    return BudgetSection(evaluations, evaluations / scoring if scoring else 0.0, wall_seconds)

@@ -1,0 +1,96 @@
+"""The parts of a report as values; the name of a field is its key in report.json."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from onp.defend.report.audit import Figures
+
+Decision = Literal["repaired", "no-backdoor-evidence", "not-repairable"]
+
+
+@dataclass(frozen=True)
+class PrunableLayer:
+    """A layer whose units can be pruned."""
+
+    name: str
+    units: int
+
+
+@dataclass(frozen=True)
+class SkippedLayer:
+    """A layer whose units cannot be pruned, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """The network that was given."""
+
+    path: str | None  #: of the checkpoint; None for a live network
+    arch: str | None
+    input_shape: tuple[int, ...]  #: channels, height, width of an image
+    classes: int
+    layers: tuple[PrunableLayer, ...]  #: from input to logits
+    not_prunable: tuple[SkippedLayer, ...]
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """The images that were given."""
+
+    path: str | None  #: of the clean images; None for images in memory
+    images: int  #: clean ones; `build`, `score` and `holdout` count their disjoint parts
+    build: int  #: for inverting triggers
+    score: int  #: for selecting triggers and masks
+    holdout: int  #: for the figures of the report only
+    normalisation: str
+    evaluation: str | None  #: path of the images of --eval-data
+
+
+@dataclass(frozen=True)
+class SurrogateSection:
+    """Inverted triggers of one family that the search had to stop."""
+
+    family: str
+    target: int
+    weight: float  #: share of the family in the surrogate ASR that the search lowers
+    anomaly_index: float  #: of the target class in this family
+    success: float  #: ASR on images that the triggers were not inverted on
+    cost: float  #: of the cheapest trigger, in the unit of the family
+    bn_match: float | None  #: cosine with the BN-statistics residual; None where that says nothing
+
+
+@dataclass(frozen=True)
+class DetectionSection:
+    """Detection scores by class; see `onp.detect.anomaly`."""
+
+    score: tuple[float, ...]  #: per class: sum of the clipped anomaly indices
+    anomaly_index: dict[str, tuple[float, ...]]  #: detector -> per class, in robust standard deviations
+    threshold: float  #: score from which a class counts as a backdoor target
+    first_pass: tuple[float, ...] | None  #: scores of the first pass where a second, longer one replaced them
+    after_repairs: tuple[
+        tuple[float, ...], ...
+    ]  #: scores on the pruned network, one tuple for each repair that left classes open
+    surrogates: tuple[SurrogateSection, ...]
+
+
+@dataclass(frozen=True)
+class BudgetSection:
+    """What the run took."""
+
+    evaluations: int  #: masks scored
+    masks_per_second: float
+    wall_seconds: float  #: of all stages, those of a resumed run included
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned:
+    """The network after `--tune`, which trains it once it is pruned."""
+
+    method: str
+    figures: Figures
+    der: float | None
