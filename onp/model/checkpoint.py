@@ -11,33 +11,19 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from onp.errors import InputError
+from onp.errors import InputError, first_line
 from onp.model import pt2
-from onp.model.capture import first_line
+from onp.model.numpy_values import STAND_INS, settled
 from onp.model.state_dicts import USUAL, Copy, Place, choose, copies, file_and_key, prefixes, some, states, with_tensors
 
 FOREIGN = frozenset({".onnx", ".h5", ".hdf5", ".keras", ".pb", ".tflite", ".mlmodel", ".engine"})  #: others' formats
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _CONVERT = "where you trust the file, load it and re-save only its weights: torch.save(model.state_dict(), 'weights.pt')"
-# Arrays and scalars of numbers and text, which training code keeps beside the weights (BackdoorBench's attack_result.pt does);
-# under the names of numpy 1 and 2. Not arrays of objects.
-_multiarray = np._core.multiarray  # type: ignore[attr-defined]
-_NUMPY: list[Any] = [
-    np.ndarray,
-    np.dtype,
-    *{type(np.dtype(code)) for code in "?bBhHiIlLqQefdSU"},
-    *(
-        (getattr(_multiarray, name), f"numpy.{core}.multiarray.{name}")
-        for name in ("_reconstruct", "scalar")
-        for core in ("core", "_core")
-    ),
-]
 
 
 @dataclass(frozen=True)
@@ -158,8 +144,8 @@ def _read_torch(path: Path, head: bytes, names: list[str], wanted: str) -> Check
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations of old storage types inside torch
-            with torch.serialization.safe_globals(_NUMPY):
-                content = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals(STAND_INS):
+                content = settled(torch.load(path, map_location="cpu", weights_only=True))
     except pickle.UnpicklingError as error:
         # Everything but tensors and plain containers ends here, before any of it is built.
         raise InputError(f"{path} holds pickled Python objects, which can run code when opened; {_CONVERT}.") from error

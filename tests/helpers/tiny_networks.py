@@ -11,7 +11,7 @@ from onp.model.mask import Mask
 from onp.model.prune import repair
 from onp.model.victim import load_victim
 
-ARCH = "tiny_networks:Tiny"
+ARCH = "helpers.tiny_networks:Tiny"
 NORM = Normalisation.parse("half")
 SHAPE = (3, 10, 10)
 
