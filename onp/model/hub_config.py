@@ -5,7 +5,6 @@ It is read as data. Nothing is fetched, and nothing in it names code or other fi
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from dataclasses import dataclass
@@ -13,9 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from onp.data.images import ImageSet, Normalisation
-from onp.defend.config import DefendConfig
 from onp.errors import InputError
-from onp.model.state_dicts import file_and_key
 
 SPEC = "config:"  #: an architecture that a config.json describes is written config:PATH
 CONFIG = "config.json"
@@ -60,34 +57,6 @@ class HubModel:
         return images.relabelled(self.class_names)
 
 
-def with_hub(config: DefendConfig) -> DefendConfig:
-    """Fill in what a `config.json` beside the model says and no option does: --arch, --norm and --image-size.
-
-    A folder given as the model stands for the weights in it.
-    Raises InputError for a folder without one file of weights, and for a config that is needed and cannot be used.
-    """
-    if config.model is None:
-        return config
-    model, key = file_and_key(config.model)
-    path = (model if model.is_dir() else model.parent) / CONFIG
-    if not path.exists():
-        return config
-    if model.is_dir():
-        model = _weights(model)
-    location = f"{model}::{key}" if key else str(model)
-    if config.arch is not None and config.norm is not None:
-        return dataclasses.replace(config, model=location)
-    hub = read_config(path)
-    norm = None if hub.normalisation is None else str(hub.normalisation)
-    return dataclasses.replace(
-        config,
-        model=location,
-        arch=config.arch or f"{SPEC}{path}",
-        norm=config.norm or norm,
-        image_size=config.image_size or hub.size,
-    )
-
-
 def hub_model(spec: str | None) -> HubModel | None:
     """The model of a `config:PATH`; None for every other architecture."""
     return read_config(Path(spec.removeprefix(SPEC))) if spec is not None and spec.startswith(SPEC) else None
@@ -120,7 +89,12 @@ def companions(model: Path) -> list[Path]:
     return [path for name in (CONFIG, PREPROCESSING) if (path := model.parent / name).is_file()]
 
 
-def _weights(folder: Path) -> Path:
+def weights_in(folder: Path) -> Path:
+    """The one file of weights in a folder that timm or transformers wrote.
+
+    Raises:
+        InputError: there is none, or several and none under the usual name.
+    """
     found = [folder / name for name in WEIGHTS if (folder / name).exists()] or sorted(folder.glob("*.safetensors"))
     if not found:
         raise InputError(f"The folder {folder} holds no weights ({' or '.join(WEIGHTS)}); give the file itself.")

@@ -15,8 +15,9 @@ from torch import nn
 
 from onp.data.images import ImageSet, Normalisation
 from onp.defend.config import DefendConfig
+from onp.defend.resolve import with_hub
 from onp.errors import InputError
-from onp.model.hub_config import companions, hub_model, read_config, with_hub
+from onp.model.hub_config import companions, hub_model, read_config
 from onp.model.prune import repair, save_checkpoint
 from onp.model.victim import Victim, load_victim
 
