@@ -6,12 +6,17 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image, ImageStat
 
+from onp.defend.report.audit import AuditSet, audit_repair
+from onp.defend.report.diagnostics import GraphDrawing, diagnose
 from onp.defend.report.page import render
+from onp.defend.report.sentences import HEADLINES, NEXT_STEPS
+from onp.search.neuron_graph import RELATIONS, build_graph
 
 CHROMIUM = shutil.which("chromium")
 browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
@@ -19,7 +24,7 @@ browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 
 @pytest.fixture(scope="module")
 def page(outcome):
-    return render(outcome.report, outcome.details)
+    return render(outcome.report, outcome.diagnostics)
 
 
 def test_it_holds_everything_it_shows(page):
@@ -39,35 +44,50 @@ def test_every_picture_has_words_for_it(page):
         assert 'aria-hidden="true"' in tag or re.search(r'role="img" aria-label="[^"]{20,}"', tag), tag
 
 
-def test_the_warning_and_other_decisions_are_shown(outcome):
-    warned = replace(outcome.report, warning="Costs more than allowed.", evidence=evidence((5.0, 0.1, 0.2, -3.0)))
-    page = render(warned, outcome.details)
-    assert "Costs more than allowed." in page and "has a suspicion of 5.0" in page
-    nothing = replace(outcome.details, path=(), pictures=(), changed=(), nodes=(), edges=())
-    clean = replace(outcome.report, decision="no-backdoor-evidence", target_class=None, target_name=None, pruned={})
-    page = render(clean, nothing)
-    assert "No evidence of a backdoor was found." in page and "Nothing to undo" in page and "onp.apply" not in page
+def test_terms_of_the_figures_are_explained(page):
+    terms = re.findall(r"<dt>([^<]+)</dt><dd>[^<]{30,}", page)
+    assert {"ACC", "ASR", "RA", "DER", "surrogate"} <= set(terms)
 
 
-def evidence(suspicion):
-    return {"suspicion": suspicion, "witnesses": {"patch": suspicion, "warp": suspicion}}
+def test_the_warning_and_other_decisions_are_shown(outcome, detection):
+    scored = replace(detection, score=(5.0, 0.1, 0.2, -3.0), anomaly_index={"patch": (5.0, 0.1, 0.2, -3.0)})
+    page = render(replace(outcome.report, warning="Costs more than allowed.", detection=scored), outcome.diagnostics)
+    assert "Costs more than allowed." in page and "has a detection score of 5.0" in page
+    for step in NEXT_STEPS["repaired"]:
+        assert html.escape(step, quote=False) in page.replace("&#39;", "'")
+    nothing = replace(outcome.diagnostics, path=(), pictures=(), graph=GraphDrawing((), ()))
+    report = replace(outcome.report, decision="no-backdoor-evidence", target_classes=(), target_name=None, pruned={})
+    page = render(report, nothing)
+    assert HEADLINES["no-backdoor-evidence"] in page and "Nothing to undo" in page and "onp.apply" not in page
+    assert "Before and after" not in page
 
 
-def test_the_details_are_what_the_networks_do(outcome, small, backdoored):
-    details, mask, clean = outcome.details, outcome.mask, small.case(backdoored.victim).splits.holdout
-    before, after = (each.logits(clean.pixels()).argmax(1) for each in (backdoored.victim, outcome.victim))
-    assert sum(share.hits for share, _ in details.per_class) == int((before == clean.labels).sum())
-    assert sum(share.hits for _, share in details.per_class) == int((after == clean.labels).sum())
-    total = details.newly_wrong + details.newly_right + details.otherwise_changed
-    assert total == int((before != after).sum()) >= len(details.changed)
-    assert [sum(counts) for counts in details.confidence] == [len(clean)] * 2
-    pruned = int((~mask.keep).sum())
-    assert details.path[0].pruned == 0 and details.path[-1].pruned == pruned == sum(node.pruned for node in details.nodes)
-    assert details.path[-1].acc == pytest.approx(outcome.report.after.acc.value)
-    assert details.path[-1].asr == pytest.approx(outcome.report.after.asr_surrogate["given"].value)
-    (picture,) = details.pictures
+def test_the_diagnostics_are_what_the_networks_do(outcome, small, backdoored):
+    diagnostics, mask, clean = outcome.diagnostics, outcome.mask, small.case(backdoored.victim).splits.holdout
+    before, after = (network.logits(clean.pixels()).argmax(1) for network in (backdoored.victim, outcome.victim))
+    assert sum(share.hits for share, _ in diagnostics.per_class) == int((before == clean.labels).sum())
+    assert sum(share.hits for _, share in diagnostics.per_class) == int((after == clean.labels).sum())
+    assert diagnostics.changes.count == int((before != after).sum()) >= len(diagnostics.changes.images)
+    assert [sum(confidence.counts) for confidence in diagnostics.confidence] == [len(clean)] * 2
+    pruned, path = int((~mask.keep).sum()), diagnostics.path
+    assert path[0].pruned == 0 and path[-1].pruned == pruned == sum(node.pruned for node in diagnostics.graph.nodes)
+    assert path[-1].acc == pytest.approx(outcome.report.after.acc.value)
+    (asr,) = outcome.report.after.asr_surrogate.values()
+    assert path[-1].asr == pytest.approx(asr.value)
+    (picture,) = diagnostics.pictures
     assert torch.equal(picture.triggered, (small.stamp(picture.clean[None] / 255)[0] * 255).round().byte())
     assert picture.before == 0 != picture.label
+
+
+@pytest.mark.parametrize(("relations", "edges"), [(RELATIONS, True), ((), False)])
+def test_the_graph_is_the_one_that_the_policy_saw(relations, edges, outcome, small, backdoored):
+    victim, mask = backdoored.victim, outcome.mask
+    search = SimpleNamespace(mask=mask, graph=build_graph(victim, relations))
+    data = AuditSet(small.case(victim).splits.holdout, (), None, None)
+    drawing = diagnose(victim, outcome.victim, mask, audit_repair(victim, outcome.victim, data), [search]).graph
+    assert bool(drawing.edges) is edges
+    assert sum(node.pruned for node in drawing.nodes) == int((~mask.keep).sum())
+    assert edges or all(node.pruned for node in drawing.nodes)
 
 
 def contrast(one, other):

@@ -1,10 +1,11 @@
-"""What report.json promises to programs."""
+"""What report.json promises to programs, and the layout of the text report."""
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 
+from onp.defend.report import sections
 from onp.engine.metrics import Share
 
 
@@ -14,12 +15,35 @@ def test_the_report_keeps_to_its_schema(outcome, report_schema):
     assert document["after"]["acc_ci"][0] <= document["after"]["acc"] <= document["after"]["acc_ci"][1]
 
 
-def test_the_schema_refuses_what_is_missing_unknown_or_no_share(outcome, report_schema):
-    document = json.loads(outcome.report.to_json())
+def test_detection_keeps_to_the_schema(outcome, report_schema, detection):
+    document = json.loads(replace(outcome.report, detection=detection).to_json())
+    report_schema.validate(document)
+    assert document["detection"]["score"] == [5.0, 0.1, 0.2, None], "no number is null"
+    assert document["detection"]["surrogates"][0]["bn_match"] is None
+
+
+def test_the_schema_refuses_what_is_missing_unknown_or_no_share(outcome, report_schema, detection):
+    document = json.loads(replace(outcome.report, detection=detection).to_json())
     unknown = document | {"verdict": "fine"}
     missing = {key: value for key, value in document.items() if key != "decision"}
     per_cent = document | {"after": document["after"] | {"acc": 91.7}}
-    assert not any(report_schema.is_valid(broken) for broken in (unknown, missing, per_cent))
+    renamed = document | {"detection": document["detection"] | {"suspicion": []}}
+    assert not any(report_schema.is_valid(broken) for broken in (unknown, missing, per_cent, renamed))
+
+
+@pytest.mark.parametrize(
+    ("key", "section"),
+    [
+        ("model", sections.ModelSection),
+        ("data", sections.DataSection),
+        ("detection", sections.DetectionSection),
+        ("budget", sections.BudgetSection),
+    ],
+)
+def test_the_schema_knows_every_field(report_schema, key, section):
+    known = report_schema.schema["properties"][key]
+    names = [field.name for field in fields(section)]
+    assert sorted(known["properties"]) == sorted(known["required"]) == sorted(names)
 
 
 def test_a_share_of_no_images_is_null(outcome, report_schema):
@@ -29,3 +53,24 @@ def test_a_share_of_no_images_is_null(outcome, report_schema):
     document = json.loads(text, parse_constant=pytest.fail)
     report_schema.validate(document)
     assert document["after"]["asr"] is None and document["after"]["asr_ci"] == [0, 1]
+
+
+def test_columns_of_the_text_are_apart_however_long_a_name_is(outcome):
+    name = "perturbation to a class with a long name"
+    surrogate = {name: Share(100, 100)}
+    before, after = (replace(figures, asr_surrogate=surrogate) for figures in (outcome.report.before, outcome.report.after))
+    lines = replace(outcome.report, before=before, after=after).to_text().splitlines()
+    first, second = f"surrogate ASR, {name}", f"surrogate ASR, {name}  100.0 % [96.4, 100.0]"
+    rows = [line for line in lines if "%" in line]
+    assert any(line.startswith(second) for line in rows)
+    for line in rows:
+        assert line[len(first) :].startswith("  ") and line[len(second) :].startswith("  "), line
+
+
+def test_where_nothing_was_pruned_the_text_has_one_column_and_nothing_about_masks(outcome):
+    report = outcome.report
+    budget = replace(report.budget, evaluations=0, masks_per_second=0.0)
+    text = replace(report, decision="no-backdoor-evidence", after=report.before, pruned={}, budget=budget).to_text()
+    assert "before" not in text and "Pruned" not in text and "masks" not in text and "DER" not in text
+    (acc,) = [line for line in text.splitlines() if line.startswith("ACC")]
+    assert acc.count("%") == 1
