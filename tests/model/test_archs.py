@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from onp.data.images import Normalisation
-from onp.engine.evaluator import Batch, Evaluator, TriggeredBatch
+from onp.engine.evaluator import Evaluator
+from onp.engine.scoring import Batch, TriggeredBatch
 from onp.errors import InputError
 from onp.model.archs import NETWORKS, build_network
 from onp.model.mask import Mask

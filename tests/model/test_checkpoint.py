@@ -93,7 +93,8 @@ def test_arrays_of_objects_are_refused(tmp_path):
 
 def test_a_network_with_a_child_called_module(tmp_path):
     torch.save(Wrapper().state_dict(), tmp_path / "plain.pt")
-    assert load(tmp_path / "plain.pt", "helpers.tiny_networks:Wrapper").checkpoint.stored_as["module.0.weight"] == "module.0.weight"
+    victim = load(tmp_path / "plain.pt", "helpers.tiny_networks:Wrapper")
+    assert victim.checkpoint.stored_as["module.0.weight"] == "module.0.weight"
     torch.save({"module." + name: t for name, t in Wrapper().state_dict().items()}, tmp_path / "parallel.pt")
     victim = load(tmp_path / "parallel.pt", "helpers.tiny_networks:Wrapper")
     assert victim.checkpoint.stored_as["module.0.weight"] == "module.module.0.weight"
