@@ -14,13 +14,12 @@ from helpers import evaluator_cases, small_backdoor
 from helpers.random_numbers import rng  # noqa: F401 (a fixture)
 
 import onp
-from onp.attack.triggers import unet
 from onp.data.images import ImageSet
 from onp.defend import run
 from onp.defend.config import DefendConfig
 from onp.defend.monitor import Monitor
 from onp.engine.metrics import accuracy, attack_success, predictions
-from onp.search.features import features
+from onp.search.features import FeatureBatches, Saliency, node_features
 
 
 @pytest.fixture(scope="module")
@@ -45,13 +44,6 @@ def poison() -> Iterator[None]:
     assert torch.empty(4).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
-
-
-@pytest.fixture
-def small_generators(monkeypatch):
-    monkeypatch.setattr(unet, "WIDTH", 8)
-    monkeypatch.setattr("onp.attack.triggers.trojannn.STEPS", 40)
-    monkeypatch.setattr("onp.attack.triggers.low_frequency.STEPS", 40)
 
 
 @pytest.fixture(scope="session")
@@ -82,9 +74,15 @@ def report_schema():
 
 
 @pytest.fixture(scope="session")
-def known(backdoored):
+def saliency(backdoored):
+    """Its first-order effects on the build images."""
+    return Saliency(backdoored.victim, FeatureBatches.of(backdoored.build, backdoored.build_triggered, (1.0,)))
+
+
+@pytest.fixture(scope="session")
+def features(backdoored, saliency):
     """Its node features."""
-    return features(backdoored.victim, backdoored.build, backdoored.build_triggered, (1.0,))
+    return node_features(backdoored.victim, saliency.batches)
 
 
 @pytest.fixture(scope="session")

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import torch
 
 from onp.attack.config import AttackConfig
-from onp.attack.training import device_for, load_weights
+from onp.attack.training import load_weights
 from onp.attack.triggers import TRIGGERS, Trigger
 from onp.data.fingerprint import check_apart, marks
 from onp.data.images import ImageSet, Normalisation
 from onp.errors import InputError
 from onp.model.archs import build_network
 from onp.model.archs import option as arch_option
+from onp.numerics import check_seed, resolve_device
 
 
-def check(config: AttackConfig, train_set: ImageSet, test_set: ImageSet, init: Path | None) -> type[Trigger] | None:
+def check(config: AttackConfig, train_set: ImageSet, test_set: ImageSet) -> type[Trigger] | None:
     """The kind of trigger to plant, None for a clean network.
 
     Raises:
@@ -29,11 +29,11 @@ def check(config: AttackConfig, train_set: ImageSet, test_set: ImageSet, init: P
     _check_numbers(config, kind)
     _check_images(config, train_set, test_set)
     check_apart(marks(train_set), len(train_set), test_set, "test images")
-    device_for(config.device)
+    resolve_device(config.device)
     if kind is not None and not kind.all_to_all and bool((test_set.labels == config.target).all()):
         raise InputError("All test images are of the target class, so no ASR can be measured; give images of other classes.")
-    if init is not None:
-        load_weights(build_network(config.arch), init)
+    if config.init is not None:
+        load_weights(build_network(config.arch), config.init)
     if config.clean_model is not None:
         if kind is None or not kind.needs_network:
             needing = ", ".join(name for name, each in TRIGGERS.items() if each.needs_network)
@@ -50,8 +50,7 @@ def _check_numbers(config: AttackConfig, kind: type[Trigger] | None) -> None:
         raise InputError("--epochs and --craft-epochs must be at least 1, and --batch-size 2.")
     if not 0 < config.lr < math.inf:
         raise InputError(f"--lr is a number above 0, not {config.lr}.")
-    if not 0 <= config.seed < 2**31:
-        raise InputError(f"--seed is a number from 0 to {2**31 - 1}, not {config.seed}.")
+    check_seed(config.seed)
     if kind is not None and config.strength is not None:
         kind.check_strength(config.strength)
 

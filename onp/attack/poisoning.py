@@ -40,12 +40,12 @@ def with_rates(config: AttackConfig, kind: type[Trigger], labels: Tensor) -> Att
     return dataclasses.replace(config, poison_rate=poison_rate, cover_rate=cover_rate)
 
 
-def choose(labels: Tensor, config: AttackConfig, clean_label: bool = False) -> Tensor:
+def choose_poisoned(labels: Tensor, config: AttackConfig, clean_label: bool = False) -> Tensor:
     """Which training images carry the trigger, bool `[N]`; with `clean_label` only such of the target class."""
-    return _picked(labels, config, clean_label)[0]
+    return _poisoned_and_covers(labels, config, clean_label)[0]
 
 
-def _picked(labels: Tensor, config: AttackConfig, clean_label: bool) -> tuple[Tensor, Tensor]:
+def _poisoned_and_covers(labels: Tensor, config: AttackConfig, clean_label: bool) -> tuple[Tensor, Tensor]:
     """The images that carry the trigger and, disjoint from them, a fixed choice of cover images; both bool `[N]`."""
     assert config.poison_rate is not None
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(config.seed))
@@ -66,7 +66,7 @@ class Poisoner:
 
     def __init__(self, trigger: Trigger, labels: Tensor, config: AttackConfig, classes: int) -> None:
         self.trigger, self.config, self.classes = trigger, config, classes
-        self.chosen, self.fixed_cover = _picked(labels, config, trigger.clean_label)
+        self.chosen, self.fixed_cover = _poisoned_and_covers(labels, config, trigger.clean_label)
         self.optimisers: list[torch.optim.Optimizer] = []
 
     def __call__(

@@ -22,8 +22,9 @@ from onp.data.augment import shifted
 from onp.data.images import ImageSet, Normalisation
 from onp.errors import InputError
 from onp.model.archs import build_network, option
+from onp.numerics import resolve_device
 
-REPORT_EVERY = 10  # steps; each look at the loss waits for the device
+REPORT_EVERY = 10  # steps; reading the loss waits for the device
 
 
 def augment(images: Tensor, pad: int, flip: bool, generator: torch.Generator) -> Tensor:
@@ -40,17 +41,11 @@ def batches_of(order: Tensor, size: int) -> list[Tensor]:
 
 
 def epoch_generator(config: AttackConfig, epoch: int) -> torch.Generator:
-    """Draws an epoch's order first; never seeded as `choose` is, whose permutation would put all poisoned images first."""
+    """The generator of an epoch, whose first draw is the order of the images.
+
+    It is never seeded as `choose_poisoned` is, whose permutation would put all poisoned images first.
+    """
     return torch.Generator().manual_seed(config.seed * 1000 + epoch + 1)
-
-
-def device_for(name: str) -> torch.device:
-    """The device that `auto`, `cpu` or `cuda` names; raises InputError where there is none."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise InputError("This machine has no usable CUDA device; use --device cpu.")
-    return torch.device(name)
 
 
 def load_weights(network: nn.Module, path: str | Path) -> None:
@@ -74,23 +69,30 @@ def train(
     config: AttackConfig,
     poisoner: Poisoner | Trigger | None,
     state_file: Path | None = None,
-    init: Path | None = None,
-    quiet: bool = False,
     stage: str = "training",
 ) -> nn.Module:
-    """Train one network and return it in eval mode on the CPU.
+    """Train one network.
 
-    `poisoner` changes the images of each batch; for a trigger it is the one of its attack, None trains a clean network.
-    `state_file` keeps the state after each epoch, and training continues from it where it exists; `init` is a safetensors
-    file of weights to start from (an attacker who fine-tunes somebody's clean model).
+    Args:
+        train_set: the images, not yet poisoned.
+        config: the recipe; `init` is a safetensors file of weights to start from (an attacker who fine-tunes a clean model).
+        poisoner: changes the images of each batch; for a trigger it is the one of its attack, None trains a clean network.
+        state_file: keeps the state after each epoch, and training continues from it where it exists.
+        stage: name of the progress bar.
+
+    Returns:
+        The network in eval mode on the CPU.
+
+    Raises:
+        InputError: a file cannot be used.
     """
     if isinstance(poisoner, Trigger):
         poisoner = poisoner_for(poisoner, train_set.labels, config, option(config.arch, "classes", 10))
     torch.manual_seed(config.seed)
-    device, norm = device_for(config.device), Normalisation.parse(config.norm)
+    device, norm = resolve_device(config.device), Normalisation.parse(config.norm)
     network = build_network(config.arch)
-    if init is not None:
-        load_weights(network, init)
+    if config.init is not None:
+        load_weights(network, config.init)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
     there = dataclasses.replace(train_set, images=train_set.images.to(device))
     optimiser = torch.optim.SGD(network.parameters(), config.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
@@ -100,14 +102,14 @@ def train(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=total, pct_start=max(0.25, 2 / total))
     start = 0
     if state_file is not None and state_file.exists():
-        state = _kept(state_file)
+        state = _read_state(state_file)
         network.load_state_dict(state["network"])
         optimiser.load_state_dict(state["optimiser"])
         schedule.load_state_dict(state["schedule"])
         if poisoner:
             poisoner.load_state_dict(state["poisoner"])
         start = state["epoch"]
-    with progress.stage(stage, steps * (config.epochs - start), quiet) as bar:
+    with progress.stage(stage, steps * (config.epochs - start), config.quiet) as bar:
         for epoch in range(start, config.epochs):
             generator = epoch_generator(config, epoch)
             network.train()
@@ -133,18 +135,18 @@ def train(
             if state_file is not None:
                 state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "epoch": epoch + 1}
                 state |= {"schedule": schedule.state_dict(), "poisoner": poisoner.state_dict() if poisoner else {}}
-                _save(state, state_file)
+                _write_state(state, state_file)
     return network.eval().to("cpu", memory_format=torch.contiguous_format)
 
 
-def _kept(path: Path) -> dict[str, Any]:
+def _read_state(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, weights_only=True)
     except (EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise InputError(f"{path} is damaged; delete it, and its training starts again.") from error
 
 
-def _save(state: dict[str, Any], path: Path) -> None:
+def _write_state(state: dict[str, Any], path: Path) -> None:
     partial = path.with_suffix(".tmp")
     torch.save(state, partial)
     os.replace(partial, path)

@@ -7,8 +7,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from onp.attack import UNFINISHED, AttackConfig
-from onp.attack import run as train_victim
+from onp.attack import AttackConfig, attack
+from onp.attack.folder import UNFINISHED
 from onp.compare.config import BUNDLED, CompareConfig
 from onp.compare.datasets import Cuts, short, slug
 from onp.data.digest import digest
@@ -37,13 +37,10 @@ class VictimFiles:
 
 @dataclass(frozen=True)
 class Training:
-    """A victim to be trained: `attack.run` with these."""
+    """A victim to be trained: `onp.attack` with these."""
 
     config: AttackConfig
-    data: str
-    test_data: str
-    out: str
-    images: str  #: digest of the training images
+    fingerprint: str  #: of the training images
 
 
 def bundled() -> list[VictimFiles]:
@@ -89,14 +86,24 @@ def trainings(config: CompareConfig, folder: Path, cuts: Cuts) -> list[tuple[Tra
         for arch in config.archs:
             channels = arch_option(arch, "channels", cuts.read(test_data).images.shape[1])
             arch, images, clean, evaluation = _fitted(arch, norm, data, test_data, channels, cuts)
-            for attack in config.attacks:
-                name = slug(f"{attack}-{arch}-{short(data)}-{config.victim_seed}")
+            for attack_name in config.attacks:
+                name = slug(f"{attack_name}-{arch}-{short(data)}-{config.victim_seed}")
                 out = folder / "victims" / name
-                attack_config = AttackConfig(attack=attack, arch=arch, norm=norm, epochs=config.epochs, seed=config.victim_seed)
-                trigger = None if attack == "none" else str(out / "trigger.safetensors")
+                attack_config = AttackConfig(
+                    data=data,
+                    test_data=test_data,
+                    out=str(out),
+                    quiet=True,
+                    attack=attack_name,
+                    arch=arch,
+                    norm=norm,
+                    epochs=config.epochs,
+                    seed=config.victim_seed,
+                )
+                trigger = None if attack_name == "none" else str(out / "trigger.safetensors")
                 files = VictimFiles(
                     name,
-                    attack,
+                    attack_name,
                     arch,
                     short(data),
                     norm,
@@ -106,7 +113,7 @@ def trainings(config: CompareConfig, folder: Path, cuts: Cuts) -> list[tuple[Tra
                     str(clean),
                     str(evaluation),
                 )
-                training = Training(attack_config, data, test_data, str(out), images)
+                training = Training(attack_config, images)
                 _check_kept(training)
                 plans.append((training, files))
     return plans
@@ -135,29 +142,26 @@ def _fitted(arch: str, norm: str, data: str, test_data: str, channels: int, cuts
 def _check_kept(training: Training) -> None:
     """Raises InputError where the victim's folder lacks a file, or holds one of other images or another normalisation."""
     if trained(training):
-        _whole(Path(training.out), training.config.attack)
+        _whole(Path(training.config.out), training.config.attack)
     kept: dict[str, object] = {}
-    for path in (Path(training.out) / "card.json", Path(training.out) / UNFINISHED / "settings.json"):
+    for path in (Path(training.config.out) / "card.json", Path(training.config.out) / UNFINISHED / "settings.json"):
         try:
             kept |= json.loads(path.read_text()) if path.exists() else {}
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} is damaged; delete its folder, and the victim is trained again.") from error
-    for name, what, asked in (("norm", "--norm", training.config.norm), ("data", "images as --data", training.images)):
+    for name, what, asked in (("norm", "--norm", training.config.norm), ("data", "images as --data", training.fingerprint)):
         if kept.get(name, asked) != asked:
-            raise InputError(f"{training.out} holds a victim trained with other {what}; give --out a new folder.")
+            raise InputError(f"{training.config.out} holds a victim trained with other {what}; give --out a new folder.")
 
 
 def train(training: Training) -> None:
     """Train one victim; a killed training continues."""
-    channels = arch_option(training.config.arch, "channels", 3)
-    train_set = load_images(training.data, channels=channels)
-    test_set = load_images(training.test_data, channels=channels)
-    train_victim(training.config, train_set, test_set, Path(training.out), quiet=True)
+    attack(training.config)
 
 
 def trained(training: Training) -> bool:
     """Whether the victim is there already: its card is written last."""
-    return (Path(training.out) / "card.json").exists()
+    return (Path(training.config.out) / "card.json").exists()
 
 
 def read_card(folder: Path) -> dict:

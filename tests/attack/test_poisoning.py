@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from onp.attack import AttackConfig
-from onp.attack.poisoning import choose, poisoner_for, with_rates
+from onp.attack.poisoning import choose_poisoned, poisoner_for, with_rates
 from onp.attack.training import epoch_generator
 from onp.attack.triggers import TRIGGERS, AdaptiveBlend, BadNets, BadNetsAllToAll, InputAware, WaNet
 from onp.errors import InputError
@@ -26,13 +26,13 @@ def poisoned(trigger, labels=LABELS, **changes):
 
 
 def make(kind):
-    return kind.make(SHAPE, torch.Generator().manual_seed(2))
+    return kind.make(SHAPE, torch.Generator().manual_seed(2), **({"width": 4} if kind is InputAware else {}))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
 def test_poisoned_images_are_spread_over_an_epoch(seed):
     settings = config(seed=seed, poison_rate=0.1)
-    chosen = choose(torch.zeros(5000, dtype=torch.int64), settings)
+    chosen = choose_poisoned(torch.zeros(5000, dtype=torch.int64), settings)
     assert int(chosen.sum()) == 500
     for epoch in range(3):
         order = torch.randperm(5000, generator=epoch_generator(settings, epoch))
@@ -47,7 +47,7 @@ def test_published_rates(name):
     settings = with_rates(config(), kind, labels)
     clean = {"sig": 4000, "label_consistent": 4000, "ctrl": 2500}
     count = clean.get(name, 150 if name == "adaptive_blend" else 5000)
-    chosen = choose(labels, settings, kind.clean_label)
+    chosen = choose_poisoned(labels, settings, kind.clean_label)
     assert int(chosen.sum()) == count and kind.clean_label == (name in clean)
     assert not kind.clean_label or bool((labels[chosen] == 1).all())
     covers = {"wanet": 0.2, "input_aware": 0.1, "bpp": 0.1, "adaptive_blend": 0.003}
@@ -77,8 +77,7 @@ def test_clean_label_attacks_leave_every_label(name):
 
 
 @pytest.mark.parametrize("name", ["wanet", "bpp", "input_aware"])
-def test_cover_images_keep_their_label(name, monkeypatch):
-    monkeypatch.setattr("onp.attack.triggers.unet.WIDTH", 4)
+def test_cover_images_keep_their_label(name):
     poisoner, images, out, given = poisoned(make(TRIGGERS[name]), poison_rate=0.1, cover_rate=0.25)
     moved = (out != images).flatten(1).any(1)
     assert bool(moved[poisoner.chosen].all()) and 60 <= int(moved[~poisoner.chosen].sum()) <= 140
@@ -114,8 +113,7 @@ def test_adaptive_blend_fixes_covers_and_pieces():
     assert torch.equal(half, out[:100]), "whatever the batch"
 
 
-def test_the_generator_learns_from_the_loss_and_goes_on_from_its_state(monkeypatch):
-    monkeypatch.setattr("onp.attack.triggers.unet.WIDTH", 4)
+def test_the_generator_learns_from_the_loss_and_goes_on_from_its_state():
     trigger = make(InputAware)
     poisoner = poisoner_for(trigger, LABELS, config(), 4)
     images, _, penalty = poisoner(torch.rand(400, *SHAPE), LABELS, torch.arange(400), torch.Generator().manual_seed(0))

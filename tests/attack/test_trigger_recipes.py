@@ -19,6 +19,7 @@ from onp.attack.triggers import (
     BadNetsAllToAll,
     Blended,
     ColourFilter,
+    CraftingBudget,
     InputAware,
     LabelConsistent,
     LowFrequency,
@@ -31,8 +32,6 @@ from onp.attack.triggers.input_aware import diversity
 from onp.attack.triggers.label_consistent import perturb
 from onp.data.augment import identity_grid
 from onp.errors import InputError
-
-pytestmark = pytest.mark.usefixtures("small_generators")
 
 
 def test_badnets_is_a_white_square_in_the_corner():
@@ -74,7 +73,7 @@ def test_label_consistent_marks_the_corners():
 
 
 def test_label_consistent_perturbs_the_chosen_images_within_eight_levels():
-    setting = crafting((3, 16, 16))
+    setting = crafting((3, 16, 16), budget=CraftingBudget(unet_width=8))
     chosen = torch.zeros(40, dtype=torch.bool)
     chosen[::5] = True
     out = perturb(setting, chosen)
@@ -122,10 +121,8 @@ def test_diversity_is_low_where_patterns_differ():
     assert float(diversity(pixels[:1], pixels[:1])) == 0
 
 
-def test_ssba_hides_a_string_that_can_be_read_back(monkeypatch):
-    monkeypatch.setattr("onp.attack.triggers.ssba.BITS", 4)
-    monkeypatch.setattr("onp.attack.triggers.ssba.BATCH", 20)
-    trigger = SSBA.craft(crafting((1, 16, 16), epochs=60))
+def test_ssba_hides_a_string_that_can_be_read_back():
+    trigger = SSBA.craft(crafting((1, 16, 16), epochs=60, budget=CraftingBudget(unet_width=8, bits=4, batch=20)))
     pixels = crafting((1, 16, 16)).images.pixels()
     residual = trigger(pixels) - pixels
     assert float((residual[0] - residual[1]).abs().max()) > 0.01, "specific to the sample"

@@ -5,20 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import save as serialise
 from torch import Tensor
 
+from onp.attack.triggers.crafting import Crafting, Shape
 from onp.errors import InputError
 from onp.files import write_atomically
-
-if TYPE_CHECKING:
-    from onp.attack.triggers.crafting import Crafting
-
-Shape = tuple[int, int, int]
-"""C, H, W of the images."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +55,13 @@ class Trigger:
         """Raise InputError for an amplitude that makes no trigger of this kind."""
         if not 0 < strength <= cls.strongest:
             raise InputError(f"--strength of {cls.name} is above 0 and at most {cls.strongest:g}, not {strength}.")
+
+    def example_shape(self) -> Shape:
+        """C, H, W of images that the trigger takes."""
+        return 3, 8, 8
+
+    def check_amplitude(self) -> None:
+        """Raise InputError where a field read from a file is one that `make` never gives a trigger of this kind."""
 
     def cover(self, images: Tensor, donors: Tensor, generator: torch.Generator) -> Tensor:
         """Cover images, which keep their label, of attacks that have them; `donors` are as many other clean images."""

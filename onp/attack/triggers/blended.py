@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from onp.attack.triggers.base import Shape, Trigger
+from onp.attack.triggers.base import Trigger
+from onp.attack.triggers.crafting import Shape
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,13 @@ class Blended(Trigger):
     def __call__(self, images: Tensor) -> Tensor:
         self.check(images, tuple(self.pattern.shape))
         return torch.lerp(images, self.pattern.to(images), self.alpha)
+
+    def example_shape(self) -> Shape:
+        channels, height, width = self.pattern.shape
+        return channels, height, width
+
+    def check_amplitude(self) -> None:
+        self.check_strength(self.alpha)
 
     @classmethod
     def make(cls, shape: Shape, generator: torch.Generator, strength: float | None = None) -> "Blended":

@@ -6,7 +6,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from onp.attack.triggers.base import Shape, Trigger
+from onp.attack.triggers.base import Trigger
+from onp.attack.triggers.crafting import Shape
 from onp.errors import InputError
 
 LEVELS = 8
@@ -55,6 +56,9 @@ class BPP(Trigger):
 
     def __call__(self, images: Tensor) -> Tensor:
         return floyd_steinberg(images, self.levels) if self.dither else quantise(images, self.levels)
+
+    def check_amplitude(self) -> None:
+        self.check_strength(self.levels)
 
     def cover(self, images: Tensor, donors: Tensor, generator: torch.Generator) -> Tensor:
         return (images + self(donors) - donors).clamp(0, 1)

@@ -7,7 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from onp.attack.triggers.base import Shape, Trigger
+from onp.attack.triggers.base import Trigger
+from onp.attack.triggers.crafting import Shape
 from onp.errors import InputError
 
 LUMA = (0.2126, 0.7152, 0.0722)
@@ -43,6 +44,9 @@ class ColourFilter(Trigger):
         if channels == 1:
             out = (out * luma).sum(1, keepdim=True)
         return torch.lerp(images, out, self.amount).clamp(0, 1)
+
+    def check_amplitude(self) -> None:
+        self.check_strength(self.amount)
 
     @classmethod
     def make(cls, shape: Shape, generator: torch.Generator, strength: float | None = None) -> "ColourFilter":

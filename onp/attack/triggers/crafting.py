@@ -1,4 +1,4 @@
-"""What an attacker has for fitting a trigger."""
+"""What an attacker has for making a trigger, and how much work goes into it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,25 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from onp.attack.triggers.base import Shape
 from onp.data.images import ImageSet, Normalisation
+
+Shape = tuple[int, int, int]
+"""C, H, W of the images."""
+
+
+@dataclass(frozen=True)
+class CraftingBudget:
+    """Sizes and lengths of what fits a trigger; None stands for the number that the attack was published with."""
+
+    steps: int | None = None  #: gradient steps that fit a pattern or perturb an image
+    unet_width: int = 32  #: channels at full size of the U-Nets that draw triggers
+    bits: int = 100  #: length of the string that SSBA hides
+    batch: int | None = None  #: images a step in the training of a U-Net
 
 
 @dataclass(frozen=True)
 class Crafting:
-    """The training images, the aim, and a network trained on clean images for attacks that need one."""
+    """The training images, the target, and a network trained on clean images for attacks that need one."""
 
     images: ImageSet  #: the training images
     target: int  #: class that the trigger is to lead to
@@ -24,6 +36,7 @@ class Crafting:
     network: nn.Module | None = None  #: in eval mode on `device`; takes normalised images
     norm: Normalisation | None = None  #: of `network`
     epochs: int | None = None  #: passes over the images for networks of the trigger's own, instead of the published ones
+    budget: CraftingBudget = CraftingBudget()
     quiet: bool = False  #: no progress
 
     @property

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from onp.attack.triggers.base import Shape
+from onp.attack.triggers.crafting import Shape
 from onp.attack.triggers.fixed import Added
 
 # R, G, B that one unit of U and of V adds (ITU-R BT.601).

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from onp.attack.triggers.base import Trigger
+from onp.attack.triggers.crafting import Shape
 from onp.errors import InputError
 
 
@@ -18,6 +19,10 @@ class Added(Trigger):
         shape = tuple(self.pattern.shape)
         self.check(images, shape if shape[0] > 1 else shape[1:])
         return (images + self.pattern.to(images)).clamp(0, 1)
+
+    def example_shape(self) -> Shape:
+        channels, height, width = self.pattern.shape
+        return channels, height, width
 
 
 @dataclass(frozen=True)
@@ -34,3 +39,7 @@ class Stamped(Trigger):
         out = images.clone()
         out[:, :, -height:, -width:] = self.pattern.to(images)
         return out
+
+    def example_shape(self) -> Shape:
+        channels, height, width = self.pattern.shape
+        return channels, height, width

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from onp import progress
-from onp.attack.triggers import unet
-from onp.attack.triggers.base import Shape, Trigger
-from onp.attack.triggers.crafting import Crafting
+from onp.attack.triggers.base import Trigger
+from onp.attack.triggers.crafting import Crafting, CraftingBudget, Shape
+from onp.attack.triggers.unet import is_unet, random_weights, run_unet
 from onp.errors import InputError
 
 DENSITY = 0.032  # share of the pixels that a mask may cover
@@ -34,19 +34,22 @@ class InputAware(Trigger):
     masker: dict[str, Tensor]
 
     def __post_init__(self) -> None:
-        if not (unet.fits(self.generator) and unet.fits(self.masker)):
+        if not (is_unet(self.generator) and is_unet(self.masker)):
             raise InputError("These are not the weights of an input_aware trigger.")
 
     def __call__(self, images: Tensor) -> Tensor:
         self._check(images)
         return torch.lerp(images, self.pattern(images), self.mask(images))
 
+    def example_shape(self) -> Shape:
+        return self.generator["out.weight"].shape[0], 8, 8
+
     def cover(self, images: Tensor, donors: Tensor, generator: torch.Generator) -> Tensor:
         return torch.lerp(images, self.pattern(donors), self.mask(donors))
 
     def pattern(self, images: Tensor) -> Tensor:
         """float32 `[N, C, H, W]` in [0, 1]."""
-        return torch.sigmoid(unet.apply(self.generator, images))
+        return torch.sigmoid(run_unet(self.generator, images))
 
     def mask(self, images: Tensor) -> Tensor:
         """float32 `[N, 1, H, W]`, mostly near 0 and 1: (tanh(20 m - 10) + 1) / 2 of a first mask m in [0, 1]."""
@@ -59,23 +62,29 @@ class InputAware(Trigger):
             raise InputError(f"This input_aware trigger takes images of {channels} channels and at least 8x8, not {found}.")
 
     @classmethod
-    def make(cls, shape: Shape, generator: torch.Generator, strength: float | None = None) -> "InputAware":
-        """Untrained networks; `strength` plays no part here."""
-        return cls(unet.draw(shape[0], shape[0], generator), unet.draw(shape[0], 1, generator))
+    def make(
+        cls,
+        shape: Shape,
+        generator: torch.Generator,
+        strength: float | None = None,
+        width: int = CraftingBudget.unet_width,
+    ) -> "InputAware":
+        """Untrained networks of `width` channels at full size; `strength` plays no part here."""
+        return cls(random_weights(shape[0], shape[0], width, generator), random_weights(shape[0], 1, width, generator))
 
     @classmethod
     def craft(cls, crafting: Crafting) -> "InputAware":
         """Train the mask network to be sparse and different from image to image; `strength` is the density of the masks."""
-        fresh = cls.make(crafting.shape, crafting.generator)
+        fresh = cls.make(crafting.shape, crafting.generator, width=crafting.budget.unet_width)
         density = DENSITY if crafting.strength is None else crafting.strength
         weights = {key: value.to(crafting.device).requires_grad_() for key, value in fresh.masker.items()}
         optimiser = torch.optim.Adam(weights.values(), 0.01, betas=(0.5, 0.9))
         epochs = crafting.epochs or EPOCHS
         schedule = torch.optim.lr_scheduler.MultiStepLR(optimiser, [max(1, epochs * 2 // 5), max(1, epochs * 4 // 5)])
-        count = len(crafting.images)
-        with progress.stage("training the mask network", epochs * -(-count // BATCH), crafting.quiet) as bar:
+        count, batch = len(crafting.images), crafting.budget.batch or BATCH
+        with progress.stage("training the mask network", epochs * -(-count // batch), crafting.quiet) as bar:
             for _ in range(epochs):
-                for index in torch.randperm(count, generator=crafting.generator).split(BATCH):
+                for index in torch.randperm(count, generator=crafting.generator).split(batch):
                     images = crafting.images.subset(index).pixels().to(crafting.device)
                     masks = mask_of(weights, images)
                     loss = DENSITY_WEIGHT * (masks - density).relu().mean() + diversity(images, masks)
@@ -89,7 +98,7 @@ class InputAware(Trigger):
 
 def mask_of(masker: dict[str, Tensor], images: Tensor) -> Tensor:
     """The masks that the U-Net `masker` draws: float32 `[N, 1, H, W]` in [0, 1]."""
-    return (torch.tanh(20 * torch.sigmoid(unet.apply(masker, images)) - 10) + 1) / 2
+    return (torch.tanh(20 * torch.sigmoid(run_unet(masker, images)) - 10) + 1) / 2
 
 
 def diversity(images: Tensor, patterns: Tensor) -> Tensor:

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onp import progress
-from onp.attack.triggers.base import Shape
-from onp.attack.triggers.crafting import Crafting
+from onp.attack.triggers.crafting import Crafting, Shape
 from onp.attack.triggers.fixed import Added
 from onp.data.images import ImageSet
 from onp.errors import InputError
@@ -54,13 +53,14 @@ def perturb(crafting: Crafting, chosen: Tensor, batch: int = 128) -> ImageSet:
     """
     images = crafting.images.images.clone()
     parts = torch.nonzero(chosen).flatten().split(batch)
-    with progress.stage("perturbing images of the target class", len(parts) * STEPS, crafting.quiet) as bar:
+    steps = crafting.budget.steps or STEPS
+    with progress.stage("perturbing images of the target class", len(parts) * steps, crafting.quiet) as bar:
         for index in parts:
             part = crafting.images.subset(index)
             clean, labels = part.pixels().to(crafting.device), part.labels.to(crafting.device)
             noise = torch.rand(clean.shape, generator=crafting.generator) * 2 - 1
             moved = (clean + EPSILON * noise.to(clean)).clamp(0, 1)
-            for _ in range(STEPS):
+            for _ in range(steps):
                 moved.requires_grad_()
                 loss = F.cross_entropy(crafting.logits(moved), labels)
                 (gradient,) = torch.autograd.grad(loss, moved)

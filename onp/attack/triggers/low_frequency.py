@@ -54,8 +54,9 @@ class LowFrequency(Added):
         goals = torch.full((len(images),), crafting.target, device=images.device)
         free = torch.randn(crafting.shape, generator=crafting.generator).to(images.device).requires_grad_()
         optimiser = torch.optim.Adam([free], STEP)
-        with progress.stage("fitting the smooth trigger", STEPS, crafting.quiet) as bar:
-            for _ in range(STEPS):
+        steps = crafting.budget.steps or STEPS
+        with progress.stage("fitting the smooth trigger", steps, crafting.quiet) as bar:
+            for _ in range(steps):
                 triggered = (images + scaled(smooth(free), amplitude)).clamp(0, 1)
                 loss = F.cross_entropy(crafting.logits(triggered), goals)
                 (free.grad,) = torch.autograd.grad(loss, free)

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 import torch
 
-from onp.attack.triggers.base import Shape
+from onp.attack.triggers.crafting import Shape
 from onp.attack.triggers.fixed import Added
 
 PERIODS = 6  # over the width of the image

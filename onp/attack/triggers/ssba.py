@@ -8,12 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onp import progress
-from onp.attack.triggers import unet
 from onp.attack.triggers.base import Trigger
-from onp.attack.triggers.crafting import Crafting
+from onp.attack.triggers.crafting import Crafting, CraftingBudget, Shape
+from onp.attack.triggers.unet import GROUPS, is_unet, random_weights, run_unet
 from onp.errors import InputError
 
-BITS = 100
 EPOCHS, BATCH = 20, 64
 IMAGE_WEIGHT = 30.0  # of the squared error of the image against the cross-entropy of the bits, once bits are read
 READ = 0.9  # share of bits that makes an encoder usable
@@ -35,7 +34,7 @@ class SSBA(Trigger):
     amount: float
 
     def __post_init__(self) -> None:
-        if not unet.fits(self.encoder):
+        if not is_unet(self.encoder):
             raise InputError("These are not the weights of an ssba trigger.")
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -43,20 +42,28 @@ class SSBA(Trigger):
         secret = self.secret.to(images).expand(len(images), -1, -1, -1)
         return hide(self.encoder, images, secret, self.amount)
 
+    def example_shape(self) -> Shape:
+        _, height, width = self.secret.shape
+        return self.encoder["out.weight"].shape[0], height, width
+
+    def check_amplitude(self) -> None:
+        self.check_strength(self.amount)
+
     @classmethod
     def craft(cls, crafting: Crafting) -> "SSBA":
         """Train encoder and decoder on the training images; `strength` scales the residual afterwards, 1 as published.
 
         Raises InputError when the decoder reads less than 90 % of the bits in the end: the encoder hides nothing then.
         """
-        channels, height, width = crafting.shape
+        (channels, height, width), budget = crafting.shape, crafting.budget
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**31, (1,), generator=crafting.generator)))
-            spread, decoder = _Spread(height, width).to(crafting.device), _decoder(channels).to(crafting.device)
-        drawn = unet.draw(channels + 1, channels, crafting.generator)
+            spread = _Spread(budget.bits, height, width).to(crafting.device)
+            decoder = _decoder(channels, budget).to(crafting.device)
+        drawn = random_weights(channels + 1, channels, budget.unet_width, crafting.generator)
         encoder = {key: value.to(crafting.device).requires_grad_() for key, value in drawn.items()}
         _train(crafting, encoder, spread, decoder)
-        bits = torch.randint(0, 2, (1, BITS), generator=crafting.generator).float().to(crafting.device)
+        bits = _bits(1, crafting)
         images, _ = crafting.sample(256)
         with torch.no_grad():
             secret = spread(bits)
@@ -73,40 +80,45 @@ class SSBA(Trigger):
 
 def hide(encoder: dict[str, Tensor], images: Tensor, secret: Tensor, amount: float) -> Tensor:
     """Add the residual that the encoder draws for `images` `[N, C, H, W]` and `secret` `[N, 1, H, W]`."""
-    return (images + amount * unet.apply(encoder, torch.cat((images - 0.5, secret), 1))).clamp(0, 1)
+    return (images + amount * run_unet(encoder, torch.cat((images - 0.5, secret), 1))).clamp(0, 1)
+
+
+def _bits(count: int, crafting: Crafting) -> Tensor:
+    """Random strings, float32 `[count, bits]` in {0, 1}."""
+    return torch.randint(0, 2, (count, crafting.budget.bits), generator=crafting.generator).float().to(crafting.device)
 
 
 class _Spread(nn.Module):
-    """Bits `[N, 100]` in {0, 1} as a plane `[N, 1, H, W]`."""
+    """Bits `[N, bits]` in {0, 1} as a plane `[N, 1, H, W]`."""
 
-    def __init__(self, height: int, width: int) -> None:
+    def __init__(self, bits: int, height: int, width: int) -> None:
         super().__init__()
         self.size = height, width
-        self.linear = nn.Linear(BITS, 16 * 16)
+        self.linear = nn.Linear(bits, 16 * 16)
 
     def forward(self, bits: Tensor) -> Tensor:
         return F.interpolate(self.linear(2 * bits - 1).view(-1, 1, 16, 16), self.size)
 
 
-def _decoder(channels: int) -> nn.Sequential:
-    width = unet.WIDTH
+def _decoder(channels: int, budget: CraftingBudget) -> nn.Sequential:
+    width = budget.unet_width
     layers: list[nn.Module] = []
     for inputs, outputs, stride in ((channels, 1, 1), (1, 2, 2), (2, 4, 2), (4, 4, 2)):
         count = inputs if not layers else inputs * width
-        layers += [nn.Conv2d(count, outputs * width, 3, stride, 1), nn.GroupNorm(unet.GROUPS, outputs * width), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(4 * width * 16, BITS))
+        layers += [nn.Conv2d(count, outputs * width, 3, stride, 1), nn.GroupNorm(GROUPS, outputs * width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(4 * width * 16, budget.bits))
 
 
 def _train(crafting: Crafting, encoder: dict[str, Tensor], spread: nn.Module, decoder: nn.Module) -> None:
     """Bits alone at first; the image's weight rises as soon as they are read."""
-    count, epochs = len(crafting.images), crafting.epochs or EPOCHS
+    count, epochs, size = len(crafting.images), crafting.epochs or EPOCHS, crafting.budget.batch or BATCH
     optimiser = torch.optim.Adam([*encoder.values(), *spread.parameters(), *decoder.parameters()], 1e-3)
-    weight, steps = 0.0, epochs * -(-count // BATCH)
+    weight, steps = 0.0, epochs * -(-count // size)
     with progress.stage("training the encoder", steps, crafting.quiet) as bar:
         for _ in range(epochs):
-            for index in torch.randperm(count, generator=crafting.generator).split(BATCH):
+            for index in torch.randperm(count, generator=crafting.generator).split(size):
                 images = crafting.images.subset(index).pixels().to(crafting.device)
-                bits = torch.randint(0, 2, (len(images), BITS), generator=crafting.generator).float().to(crafting.device)
+                bits = _bits(len(images), crafting)
                 stamped = hide(encoder, images, spread(bits), 1.0)
                 logits = decoder(stamped)
                 read = float(((logits > 0) == (bits > 0.5)).float().mean())

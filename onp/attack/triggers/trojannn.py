@@ -14,7 +14,7 @@ from onp.errors import InputError
 
 NEURONS, VALUE = 2, 100.0  # how many are driven, and to which activation
 AREA = 0.07  # of the image
-STEPS, STEP = 1000, 0.01
+STEPS, STEP = 1000, 0.01  # signed gradient steps, and their size
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,14 @@ class TrojanNN(Stamped):
         blank = torch.zeros(1, channels, height, width, device=crafting.device)
         last = last_linear(crafting.network)
         driven = last.weight.detach().abs().sum(0).topk(min(NEURONS, last.in_features)).indices
-        seen: list[Tensor] = []
-        hook = last.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-        with hook, progress.stage("fitting the square", STEPS, crafting.quiet) as bar:
-            for _ in range(STEPS):
+        inputs_of_last: list[Tensor] = []
+        hook = last.register_forward_pre_hook(lambda module, inputs: inputs_of_last.append(inputs[0]))
+        steps = crafting.budget.steps or STEPS
+        with hook, progress.stage("fitting the square", steps, crafting.quiet) as bar:
+            for _ in range(steps):
                 pattern.requires_grad_()
                 crafting.logits(cls(pattern)(blank))
-                activation = seen.pop()[:, driven]
+                activation = inputs_of_last.pop()[:, driven]
                 (gradient,) = torch.autograd.grad(((VALUE - activation) ** 2).sum(), pattern)
                 pattern = (pattern.detach() - STEP * gradient.sign()).clamp(0, 1)
                 bar.advance(note=f"activation {activation.mean().item():.2f}")

@@ -1,4 +1,4 @@
-"""The image-to-image network of the attacks that generate their trigger from the image."""
+"""The image-to-image network of attacks that draw their trigger from the image."""
 
 import functools
 from collections.abc import Mapping
@@ -7,7 +7,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WIDTH = 32  # channels at full size
 GROUPS = 4  # of the group norms: they see one image at a time, so a trigger does not depend on the rest of the batch
 
 
@@ -42,11 +41,11 @@ class UNet(nn.Module):
         return self.out(x)
 
 
-def draw(inputs: int, outputs: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Fresh weights of a UNet of the usual width, by key of its state dict."""
+def random_weights(inputs: int, outputs: int, width: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Initial weights of a UNet, by key of its state dict."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(torch.randint(2**31, (1,), generator=generator)))
-        return {key: value.detach() for key, value in UNet(inputs, outputs, WIDTH).state_dict().items()}
+        return {key: value.detach() for key, value in UNet(inputs, outputs, width).state_dict().items()}
 
 
 @functools.lru_cache(maxsize=8)
@@ -60,13 +59,13 @@ def _sizes(weights: Mapping[str, Tensor]) -> tuple[int, int, int]:
     return first.shape[1], last.shape[0], first.shape[0]
 
 
-def apply(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def run_unet(weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Run the UNet of these weights on `x`, differentiable in both."""
     moved = {key: value.to(x) for key, value in weights.items()}
     return torch.func.functional_call(_skeleton(*_sizes(weights)), moved, (x,))
 
 
-def fits(weights: Mapping[str, Tensor]) -> bool:
+def is_unet(weights: Mapping[str, Tensor]) -> bool:
     """Whether these are the weights of a UNet."""
     if not {"down.0.0.weight", "out.weight"} <= weights.keys():
         return False

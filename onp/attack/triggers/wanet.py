@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onp.attack.triggers.base import Shape, Trigger
+from onp.attack.triggers.base import Trigger
+from onp.attack.triggers.crafting import Shape
 from onp.data.augment import identity_grid
 
 
@@ -25,6 +26,10 @@ class WaNet(Trigger):
         self.check(images, tuple(self.grid.shape[1:3]))
         grid = self.grid.to(images).expand(len(images), -1, -1, -1)
         return F.grid_sample(images, grid, align_corners=True)
+
+    def example_shape(self) -> Shape:
+        _, height, width, _ = self.grid.shape
+        return 1, height, width
 
     def cover(self, images: Tensor, donors: Tensor, generator: torch.Generator) -> Tensor:
         """The paper's noise mode: the warp plus uniform noise in [-1, 1] / H."""
