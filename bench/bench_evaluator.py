@@ -12,7 +12,7 @@ from cases import case, full_masks, late_masks
 from evaluator import agree
 from evaluator_baselines import Compiled, Folded, Hooks, Ours
 
-from onp.engine.plan import build_plan
+from onp.engine.plan import plan_of
 
 CASE = os.environ.get("ONP_BENCH_CASE", "small")
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -44,7 +44,7 @@ def test_score(benchmark, setting, workload, scorer):
     benchmark.pedantic(candidate.score, setup=lambda: ((draw(chosen.victim, count),), {}), rounds=3, warmup_rounds=1)
     where = f"{chosen.name} on {chosen.victim.device.type}"
     benchmark.group = f"evaluator {workload}: {count} masks, {chosen.images} images, {where}"
-    flops = sum(build_plan(chosen.victim).cost) * chosen.images * count
+    flops = sum(plan_of(chosen.victim).cost) * chosen.images * count
     benchmark.extra_info |= {
         "masks_per_second": count / benchmark.stats.stats.median,
         "gflops_without_reuse": flops / benchmark.stats.stats.median / 1e9,

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from onp.attack.triggers import load_trigger
-from onp.data.images import Normalisation, load_images
+from onp.data.images import load_images
+from onp.data.normalisation import Normalisation
 from onp.defend.demos import ARCH, NORM, demo
-from onp.engine.evaluator import Batch, TriggeredBatch
 from onp.engine.incremental import suffix_of
 from onp.engine.plan import Plan
+from onp.engine.scoring import Batch, TriggeredBatch
 from onp.engine.steps import ConvStep, LinearStep
 from onp.model.archs import build_network
 from onp.model.victim import Layer, Victim, load_victim, victim_from_module

@@ -14,6 +14,7 @@ from cases import Case
 from torch import Tensor, fx, nn
 
 from onp.engine.evaluator import Evaluator
+from onp.engine.settings import EvaluatorSettings
 from onp.model.interpret import expand_units, logits_node
 from onp.model.victim import victim_from_module
 
@@ -152,7 +153,7 @@ class Ours:
     def __init__(self, case: Case, **options) -> None:
         if case.victim.device.type == "cuda":
             options = {"precision": "bfloat16"} | options
-        self.evaluator = Evaluator(case.victim, case.clean, [case.triggered], **options)
+        self.evaluator = Evaluator(case.victim, case.clean, [case.triggered], settings=EvaluatorSettings(**options))
         self.commit, self.precise = self.evaluator.commit, self.evaluator.precision == "float32"
 
     def score(self, masks: Tensor) -> Tensor:

@@ -20,10 +20,10 @@ from evaluator_baselines import Ours
 from torch.profiler import ProfilerActivity, profile
 
 from onp.engine.steps import ConvStep
-from onp.engine.triton_backend.engine import CudaEngine
+from onp.engine.triton_backend.engine import TritonEngine
 
 
-def steps(engine: CudaEngine, keep: torch.Tensor, first: int) -> None:
+def steps(engine: TritonEngine, keep: torch.Tensor, first: int) -> None:
     """Print what each step takes for the masks `keep` `[B, U]`, the first changed step being `first`."""
     plan, runs = engine._plan, list(engine._steps._runs)
     found: dict[int, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {}
@@ -61,7 +61,7 @@ def steps(engine: CudaEngine, keep: torch.Tensor, first: int) -> None:
         print(line, flush=True)
 
 
-def kernels(engine: CudaEngine, keep: torch.Tensor, first: int) -> None:
+def kernels(engine: TritonEngine, keep: torch.Tensor, first: int) -> None:
     cut = max(cut for cut in engine._cuts if cut <= first)
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         for _ in range(3):
@@ -81,7 +81,7 @@ def main() -> None:
     victim, started = setting.victim, time.monotonic()
     ours = Ours(setting)
     engine = ours.evaluator._engine
-    assert isinstance(engine, CudaEngine)
+    assert isinstance(engine, TritonEngine)
     late = min(i for i, step in enumerate(engine._plan.steps) if step.gate and step.gate.offset == last_stage(victim).offset)
     for name, draw, count, first in (("full", full_masks, 8, 0), ("late", late_masks, 24, late)):
         for word in ("compiled and run", "captured and replayed", "replayed", "replayed"):

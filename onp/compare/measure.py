@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from onp.attack.triggers import Trigger
 from onp.compare.defences.pruning import Curve
 from onp.data.images import ImageSet
-from onp.engine.evaluator import Batch, Evaluator
+from onp.engine.evaluator import Evaluator
 from onp.engine.metrics import predictions
-from onp.engine.scoring import TriggeredBatch
+from onp.engine.scoring import Batch, TriggeredBatch
 from onp.model.victim import Victim
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onp.engine.plan import build_plan
+from onp.engine.plan import plan_of
 from onp.engine.steps import ConvStep, Run, Step, bind_torch
 from onp.engine.torch_backend.winograd import bind_differentiable, suits
 from onp.model.interpret import run_graph
@@ -40,7 +40,7 @@ def forward_of(victim: Victim, keep: Sequence[str]) -> Forward:
 
 def fused_forward(victim: Victim, keep: Sequence[str] = ()) -> Forward:
     """`forward_of` in fused steps, on any device."""
-    plan = build_plan(victim, keep)
+    plan = plan_of(victim, keep)
     runs = [_bind(step, plan.shapes[step.inputs[0]] if step.inputs else None) for step in plan.steps]
 
     def forward(images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

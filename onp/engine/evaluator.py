@@ -1,8 +1,10 @@
 """Evaluator.score(masks): what ACC and ASR become under these masks, without ever editing the network."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -10,31 +12,35 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from onp.engine.plan import Plan, build_plan
-from onp.engine.scoring import Batch, Tally, TriggeredBatch
-from onp.engine.torch_backend.engine import Backend, CpuEngine, Precision, choose_backend
+from onp.engine.backend import Machine, choose_backend
+from onp.engine.mask_table import MaskTable
+from onp.engine.plan import Plan, plan_of
+from onp.engine.scoring import Batch, ScoreCounter, TriggeredBatch
+from onp.engine.settings import EvaluatorSettings
+from onp.engine.torch_backend.engine import TorchEngine
 from onp.errors import InputError
 from onp.model.victim import Victim
-
-__all__ = ["Batch", "Engine", "Evaluator", "Scores", "TriggeredBatch"]
-
-ROWS = 256  # of the table of known masks at first; it doubles
 
 
 class Engine(Protocol):
     """What runs the network for an Evaluator, for one plan, one set of images and one base mask at a time."""
 
-    precision: str  #: "float32", "bfloat16", ...
+    precision: str  #: "float32" or "bfloat16"
 
     @property
     def cached_bytes(self) -> int:
-        """Bytes the prefix cache holds now."""
+        """Bytes the activation cache holds now."""
 
     def sums(self, keep: NDArray[np.bool_], first: NDArray[np.int64]) -> Tensor:
-        """What `Tally.sums` says of K masks, float64 `[K, 3, 1 + F]` on the engine's device; need not be finished there.
+        """What `ScoreCounter.sums` makes of K masks; need not be finished on return.
 
-        `keep` bool `[K, U]`, K >= 1, rows all different; `first` int64 `[K]`: index of the first step of the plan that each
-        mask changes against the base, the number of steps where it is the base.
+        Args:
+            keep: bool `[K, U]`, K >= 1, rows all different.
+            first: int64 `[K]`, index of the first step of the plan that each mask changes against the base; the number of
+                steps where it is the base.
+
+        Returns:
+            float64 `[K, 3, columns]` on the engine's device.
         """
 
     def commit(self, keep: NDArray[np.bool_], first: int) -> None:
@@ -43,106 +49,131 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Scores:
-    """What B masks do; all tensors are on one device, the CPU unless `score` was asked for another.
+    """What B masks do; all tensors are on one device, the CPU unless `score` was asked for another."""
 
-    `acc` float64 `[B]`: share of clean images classified as labelled; `acc_soft`: the mean probability of the label. `asr`
-    float64 `[B, F]`: share of a family's triggered images, those of the target class left out, classified as the target;
-    `asr_soft`: the mean probability of that class. `divergence` float64 `[B]`: mean KL divergence, in nats, from the unpruned
-    network's probabilities to these on the clean images, at most `onp_kernels.reference.MOST_DIVERGENCE` each. `acc_count`
-    int64 `[B]`, `asr_count` int64 `[B, F]`: the counts behind the shares.
-    """
-
-    acc: Tensor
-    asr: Tensor
+    acc: Tensor  #: float64 `[B]`: share of clean images classified as labelled
+    asr: Tensor  #: float64 `[B, F]`: share of triggered images, those of the target class left out, classified as the target
+    #: float64 `[B]`: mean KL divergence, in nats, from the unpruned network's probabilities to these on the clean images, at
+    #: most `onp_kernels.reference_conv.MOST_DIVERGENCE` each
     divergence: Tensor
-    acc_soft: Tensor
-    asr_soft: Tensor
-    acc_count: Tensor
-    asr_count: Tensor
+    acc_soft: Tensor  #: float64 `[B]`: mean probability of the label
+    asr_soft: Tensor  #: float64 `[B, F]`: mean probability of the target class
+    acc_count: Tensor  #: int64 `[B]`: the count behind `acc`
+    asr_count: Tensor  #: int64 `[B, F]`: the counts behind `asr`
+    agreement: Tensor  #: float64 `[B, A]`: share of the images of each augmented batch classified as labelled
+    agreement_soft: Tensor  #: float64 `[B, A]`: mean probability of those labels
+
+
+class MaskScorer(Protocol):
+    """What scores masks for a search: an `Evaluator`, or one that also reads scores from elsewhere."""
+
+    families: tuple[str, ...]  #: names of the triggered batches, in column order
+    units: int  #: U, the length of a mask
+
+    @property
+    def seconds(self) -> float:
+        """Spent in `score` so far."""
+
+    @property
+    def evaluations(self) -> int:
+        """Masks computed so far; those found in a table do not count."""
+
+    def score(self, masks: Tensor) -> Scores:
+        """The scores of `masks`, bool `[B, U]`, True = keep, on the CPU."""
+
+    def commit(self, mask: Tensor) -> None:
+        """Make `mask`, bool `[U]`, the base that the next masks are compared with."""
 
 
 class Evaluator:
-    """ACC on the clean batch and ASR on each triggered batch, for many masks.
+    """ACC on the clean batch, ASR on each triggered batch and agreement on each augmented batch, for many masks.
 
-    `backend`: "triton" (kernels for NVIDIA GPUs), "onednn" (fused CPU primitives), "torch" (ordinary operators, any device),
-    "auto" the fastest that exists. `precision`: "auto" is bfloat16 where the device has matrix units for it and it agrees with
-    float32 on a chunk, or float32.
-    `memory_budget`: bytes the prefix cache may hold. `chunk`: images that run together; None keeps them in cache.
-    Everything runs on the device of the victim. Raises InputError for batches that do not fit the victim, for a family
-    without an image that counts, and for a backend that cannot run here.
+    Everything runs on the device of the victim.
 
-    After construction: `families` the names in column order, `backend` and `precision` what was chosen,
-    `evaluations` masks computed so far (remembered ones do not count), `seconds` spent in `score`.
+    Args:
+        victim: the network.
+        clean: images of the ACC and the divergence.
+        attacks: triggered images, one batch for each family of triggers.
+        augmented: augmented clean images with the labels they should keep.
+        settings: how to compute.
+
+    Attributes:
+        families: names of the triggered batches, in column order.
+        units: U, the length of a mask.
+        backend: "triton", "onednn" or "torch".
+        evaluations: masks computed so far; masks scored before do not count.
+        seconds: spent in `score` so far.
+
+    Raises:
+        InputError: batches do not fit the victim, no image of a family counts, or the backend cannot run here.
     """
 
     def __init__(
         self,
         victim: Victim,
         clean: Batch,
-        triggered: Sequence[TriggeredBatch],
-        *,
-        backend: Backend = "auto",
-        precision: Precision = "auto",
-        memory_budget: int = 1 << 30,
-        chunk: int | None = None,
+        attacks: Sequence[TriggeredBatch],
+        augmented: Sequence[Batch] = (),
+        settings: EvaluatorSettings = EvaluatorSettings(),
     ) -> None:
-        if chunk is not None and chunk < 1:
-            raise InputError(f"chunk is {chunk}; give the number of images to run together, at least 1")
-        device = victim.device
-        self.families = tuple(batch.family for batch in triggered)
+        if settings.chunk is not None and settings.chunk < 1:
+            raise InputError(f"chunk is {settings.chunk}; give the number of images to run together, at least 1")
+        self.families = tuple(batch.family for batch in attacks)
         self.units = victim.units
         self.evaluations = 0
         self.seconds = 0.0
-        tally = Tally(victim, clean, triggered, device)
-        plan = build_plan(victim)
-        self.backend = choose_backend(backend, device)
-        images = torch.cat([part.to(device, torch.float32) for part in (clean.images, *(t.images for t in triggered))])
+        counter = ScoreCounter(victim, clean, attacks, augmented)
+        plan = plan_of(victim)
+        machine = settings.machine or Machine.here()
+        self.backend = choose_backend(settings.backend, victim.device, machine)
+        settings = replace(settings, backend=self.backend, machine=machine)
+        batches = (clean.images, *(batch.images for batch in attacks), *(batch.images for batch in augmented))
+        images = torch.cat([part.to(victim.device, torch.float32) for part in batches])
         self._engine: Engine
         if self.backend == "triton":
-            from onp.engine.triton_backend.engine import CudaEngine
+            from onp.engine.triton_backend.engine import TritonEngine
 
-            self._engine = CudaEngine(plan, images, tally, precision, memory_budget, chunk)
+            self._engine = TritonEngine(plan, images, counter, settings)
         else:
-            self._engine = CpuEngine(plan, images, tally, self.backend, precision, memory_budget, chunk)
+            self._engine = TorchEngine(plan, images, counter, settings)
         self._base = np.ones(self.units, dtype=bool)
         self._steps = len(plan.steps)
         self._unit_step = _first_step_of_units(plan, self.units)
         order = self._unit_step.argsort(kind="stable")
         self._order = None if (order == np.arange(self.units)).all() else order
-        self._row: dict[bytes, int] = {}
-        self._table = torch.zeros(ROWS, 3, 1 + len(self.families), dtype=torch.float64, device=device)
-        self._counted = torch.from_numpy(tally.counted)
+        self._row = MaskTable[int]()  # of `_table`
+        columns = len(counter.counted)
+        self._table = torch.zeros(settings.tuning.table_rows, 3, columns, dtype=torch.float64, device=victim.device)
+        self._counted = torch.from_numpy(counter.counted)
 
     @property
     def precision(self) -> str:
+        """ "float32" or "bfloat16"."""
         return self._engine.precision
 
     @property
     def cached_bytes(self) -> int:
-        """Bytes the prefix cache holds now."""
+        """Bytes the activation cache holds now."""
         return self._engine.cached_bytes
 
     def score(self, masks: Tensor, *, device: torch.device | str = "cpu") -> Scores:
-        """Score `masks`, bool `[B, U]`, True = keep; B as large as the caller likes, any strides, any device.
+        """Score masks; each different mask is computed once in the life of the evaluator.
 
-        `device`: where the scores are wanted. On the victim's own device they may arrive while `score` has returned, as
-        the results of any CUDA operator do; on the CPU they are there.
+        Args:
+            masks: bool `[B, U]`, True = keep; B as large as the caller likes, any strides, any device.
+            device: where the scores are wanted. On the victim's own device they may arrive after `score` has returned, as the
+                results of any CUDA operator do; on the CPU they are there.
         """
         started = time.perf_counter()
         keep = self._checked(masks)
-        keys = [row.tobytes() for row in np.packbits(keep, axis=1)]
-        fresh: dict[bytes, int] = {}
-        for row, key in enumerate(keys):
-            if key not in self._row and key not in fresh:
-                fresh[key] = row
-        if fresh:
-            rows = keep[list(fresh.values())]
-            self._remember(list(fresh), self._engine.sums(rows, self._first_change(rows)))
-            self.evaluations += len(fresh)
-        # By way of numpy, and by index_select and select below: known masks cost little but what these calls cost.
+        keys, rows = self._row.missing(keep)
+        if rows:
+            self._append([keys[row] for row in rows], self._engine.sums(keep[rows], self._first_change(keep[rows])))
+            self.evaluations += len(rows)
+        # By way of numpy, and by index_select and select below: for a mask in the table these calls are most of the cost.
         rows_of_table = torch.from_numpy(np.array([self._row[key] for key in keys], dtype=np.int64))
-        found = self._table.index_select(0, rows_of_table.to(self._table.device))
-        scores = self._scores(found.to(device))
+        sums = self._table.index_select(0, rows_of_table.to(self._table.device))
+        scores = self._scores(sums.to(device))
         self.seconds += time.perf_counter() - started
         return scores
 
@@ -167,7 +198,7 @@ class Evaluator:
         place = different.argmax(axis=1)
         return np.where(different[np.arange(len(keep)), place], step[place], self._steps)
 
-    def _remember(self, keys: list[bytes], sums: Tensor) -> None:
+    def _append(self, keys: list[bytes], sums: Tensor) -> None:
         """Append to the table, which lies on the victim's device, so that nothing waits for `sums` here."""
         used = len(self._row)
         while len(self._table) < used + len(keys):
@@ -176,9 +207,10 @@ class Evaluator:
         self._row.update(zip(keys, range(used, used + len(keys)), strict=True))
 
     def _scores(self, sums: Tensor) -> Scores:
-        """`sums` `[B, 3, 1 + F]`, as `Tally.sums` has them."""
+        """`sums` `[B, 3, 1 + F + A]`, as `ScoreCounter.sums` has them."""
         hits, soft, divergence = (sums / self._counted.to(sums.device)).unbind(1)
         counts, families = sums.select(1, 0).to(torch.int64), len(self.families)
+        augmented = sums.shape[2] - 1 - families
         return Scores(
             acc=hits.select(1, 0),
             asr=hits.narrow(1, 1, families),
@@ -187,6 +219,8 @@ class Evaluator:
             asr_soft=soft.narrow(1, 1, families),
             acc_count=counts.select(1, 0),
             asr_count=counts.narrow(1, 1, families),
+            agreement=hits.narrow(1, 1 + families, augmented),
+            agreement_soft=soft.narrow(1, 1 + families, augmented),
         )
 
 

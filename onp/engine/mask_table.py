@@ -5,20 +5,22 @@ from __future__ import annotations
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 T = TypeVar("T")
 
 
-def mask_keys(masks: Tensor) -> list[bytes]:
-    """The key of each mask, bool `[B, U]` on any device: its bits, eight to a byte."""
-    return [row.tobytes() for row in np.packbits(masks.detach().cpu().numpy(), axis=1)]
+def mask_keys(masks: Tensor | NDArray[np.bool_]) -> list[bytes]:
+    """The key of each mask, bool `[B, U]`: its bits, eight to a byte."""
+    rows = masks.detach().cpu().numpy() if isinstance(masks, Tensor) else masks
+    return [row.tobytes() for row in np.packbits(rows, axis=1)]
 
 
 class MaskTable(dict[bytes, T]):
-    """What is known of each mask, by its key."""
+    """What is stored for each mask, by its key."""
 
-    def missing(self, masks: Tensor) -> tuple[list[bytes], list[int]]:
+    def missing(self, masks: Tensor | NDArray[np.bool_]) -> tuple[list[bytes], list[int]]:
         """What has to be scored before all of `masks` are in the table.
 
         Args:

@@ -2,7 +2,8 @@
 
 import math
 import operator
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,10 +11,8 @@ import torch
 from torch import Tensor, fx
 
 from onp.engine.steps import Activation, ConvStep, Gate, LinearStep, OpStep, Run, ScaleStep, Step
-from onp.model.interpret import constant, expand_units, gated_forward, logits_node, run_graph
+from onp.model.interpret import constant, expand_units, logits_node, run_graph
 from onp.model.victim import Victim
-
-__all__ = ["Plan", "build_plan", "gated_forward"]
 
 aten = torch.ops.aten
 ACTIVATIONS = {aten.relu.default, aten.relu6.default, aten.hardtanh.default, aten.silu.default, aten.hardswish.default}
@@ -44,18 +43,25 @@ FLOPS_PER_ELEMENT = 50
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """Steps in execution order.
+    """Steps in execution order."""
 
-    `live[i]` are the values that steps `i` and later read, `live[len(steps)]` the logits alone; `cost[i]` FLOPs of
-    step `i` an image; `shapes[name]` shape of a value without its batch dimension, () for a number, None for a tuple.
-    """
-
-    input: str
-    output: str
+    input: str  #: name of the value that the images are
+    output: str  #: name of the logits
     steps: tuple[Step, ...]
-    live: tuple[tuple[str, ...], ...]
-    cost: tuple[float, ...]
-    shapes: dict[str, tuple[int, ...] | None]
+    live: tuple[tuple[str, ...], ...]  #: [i]: the values that steps i and later read; the last entry is the logits alone
+    cost: tuple[float, ...]  #: [i]: FLOPs of step i for one image
+    shapes: dict[str, tuple[int, ...] | None]  #: of a value without its batch dimension; () for a number, None for a tuple
+
+    @property
+    def units(self) -> int:
+        """U, the length of a mask."""
+        return max(step.gate.offset + step.gate.units for step in self.steps if step.gate is not None)
+
+    def widest_bytes(self, value_bytes: int) -> int:
+        """Most bytes that the values of one image take while one step runs, those it reads and the one it makes."""
+        before = [self.image_bytes(index, value_bytes) or 0 for index in range(len(self.steps))]
+        made = [value_bytes * math.prod(self.shapes[step.name] or ()) for step in self.steps]
+        return max(read + output for read, output in zip(before, made, strict=True))
 
     def image_bytes(self, index: int, value_bytes: int) -> int | None:
         """Bytes of one image's values alive before step `index`, the image aside; None where one is a tuple."""
@@ -68,12 +74,26 @@ class Plan:
         return tuple(step.name for step in self.steps if isinstance(step, OpStep) and not step.known)
 
 
-def build_plan(victim: Victim, keep: Sequence[str] = ()) -> Plan:
-    """Fuse conv and linear layers with the norm, residual addition and activation after them, and order the steps.
+_PLANS: dict[int, dict[frozenset[str], tuple[tuple[int, ...], Plan]]] = {}  # by the id of a living victim
 
-    `keep`: graph nodes whose values are wanted, so that nothing after them is fused with them.
+
+def plan_of(victim: Victim, keep: Iterable[str] = ()) -> Plan:
+    """The plan of a victim: conv and linear layers fused with the norm, residual addition and activation after them.
+
+    It is made once in the life of the victim, and again only after its weights were edited in place.
+
+    Args:
+        victim: the network.
+        keep: graph nodes whose values are wanted, so that nothing after them is fused with them.
     """
-    return _Fuser(victim, frozenset(keep)).plan()
+    nodes, versions = frozenset(keep), tuple(tensor._version for tensor in victim.program.state_dict().values())
+    if id(victim) not in _PLANS:
+        _PLANS[id(victim)] = {}
+        weakref.finalize(victim, _PLANS.pop, id(victim), None)
+    plans = _PLANS[id(victim)]
+    if nodes not in plans or plans[nodes][0] != versions:
+        plans[nodes] = versions, _Fuser(victim, nodes).plan()
+    return plans[nodes][1]
 
 
 @dataclass

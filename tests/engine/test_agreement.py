@@ -5,11 +5,13 @@ import os
 import pytest
 import torch
 
-from onp.data.images import Normalisation
+from onp.data.normalisation import Normalisation
 from onp.defend.demos import ARCH, DEMOS, NORM, demo, eval_images
-from onp.engine.evaluator import Batch, Evaluator
-from onp.engine.plan import gated_forward
-from onp.engine.torch_backend.onednn import has_bfloat16
+from onp.engine.backend import Machine
+from onp.engine.evaluator import Evaluator
+from onp.engine.scoring import Batch
+from onp.engine.settings import EvaluatorSettings
+from onp.model.interpret import gated_forward
 from onp.model.victim import load_victim
 
 IMAGES = 250
@@ -33,8 +35,12 @@ def test_labels_are_those_of_the_network_in_float32(name, device, monkeypatch):
         ties = int((top[:, 0] - top[:, 1] < 1e-4).sum())
         batch = Batch(images, logits.argmax(1))
         for backend in ("onednn" if device == "cpu" else "triton", "torch"):
-            exact = Evaluator(victim, batch, [], backend=backend, precision="float32").score(mask[None])
+            exact = Evaluator(victim, batch, [], settings=EvaluatorSettings(backend=backend, precision="float32")).score(
+                mask[None]
+            )
             assert exact.acc_count[0] >= IMAGES - ties
-            if mask is kept and (backend != "onednn" or has_bfloat16()):
-                rough = Evaluator(victim, batch, [], backend=backend, precision="bfloat16").score(mask[None])
+            if mask is kept and (backend != "onednn" or Machine.here().bfloat16):
+                rough = Evaluator(victim, batch, [], settings=EvaluatorSettings(backend=backend, precision="bfloat16")).score(
+                    mask[None]
+                )
                 assert rough.acc[0] >= 0.995

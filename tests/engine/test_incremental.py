@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from onp.data.images import Normalisation
-from onp.engine.incremental import feeders, needed_channels, pruned_output, suffix_of
-from onp.engine.plan import Plan, build_plan
+from onp.data.normalisation import Normalisation
+from onp.engine.incremental import needed_channels, producers, pruned_output, suffix_of
+from onp.engine.plan import Plan, plan_of
+from onp.engine.settings import Tuning
 from onp.engine.steps import ConvStep, OpStep, bind_torch, narrowed
 from onp.model.archs import build_network
 from onp.model.victim import victim_from_module
@@ -14,7 +15,7 @@ from onp.model.victim import victim_from_module
 
 @pytest.fixture(scope="module", params=["resnet18:width=4", "preact_resnet18:width=4", "vgg11_bn:width=4"])
 def plan(request) -> Plan:
-    return build_plan(victim_from_module(build_network(request.param), Normalisation.parse("none"), (3, 32, 32)))
+    return plan_of(victim_from_module(build_network(request.param), Normalisation.parse("none"), (3, 32, 32)))
 
 
 def gated_steps(plan: Plan) -> list[int]:
@@ -60,7 +61,7 @@ def test_pruned_outputs_are_those_of_pruned_weights(plan):
 
 
 def test_channels_left_out_between_two_convs_change_nothing(plan):
-    found = feeders(plan)
+    found = producers(plan)
     assert found
     for reader, index in found.items():
         feeder, step = plan.steps[index], plan.steps[reader]
@@ -84,7 +85,7 @@ def test_channels_left_out_between_two_convs_change_nothing(plan):
 def test_needed_channels_come_in_lanes(units, kept, itemsize, computed):
     keep = np.zeros(units, dtype=bool)
     keep[np.random.default_rng().permutation(units)[:kept]] = True
-    needed = needed_channels(keep, itemsize)
+    needed = needed_channels(keep, Tuning().lane_bytes // itemsize)
     if computed is None:
         assert needed is None
     else:

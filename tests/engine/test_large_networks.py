@@ -13,14 +13,17 @@ import torch
 from helpers.evaluator_cases import divergence
 from torch import Tensor, nn
 
-from onp.data.images import Normalisation
-from onp.engine.evaluator import Batch, Evaluator
-from onp.engine.plan import build_plan
+from onp.data.normalisation import Normalisation
+from onp.engine.evaluator import Evaluator
+from onp.engine.plan import plan_of
+from onp.engine.scoring import Batch
+from onp.engine.settings import EvaluatorSettings, Tuning
 from onp.engine.steps import ConvStep, OpStep
 from onp.model.victim import Victim, victim_from_module
 
 NETWORKS = runpy.run_path(str(Path(__file__).parents[1] / "helpers" / "large_networks.py"))
 SHARE, CLASSES = 1 / 8, 10
+NARROW = Tuning(lane_bytes=16, tap_gemm_products=256)  # at full width these paths are taken without help
 
 
 def build(name: str) -> nn.Module:
@@ -69,13 +72,11 @@ def hooked_logits(victim: Victim, mask: Tensor, images: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "densenet121", "efficientnet_b0", "vgg16"])
-def test_masks_give_the_labels_of_hooks(name, monkeypatch):
-    monkeypatch.setattr("onp.engine.incremental.LANE_BYTES", 16)  # at full width these paths are taken without help
-    monkeypatch.setattr("onp.engine.torch_backend.tap_gemm.LEAST_PRODUCTS", 256)
+def test_masks_give_the_labels_of_hooks(name):
     torch.manual_seed(int.from_bytes(os.urandom(4), "little"))
     images = torch.randn(3, 3, 224, 224)
     victim = victim_from_module(lively(build(name), images), Normalisation.parse("none"), (3, 224, 224))
-    plan = build_plan(victim)
+    plan = plan_of(victim)
     assert plan.unfused == ()
     convs = [module for module in victim.model.modules() if isinstance(module, nn.Conv2d)]
     assert sum(isinstance(step, ConvStep) for step in plan.steps) == len(convs)
@@ -86,7 +87,9 @@ def test_masks_give_the_labels_of_hooks(name, monkeypatch):
     exact = replace(victim, model=copy.deepcopy(victim.model).double())
     whole, exact_whole = hooked_logits(victim, base, images), hooked_logits(exact, base, images.double())
     labels = whole.argmax(1)
-    evaluator = Evaluator(victim, Batch(images, labels), [], precision="float32", chunk=2)
+    evaluator = Evaluator(
+        victim, Batch(images, labels), [], settings=EvaluatorSettings(precision="float32", chunk=2, tuning=NARROW)
+    )
     positions = [0, len(victim.layers) // 3, 2 * len(victim.layers) // 3, len(victim.layers) - 1]
     for layer in [None, *(victim.layers[position] for position in positions)]:
         masks = base.repeat(2, 1)
@@ -116,8 +119,10 @@ def test_masks_give_the_labels_of_hooks(name, monkeypatch):
 MEMORY = """
 import resource, sys, torch
 from torch import nn
-from onp.data.images import Normalisation
-from onp.engine.evaluator import Batch, Evaluator
+from onp.data.normalisation import Normalisation
+from onp.engine.evaluator import Evaluator
+from onp.engine.settings import EvaluatorSettings
+from onp.engine.scoring import Batch
 from onp.model.victim import victim_from_module
 torch.set_num_threads(1)
 layers = [nn.Conv2d(3, 32, 1), nn.ReLU(), nn.Conv2d(32, 32, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1)]
@@ -127,7 +132,8 @@ masks = torch.rand(1, victim.units) > 0.2
 peaks = []
 for count in (8, 300):
     images, labels = torch.zeros(count, 3, 96, 96), torch.zeros(count, dtype=torch.int64)
-    evaluator = Evaluator(victim, Batch(images, labels), [], precision="float32", memory_budget=20 << 20)
+    settings = EvaluatorSettings(precision="float32", memory_budget=20 << 20)
+    evaluator = Evaluator(victim, Batch(images, labels), [], settings=settings)
     evaluator.score(masks)
     assert evaluator.cached_bytes <= 20 << 20
     peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)

@@ -7,14 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onp.data.images import Normalisation
-from onp.engine.incremental import held, suffix_of
-from onp.engine.plan import Plan, build_plan, gated_forward
-from onp.engine.prefix import PrefixCache, choose_cuts
+from onp.data.normalisation import Normalisation
+from onp.engine.incremental import ActivationCache, choose_cuts, live_values, suffix_of
+from onp.engine.plan import Plan, plan_of
 from onp.engine.steps import ConvStep, LinearStep, OpStep, ScaleStep, bind_torch
 from onp.errors import InputError
 from onp.model.archs import build_network
-from onp.model.interpret import head_input
+from onp.model.interpret import gated_forward, head_input
 from onp.model.victim import Victim, victim_from_module
 
 
@@ -48,7 +47,7 @@ def run_plan(plan: Plan, x: Tensor) -> Tensor:
 def test_everything_fuses_in_the_built_in_networks(spec, convs, norms, adds):
     """One step for a conv with its norm, addition and activation; pre-activation nets keep the norms that read sums."""
     victim = victim_of(spec)
-    plan = build_plan(victim)
+    plan = plan_of(victim)
     found = kinds(plan)
     assert (found[ConvStep], found[ScaleStep], found[LinearStep]) == (convs, norms, 1)
     assert sum(isinstance(step, ConvStep) and step.adds for step in plan.steps) == adds
@@ -66,7 +65,7 @@ def test_unknown_operators_are_named():
         def forward(self, x: Tensor) -> Tensor:
             return self.head(torch.erf(self.conv(x)).mean((2, 3)))
 
-    plan = build_plan(victim_from_module(Erf(), Normalisation.parse("none"), (3, 8, 8)))
+    plan = plan_of(victim_from_module(Erf(), Normalisation.parse("none"), (3, 8, 8)))
     assert plan.unfused == ("erf",)
 
 
@@ -84,16 +83,18 @@ def test_conv_output_read_twice_keeps_its_norm_apart():
             return self.head((self.out(torch.relu(self.norm(y))) + y).mean((2, 3)))
 
     victim = victim_from_module(Fork(), Normalisation.parse("none"), (3, 8, 8))
-    plan = build_plan(victim)
+    plan = plan_of(victim)
     assert [type(step) for step in plan.steps] == [ConvStep, ScaleStep, ConvStep, OpStep, LinearStep]
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(run_plan(plan, x), victim.model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_cuts_stay_under_the_budget_and_late_ones_come_first():
-    plan = build_plan(victim_of("preact_resnet18:width=4"))
+    plan = plan_of(victim_of("preact_resnet18:width=4"))
     steps = range(1, len(plan.steps))
-    sizes = {i: sum(4 * math.prod(plan.shapes[name] or ()) for name in held(plan, i) if name != plan.input) for i in steps}
+    sizes = {
+        i: sum(4 * math.prod(plan.shapes[name] or ()) for name in live_values(plan, i) if name != plan.input) for i in steps
+    }
     starts = [suffix_of(plan, {i: True}, i).start for i, step in enumerate(plan.steps) if step.gate]
     assert choose_cuts(plan, sizes, 100, 0, starts) == ()
     everything = choose_cuts(plan, sizes, 100, 1 << 40, starts)
@@ -113,16 +114,16 @@ def test_cuts_stay_under_the_budget_and_late_ones_come_first():
 
 
 def test_prefix_cache_resumes_at_the_deepest_cut_it_may():
-    plan = build_plan(victim_of("vgg11_bn:width=4"))
-    cache = PrefixCache(plan, 4, 4, 1 << 30)
+    plan = plan_of(victim_of("vgg11_bn:width=4"))
+    cache = ActivationCache(plan, 4, 4, 1 << 30)
     first, second, *_ = cache.cuts
     for cut in (first, second):
-        cache.offer(0, cut, {name: torch.zeros(1) for name in held(plan, cut)})
+        cache.offer(0, cut, {name: torch.zeros(1) for name in live_values(plan, cut)})
     assert cache.resume(0, second)[0] == second
     assert cache.resume(0, second - 1)[0] == first
     assert cache.resume(0, first - 1) == (0, {})
     assert cache.resume(1, second) == (0, {})
-    cache.forget_from(first)
+    cache.drop_after(first)
     assert cache.resume(0, second)[0] == first
 
 
@@ -165,5 +166,5 @@ def test_one_number_stands_for_both_directions():
             return self.head(F.conv2d(x, self.conv.weight, self.conv.bias, [2], [1]).relu().mean((2, 3)))
 
     victim = victim_from_module(Short(), Normalisation.parse("none"), (3, 9, 9))
-    step = next(step for step in build_plan(victim).steps if isinstance(step, ConvStep))
+    step = next(step for step in plan_of(victim).steps if isinstance(step, ConvStep))
     assert (step.stride, step.padding, step.dilation) == ((2, 2), (1, 1), (1, 1))

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from onp.engine.settings import Tuning
 from onp.engine.steps import Activation, ConvStep
 from onp.engine.torch_backend.tap_gemm import bind_small_map, output_size, suits
 
@@ -52,10 +53,11 @@ def test_layers_in_a_row_keep_their_layout():
 
 
 def test_only_large_filters_on_small_maps_run_this_way():
+    products = Tuning().tap_gemm_products
     wide = conv(512, 256, (3, 3))
-    assert suits(wide, torch.float32, (512, 4, 4))
-    assert not suits(wide, torch.bfloat16, (512, 4, 4))
-    assert not suits(conv(512, 256, (3, 3), stride=(2, 2)), torch.float32, (512, 8, 8))
-    assert not suits(wide, torch.float32, (512, 16, 16))
-    assert not suits(conv(64, 64, (3, 3)), torch.float32, (64, 4, 4))
-    assert not suits(conv(512, 512, (1, 1), padding=(0, 0)), torch.float32, (512, 4, 4))
+    assert suits(wide, torch.float32, (512, 4, 4), products)
+    assert not suits(wide, torch.bfloat16, (512, 4, 4), products)
+    assert not suits(conv(512, 256, (3, 3), stride=(2, 2)), torch.float32, (512, 8, 8), products)
+    assert not suits(wide, torch.float32, (512, 16, 16), products)
+    assert not suits(conv(64, 64, (3, 3)), torch.float32, (64, 4, 4), products)
+    assert not suits(conv(512, 512, (1, 1), padding=(0, 0)), torch.float32, (512, 4, 4), products)

@@ -5,8 +5,10 @@ import threading
 import pytest
 import torch
 
-from onp.data.images import Normalisation
-from onp.engine.evaluator import Batch, Evaluator
+from onp.data.normalisation import Normalisation
+from onp.engine.evaluator import Evaluator
+from onp.engine.scoring import Batch
+from onp.engine.settings import EvaluatorSettings
 from onp.engine.torch_backend.threads import run_all
 from onp.model.archs import build_network
 from onp.model.victim import victim_from_module
@@ -44,18 +46,19 @@ def test_an_error_in_a_task_is_raised(workers):
         run_all(lambda item: 1 // (item - 2), range(4), workers)
 
 
-def test_masks_that_change_few_steps_start_no_threads_of_their_own(monkeypatch):
+def test_masks_that_change_few_steps_start_no_threads_of_their_own():
     """Each number of workers keeps a pool for good."""
-    asked = set()
 
-    def seen(task, items, workers):
-        asked.add(workers)
-        return run_all(task, items, 1)
+    def pools() -> set[str]:
+        return {thread.name.rpartition("_")[0] for thread in threading.enumerate() if thread.name.startswith("onp-")}
 
-    monkeypatch.setattr("onp.engine.torch_backend.engine.run_all", seen)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    before, threads = pools(), torch.get_num_threads()
     victim = victim_from_module(build_network("preact_resnet18:width=4"), Normalisation.parse("none"), (3, 16, 16))
-    clean = Batch(torch.randn(12, 3, 16, 16), torch.zeros(12, dtype=torch.int64))
-    evaluator = Evaluator(victim, clean, [], backend="torch", precision="float32")
-    evaluator.score(torch.rand(30, victim.units) > torch.rand(30, 1) ** 4)
-    assert asked <= {1, 6}
+    clean = Batch(torch.randn(14, 3, 16, 16), torch.zeros(14, dtype=torch.int64))
+    torch.set_num_threads(7)
+    try:
+        evaluator = Evaluator(victim, clean, [], settings=EvaluatorSettings(backend="torch", precision="float32"))
+        evaluator.score(torch.rand(30, victim.units) > torch.rand(30, 1) ** 4)
+        assert pools() - before == {"onp-7"}
+    finally:
+        torch.set_num_threads(threads)

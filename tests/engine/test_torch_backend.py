@@ -1,15 +1,20 @@
 """What an engine sums under masks, against the gated graph in float64 and against the weight-edited network."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import evaluator_cases as CASES
 
+from onp.engine.backend import Machine
 from onp.engine.evaluator import Evaluator
-from onp.engine.plan import gated_forward
-from onp.engine.torch_backend.onednn import has_bfloat16
+from onp.engine.settings import EvaluatorSettings, Tuning
 from onp.errors import InputError
+from onp.model.interpret import gated_forward
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+MACHINE = Machine.here()
+FLOAT32 = EvaluatorSettings(precision="float32")
 
 
 @pytest.fixture(scope="module", params=CASES.NETWORKS)
@@ -17,11 +22,9 @@ def victim(request):
     return CASES.lively_victim(CASES.NETWORKS[request.param])
 
 
-def narrow(monkeypatch, lanes: int) -> None:
+def narrow(lanes: int) -> Tuning:
     """Few lanes: networks this narrow leave channels out and run small maps as matrix products, as wide ones do."""
-    if lanes < 16:
-        monkeypatch.setattr("onp.engine.incremental.LANE_BYTES", 4 * lanes)
-        monkeypatch.setattr("onp.engine.torch_backend.tap_gemm.LEAST_PRODUCTS", 1)
+    return Tuning(lane_bytes=4 * lanes, tap_gemm_products=1) if lanes < 16 else Tuning()
 
 
 def test_gates_mean_the_weight_edit(victim):
@@ -32,10 +35,9 @@ def test_gates_mean_the_weight_edit(victim):
 
 
 @pytest.mark.parametrize(("backend", "lanes"), [("torch", 2), ("onednn", 2), ("onednn", 16)])
-def test_scores_match_the_reference(victim, backend, lanes, monkeypatch):
-    narrow(monkeypatch, lanes)
+def test_scores_match_the_reference(victim, backend, lanes):
     clean, triggered = CASES.batches()
-    evaluator = Evaluator(victim, clean, triggered, backend=backend, precision="float32", chunk=20)
+    evaluator = Evaluator(victim, clean, triggered, settings=replace(FLOAT32, backend=backend, chunk=20, tuning=narrow(lanes)))
     masks = CASES.random_masks(victim, 6)
     CASES.assert_matches(evaluator.score(masks), masks, victim, clean, triggered)
     assert evaluator.families == ("family0", "family1")
@@ -43,13 +45,17 @@ def test_scores_match_the_reference(victim, backend, lanes, monkeypatch):
 
 
 @pytest.mark.parametrize(("backend", "lanes"), [("torch", 2), ("onednn", 2), ("onednn", 16)])
-def test_commits_and_memory_budgets_change_nothing(victim, backend, lanes, monkeypatch):
-    narrow(monkeypatch, lanes)
+def test_commits_and_memory_budgets_change_nothing(victim, backend, lanes):
     clean, triggered = CASES.batches(19, (11,))
     whole = 30 * 4 * 200 * CASES.SIZE * CASES.SIZE
     for budget in (0, whole // 20, whole):
         chunk = int(torch.randint(3, 40, ()))
-        evaluator = Evaluator(victim, clean, triggered, backend=backend, precision="float32", memory_budget=budget, chunk=chunk)
+        evaluator = Evaluator(
+            victim,
+            clean,
+            triggered,
+            settings=replace(FLOAT32, backend=backend, memory_budget=budget, chunk=chunk, tuning=narrow(lanes)),
+        )
         base = torch.ones(victim.units, dtype=torch.bool)
         for _ in range(3):
             layer = victim.layers[int(torch.randint(len(victim.layers), ()))]
@@ -64,7 +70,7 @@ def test_commits_and_memory_budgets_change_nothing(victim, backend, lanes, monke
 def test_masks_from_layer_to_layer_reuse_the_prefix(preact):
     """Committed first to last, every layer's candidates start at or behind the nearest cut."""
     clean, triggered = CASES.batches(16, (8,))
-    evaluator = Evaluator(preact, clean, triggered, precision="float32")
+    evaluator = Evaluator(preact, clean, triggered, settings=FLOAT32)
     base = torch.ones(preact.units, dtype=torch.bool)
     for layer in preact.layers:
         masks = base.repeat(2, 1)
@@ -77,16 +83,16 @@ def test_masks_from_layer_to_layer_reuse_the_prefix(preact):
     CASES.assert_matches(evaluator.score(masks), masks, preact, clean, triggered)
 
 
-def test_scores_do_not_depend_on_the_company(preact, monkeypatch):
+def test_scores_do_not_depend_on_the_company(preact):
     """A mask's numbers are the same bits whatever masks it is scored with, in whatever order, cached or not."""
-    narrow(monkeypatch, 2)
     clean, triggered = CASES.batches()
     masks = CASES.random_masks(preact, 5)
     layer = preact.layers[len(preact.layers) // 2]
     masks[2:] = masks[0]
     masks[2:, layer.offset : layer.offset + layer.units] = torch.rand(3, layer.units) > 0.5
-    together = Evaluator(preact, clean, triggered, precision="float32").score(masks)
-    other = Evaluator(preact, clean, triggered, precision="float32")
+    settings = replace(FLOAT32, tuning=narrow(2))
+    together = Evaluator(preact, clean, triggered, settings=settings).score(masks)
+    other = Evaluator(preact, clean, triggered, settings=settings)
     order = torch.randperm(5)
     alone = [other.score(masks[i : i + 1]) for i in order]
     for row, scores in zip(order, alone, strict=True):
@@ -100,7 +106,7 @@ def test_chunks_side_by_side_change_nothing(preact, chunk):
     masks = CASES.random_masks(preact, 3)
     torch.set_num_threads(3)
     try:
-        evaluator = Evaluator(preact, clean, triggered, precision="float32", chunk=chunk)
+        evaluator = Evaluator(preact, clean, triggered, settings=replace(FLOAT32, chunk=chunk))
         CASES.assert_matches(evaluator.score(masks[:2]), masks[:2], preact, clean, triggered)
         evaluator.commit(masks[1])
         CASES.assert_matches(evaluator.score(masks[2:]), masks[2:], preact, clean, triggered)
@@ -111,28 +117,27 @@ def test_chunks_side_by_side_change_nothing(preact, chunk):
 def test_bfloat16_stays_close(preact):
     clean, triggered = CASES.batches(100, (100,))
     masks = CASES.random_masks(preact, 2)
-    exact = Evaluator(preact, clean, triggered, precision="float32").score(masks)
-    for backend in ("torch", "onednn") if has_bfloat16() else ("torch",):
-        evaluator = Evaluator(preact, clean, triggered, backend=backend, precision="bfloat16")
+    exact = Evaluator(preact, clean, triggered, settings=FLOAT32).score(masks)
+    for backend in ("torch", "onednn") if MACHINE.bfloat16 else ("torch",):
+        evaluator = Evaluator(preact, clean, triggered, settings=EvaluatorSettings(backend=backend, precision="bfloat16"))
         assert evaluator.precision == "bfloat16"
         rough = evaluator.score(masks)
         torch.testing.assert_close(rough.divergence, exact.divergence, rtol=0, atol=0.02)
         torch.testing.assert_close(rough.asr, exact.asr, rtol=0, atol=0.08)
 
 
-def test_bfloat16_is_refused_where_onednn_has_none(preact, monkeypatch):
+def test_bfloat16_is_refused_where_onednn_has_none(preact):
     clean, triggered = CASES.batches()
-    monkeypatch.setattr("onp.engine.torch_backend.engine.has_bfloat16", lambda: False)
+    settings = EvaluatorSettings("onednn", "bfloat16", machine=replace(MACHINE, bfloat16=False))
     with pytest.raises(InputError, match="lacks AVX-512; use precision float32"):
-        Evaluator(preact, clean, triggered, backend="onednn", precision="bfloat16")
+        Evaluator(preact, clean, triggered, settings=settings)
 
 
-@pytest.mark.skipif(not has_bfloat16(), reason="oneDNN has no bfloat16 on this CPU")
-def test_automatic_precision_falls_back_when_labels_disagree(preact, monkeypatch, caplog):
+@pytest.mark.skipif(not MACHINE.bfloat16, reason="oneDNN has no bfloat16 on this CPU")
+def test_automatic_precision_falls_back_when_labels_disagree(preact, caplog):
     clean, triggered = CASES.batches()
-    monkeypatch.setattr("onp.engine.torch_backend.engine.matrix_units", lambda: True)
-    monkeypatch.setattr("onp.engine.torch_backend.engine.AGREEMENT", 1.1)
-    assert Evaluator(preact, clean, triggered).precision == "float32"
-    assert "computing in float32" in caplog.text
-    monkeypatch.setattr("onp.engine.torch_backend.engine.AGREEMENT", 0.0)
-    assert Evaluator(preact, clean, triggered).precision == "bfloat16"
+    machine = replace(MACHINE, matrix_units=True)
+    for least, precision in ((1.1, "float32"), (0.0, "bfloat16")):
+        settings = EvaluatorSettings(machine=machine, tuning=Tuning(agreement=least))
+        assert Evaluator(preact, clean, triggered, settings=settings).precision == precision
+        assert "computing in float32" in caplog.text

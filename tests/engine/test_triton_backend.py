@@ -1,6 +1,7 @@
 """The Triton engine under the interpreter, against the gated graph in float64 and the table of what it computes how."""
 
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,19 +10,22 @@ import torch.nn.functional as F
 from helpers.evaluator_cases import divergence
 from torch import Tensor, nn
 
-from onp.data.images import Normalisation
-from onp.engine.evaluator import Batch, Evaluator, TriggeredBatch
-from onp.engine.plan import build_plan, gated_forward
-from onp.engine.torch_backend.engine import choose_backend
+from onp.data.normalisation import Normalisation
+from onp.engine.backend import Machine, bfloat16_agrees, choose_backend
+from onp.engine.evaluator import Evaluator
+from onp.engine.plan import plan_of
+from onp.engine.scoring import Batch, TriggeredBatch
+from onp.engine.settings import EvaluatorSettings, Tuning
 from onp.errors import InputError
 from onp.model.archs import build_network
+from onp.model.interpret import gated_forward
 from onp.model.victim import Victim, victim_from_module
 
 pytest.importorskip("triton", reason="the extra `triton` is not installed")
 
-from onp.engine.scoring import Tally
-from onp.engine.triton_backend.engine import CudaEngine
-from onp.engine.triton_backend.steps import CudaSteps
+from onp.engine.scoring import ScoreCounter
+from onp.engine.triton_backend.engine import Downstream, TritonEngine, label_agreement
+from onp.engine.triton_backend.steps import EVERY_STEP, TritonSteps, Value
 
 # NumPy's warning about how the interpreter turns a loop's bound into a number.
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
@@ -134,7 +138,7 @@ def layer_masks(victim: Victim, base: Tensor, layer, count: int) -> Tensor:
 def test_scores_match_the_reference(victim):
     """Fresh masks over all units, then from layer to layer with commits; chunks of images, a layer pruned away, no budget."""
     clean, family = batches(5, 5)
-    evaluator = Evaluator(victim, clean, [family], backend="triton", precision="float32", chunk=7)
+    evaluator = Evaluator(victim, clean, [family], settings=EvaluatorSettings("triton", "float32", chunk=7))
     assert evaluator.backend == "triton" and evaluator.precision == "float32"
     masks = torch.rand(3, victim.units) > 0.3
     layer = victim.layers[int(torch.randint(len(victim.layers), ()))]
@@ -148,15 +152,15 @@ def test_scores_match_the_reference(victim):
         base = candidates[1]
         evaluator.commit(base)
     assert evaluator.cached_bytes > 0
-    frugal = Evaluator(victim, clean, [family], backend="triton", precision="float32", memory_budget=0)
+    frugal = Evaluator(victim, clean, [family], settings=EvaluatorSettings("triton", "float32", memory_budget=0))
     assert_matches(frugal, victim, candidates, clean, family)
     assert frugal.cached_bytes == 0
 
 
 def test_what_is_packed_pooled_and_left_to_torch():
     network = Residual().eval()
-    plan = build_plan(victim_from_module(network, Normalisation.parse("none"), (3, SIZE, SIZE)))
-    steps = CudaSteps(plan, torch.float32)
+    plan = plan_of(victim_from_module(network, Normalisation.parse("none"), (3, SIZE, SIZE)))
+    steps = TritonSteps(plan, torch.float32)
     assert len(steps._packed) == 2  # the stem through its pooling, and conv1; not what a norm or a sum reads
     assert steps.tail.linear is plan.steps[-1]
     assert steps.tail.pooled == steps.tail.source
@@ -164,13 +168,12 @@ def test_what_is_packed_pooled_and_left_to_torch():
 
 
 @pytest.mark.parametrize("victim", [Fallbacks], indirect=True)
-def test_masks_fill_a_bucket_and_keep_their_order(victim, monkeypatch):
-    """More masks than the largest bucket, with different first steps, come back in the order they went in."""
-    monkeypatch.setattr("onp.engine.triton_backend.engine.BUCKETS", (1, 3))
+def test_masks_are_filled_up_and_keep_their_order(victim):
+    """More masks than run together, with different first steps, come back in the order they went in."""
     clean, family = batches(3, 2)
-    tally = Tally(victim, clean, [family], torch.device("cpu"))
-    plan = build_plan(victim)
-    engine = CudaEngine(plan, torch.cat([clean.images, family.images]), tally, "float32", 1 << 30, None)
+    counter, plan = ScoreCounter(victim, clean, [family]), plan_of(victim)
+    settings = EvaluatorSettings("triton", "float32", tuning=Tuning(batch_sizes=(1, 3)))
+    engine = TritonEngine(plan, torch.cat([clean.images, family.images]), counter, settings)
     keep = np.random.default_rng().random((4, victim.units)) > 0.3
     keep[2, : victim.layers[-1].offset] = True
     first = np.array([0, 0, len(plan.steps) - 1, 0])
@@ -181,15 +184,14 @@ def test_masks_fill_a_bucket_and_keep_their_order(victim, monkeypatch):
         torch.testing.assert_close(alone[0, 1], together[row, 1], rtol=0, atol=1e-5)
 
 
-def test_missing_backend_says_why(monkeypatch):
+def test_missing_backend_says_why():
     """Without the interpreter a victim on the CPU cannot have these kernels, nor anybody without triton."""
-    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    assert choose_backend("auto", torch.device("cpu")) in ("onednn", "torch")
+    machine, device = replace(Machine.here(), triton=True, interpreter=False), torch.device("cpu")
+    assert choose_backend("auto", device, machine) in ("onednn", "torch")
     with pytest.raises(InputError, match="for NVIDIA GPUs"):
-        choose_backend("triton", torch.device("cpu"))
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+        choose_backend("triton", device, machine)
     with pytest.raises(InputError, match="triton is not installed"):
-        choose_backend("triton", torch.device("cpu"))
+        choose_backend("triton", device, replace(machine, triton=False))
 
 
 class Branched(nn.Module):
@@ -210,44 +212,41 @@ class Branched(nn.Module):
 def test_a_branch_that_no_mask_changes_is_computed_once(victim):
     """Masks over the shortcut alone: the conv beside it runs for one mask, the conv that adds the shortcut for all."""
     clean, family = batches(4, 3)
-    evaluator = Evaluator(victim, clean, [family], backend="triton", precision="float32")
-    engine = evaluator._engine
-    assert isinstance(engine, CudaEngine)
-    widths: dict[int, int] = {}
-
-    def noted(index, run):
-        def wrapped(*arguments):
-            value = run(*arguments)
-            widths[index] = len(value.data)
-            return value
-
-        return wrapped
-
-    engine._steps._runs[:] = [noted(index, run) for index, run in enumerate(engine._steps._runs)]
     shortcut = next(layer for layer in victim.layers if layer.name == "shortcut")
     masks = layer_masks(victim, torch.ones(victim.units, dtype=torch.bool), shortcut, 3)
     masks[:, shortcut.offset : shortcut.offset + 2] = torch.tensor([[0, 0], [0, 1], [1, 0]]) > 0
+    evaluator = Evaluator(victim, clean, [family], settings=EvaluatorSettings("triton", "float32"))
     assert_matches(evaluator, victim, masks, clean, family)
-    index = {layer.name: position for layer in victim.layers for position, step in enumerate(engine._plan.steps)
+
+    plan = plan_of(victim)
+    index = {layer.name: position for layer in victim.layers for position, step in enumerate(plan.steps)
              if step.gate is not None and step.gate.offset == layer.offset}  # fmt: skip
-    assert index["shortcut"] < index["conv1"]
-    assert widths[index["conv1"]] == 1 and widths[index["conv2"]] == widths[index["shortcut"]] == 3
+    first = index["shortcut"]
+    assert first < index["conv1"] < index["conv2"]
+    unchanged = Downstream(plan).unchanged(masks.numpy(), np.ones(victim.units, dtype=bool), first)
+    assert unchanged >> index["conv1"] & 1 and not unchanged >> index["conv2"] & 1 and not unchanged >> first & 1
+    steps = TritonSteps(plan, torch.float32)
+    values = {plan.input: Value(clean.images.permute(0, 2, 3, 1)[None].contiguous())}
+    steps.run(values, 0, first, torch.ones(1, victim.units, dtype=torch.bool), EVERY_STEP)
+    widths = {}
+    for position in range(first, index["conv2"] + 1):
+        steps.run(values, position, position + 1, masks, unchanged)
+        widths[position] = len(values[plan.steps[position].name].data)
+    assert widths[index["conv1"]] == 1 and widths[index["conv2"]] == widths[first] == 3
 
 
 @pytest.mark.parametrize("victim", [Fallbacks], indirect=True)
-def test_bfloat16_is_refused_where_labels_disagree(victim, monkeypatch, caplog):
-    clean, family = batches(4, 3)
-    tally = Tally(victim, clean, [family], torch.device("cpu"))
-    images = torch.cat([clean.images, family.images])
-    engine = CudaEngine(build_plan(victim), images, tally, "float32", 0, None)
-    monkeypatch.setattr("onp.engine.triton_backend.engine.AGREEMENT", 1.1)
-    # The interpreter multiplies no bfloat16, so the comparison is run in float32.
-    monkeypatch.setattr("onp.engine.triton_backend.engine.torch.bfloat16", torch.float32)
-    monkeypatch.setattr(Tensor, "bfloat16", Tensor.float)
-    assert not engine._bfloat16_agrees(images)
-    assert "100.0 %" in caplog.text
-    monkeypatch.setattr("onp.engine.triton_backend.engine.AGREEMENT", 1.0)
-    assert engine._bfloat16_agrees(images)
+def test_kernels_in_half_precision_give_the_labels_of_torch_in_float32(victim):
+    """float16 stands for bfloat16, which the interpreter cannot multiply."""
+    plan, images = plan_of(victim), torch.randn(64, 3, SIZE, SIZE)
+    assert label_agreement(plan, images, torch.float32) == 1.0
+    assert 0.9 <= label_agreement(plan, images, torch.float16) <= 1.0
+
+
+def test_bfloat16_is_refused_where_labels_disagree(caplog):
+    assert bfloat16_agrees(0.995, 0.995) and not caplog.text
+    assert not bfloat16_agrees(0.99, 0.995)
+    assert "agree on 99.0 % of labels" in caplog.text
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -267,8 +266,8 @@ def test_graphs_on_a_gpu_give_what_float32_gives(monkeypatch, build, precision):
     clean, family = batches(40, 20)
     base = torch.ones(victim.units, dtype=torch.bool)
     with torch.no_grad():
-        evaluator = Evaluator(victim, clean, [family], backend="triton", precision=precision)
-        plain = Evaluator(victim, clean, [family], backend="torch", precision="float32")
+        evaluator = Evaluator(victim, clean, [family], settings=EvaluatorSettings(backend="triton", precision=precision))
+        plain = Evaluator(victim, clean, [family], settings=EvaluatorSettings("torch", "float32"))
         for round in range(7):
             if round >= 3:
                 base = torch.rand(victim.units) > 0.05

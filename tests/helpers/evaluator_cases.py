@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onp.data.images import Normalisation
-from onp.engine.evaluator import Batch, Scores, TriggeredBatch
-from onp.engine.plan import gated_forward
+from onp.data.normalisation import Normalisation
+from onp.engine.evaluator import Scores
+from onp.engine.scoring import Batch, TriggeredBatch
 from onp.model.archs import InvertedResidual, build_network
+from onp.model.interpret import gated_forward
 from onp.model.victim import Victim, victim_from_module
 from onp_kernels.reference_conv import MOST_DIVERGENCE
 

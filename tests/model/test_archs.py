@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from onp.data.images import Normalisation
+from onp.data.normalisation import Normalisation
 from onp.engine.evaluator import Evaluator
 from onp.engine.scoring import Batch, TriggeredBatch
 from onp.errors import InputError
 from onp.model.archs import NETWORKS, build_network
 from onp.model.mask import Mask
-from onp.model.prune import repair
+from onp.model.prune import prune
 from onp.model.victim import victim_from_module
 
 
@@ -61,5 +61,5 @@ def test_the_hidden_units_of_the_vision_transformer_are_prunable():
     scores = evaluator.score(keep)
     for index, row in enumerate(keep):
         with torch.no_grad():
-            guess = repair(victim, Mask.of(victim, row)).model(images).argmax(1)
+            guess = prune(victim, Mask.of(victim, row)).model(images).argmax(1)
         assert abs(float(scores.acc[index]) - float((guess == labels).float().mean())) <= 1 / 40

@@ -2,8 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from onp.data.images import Normalisation
-from onp.engine.evaluator import Batch, Evaluator, TriggeredBatch
+from onp.data.normalisation import Normalisation
+from onp.engine.evaluator import Evaluator
+from onp.engine.scoring import Batch, TriggeredBatch
 from onp.errors import InputError
 from onp.model.archs import build_network
 from onp.model.victim import victim_from_module

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from onp.compare.defences.config import DefenceConfig, divide
 from onp.data.images import ImageSet
-from onp.engine.evaluator import Batch, Evaluator
+from onp.engine.evaluator import Evaluator
+from onp.engine.scoring import Batch
 from onp.model.mask import Mask
 from onp.model.victim import Victim
 

@@ -13,25 +13,6 @@ from onp.engine.steps import Activation, ConvStep, Run, ScaleStep, Step, bind_to
 aten = torch.ops.aten
 
 
-def missing() -> str | None:
-    """Why the oneDNN steps cannot run here, None where they can."""
-    if not torch.backends.mkldnn.is_available():
-        return "this torch was built without oneDNN"
-    if not hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
-        return f"torch {torch.__version__} has no fused oneDNN convolution"
-    return None
-
-
-def matrix_units() -> bool:
-    """Whether this CPU multiplies bfloat16 faster than float32 (AMX, or AVX-512 with bf16 dot products)."""
-    return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
-
-
-def has_bfloat16() -> bool:
-    """Whether oneDNN computes in bfloat16 on this CPU, fast or not; it asks for AVX-512."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
 def bind_onednn(step: Step, keep: Tensor | None, dtype: torch.dtype, input_shape: tuple[int, ...]) -> Run:
     """`step` computing in `dtype` (float32 or bfloat16) with the mask `keep` (float `[K]`) in its packed weights.
 

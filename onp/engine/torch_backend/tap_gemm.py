@@ -10,21 +10,25 @@ from torch import Tensor
 
 from onp.engine.steps import ConvStep, Run, activate, masked
 
-# Below these sizes oneDNN's direct convolution is the faster one (float32, AVX-512).
-MOST_PIXELS = 64
-LEAST_PRODUCTS = 1 << 17  # input times output channels
+MOST_PIXELS = 64  # of an output map; with more oneDNN's direct convolution is faster (float32, AVX-512)
 
 
-def suits(step: ConvStep, dtype: torch.dtype, input_shape: tuple[int, ...]) -> bool:
-    """Whether `step` on images of `input_shape` `[C, H, W]` is faster this way.
+def suits(step: ConvStep, dtype: torch.dtype, input_shape: tuple[int, ...], products: int) -> bool:
+    """Whether a step is faster this way.
 
     Float32 only: sums would be rounded to bfloat16 after every tap. Without strides: with them the products are of one pixel of
     each image, and took 1.2 to 4 times as long as oneDNN (64 to 4 images, AVX2).
+
+    Args:
+        step: the convolution.
+        dtype: it is computed in.
+        input_shape: `[C, H, W]` of its images.
+        products: least number of input times output channels (`Tuning.tap_gemm_products`).
     """
     outputs, inputs, *kernel = step.weight.shape
     height, width = output_size(step, input_shape)
     plain = step.groups == 1 and step.dilation == step.stride == (1, 1) and kernel != [1, 1] and dtype == torch.float32
-    return plain and height * width <= MOST_PIXELS and inputs * outputs >= LEAST_PRODUCTS
+    return plain and height * width <= MOST_PIXELS and inputs * outputs >= products
 
 
 def output_size(step: ConvStep, input_shape: tuple[int, ...]) -> tuple[int, int]:

@@ -28,7 +28,7 @@ def run_all(task: Callable[[int], Result], items: Iterable[int], workers: int) -
 @cache
 def _pool(workers: int, each: int, threads: int) -> ThreadPoolExecutor:
     """`workers` threads with `each` cores; the caller keeps its `threads`."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="onp", initializer=_limit, initargs=(each,))
+    pool = ThreadPoolExecutor(workers, thread_name_prefix=f"onp-{workers}", initializer=_limit, initargs=(each,))
     started = Barrier(workers)
     for waiting in [pool.submit(started.wait) for _ in range(workers)]:
         waiting.result()

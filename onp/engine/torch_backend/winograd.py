@@ -1,4 +1,4 @@
-"""3x3 convolutions in the compiled module, by Winograd's minimal filtering: a third of the products (csrc/cpu_conv.h).
+"""3x3 convolutions in the compiled module, by Winograd's minimal filtering: a third of the products (csrc/winograd/tiles.h).
 
 For float32 on CPUs, where convolutions are bound by their products. The error is 1.1 (128 channels) to 1.7 times (16) that of a
 direct convolution, root mean square. Source: Lavin and Gray, https://arxiv.org/abs/1509.09308.
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from onp.engine import native as backend
+from onp.engine.native import module, native
 from onp.engine.steps import ConvStep, Run, activate, masked
 
 PANEL, TAPS = 16, 24  # channels come in multiples of the one; products for 2 x 4 outputs
@@ -29,7 +29,7 @@ def suits(step: ConvStep, dtype: torch.dtype, input_shape: tuple[int, ...]) -> b
     padding = step.padding[0]
     if padding != step.padding[1] or padding > 2 or min(input_shape[1:]) + 2 * padding < 3:
         return False
-    if backend.module("native")[0] is None:
+    if module("native")[0] is None:
         return False
     height, width = (size + 2 * padding - 2 for size in input_shape[1:])
     tiles = -(-height // 2) * -(-width // 4)
@@ -48,7 +48,7 @@ def filters_of(weight: Tensor) -> Tensor:
         raise ValueError(f"filters are {weight.dtype} {list(weight.shape)}; float32 [K, C, 3, 3] are wanted")
     weight = weight.detach().contiguous()
     made = weight.new_empty(TAPS, outputs // PANEL, inputs, PANEL)
-    backend.native().conv_filters(weight.data_ptr(), made.data_ptr(), inputs, outputs, torch.get_num_threads())
+    native().conv_filters(weight.data_ptr(), made.data_ptr(), inputs, outputs, torch.get_num_threads())
     return made
 
 
@@ -84,7 +84,7 @@ def conv(
     out = torch.empty(shape, dtype=torch.float32, device=x.device, memory_format=torch.channels_last)
     pointers = (0 if each is None else each.data_ptr() for each in (x, filters, scale, shift, added, out))
     threads = torch.get_num_threads()
-    backend.native().conv(*pointers, images, height, width, inputs, outputs, padding, relu, threads)
+    native().conv(*pointers, images, height, width, inputs, outputs, padding, relu, threads)
     return out
 
 

@@ -1,5 +1,7 @@
 """The engine of an Evaluator on Triton kernels: B masks in one launch, and all that follows a cut point in one CUDA graph."""
 
+from __future__ import annotations
+
 import contextlib
 import logging
 import math
@@ -11,21 +13,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from onp.engine.backend import bfloat16_agrees
+from onp.engine.incremental import choose_cuts
 from onp.engine.plan import Plan
-from onp.engine.prefix import choose_cuts
-from onp.engine.scoring import Tally
+from onp.engine.scoring import ScoreCounter
+from onp.engine.settings import EvaluatorSettings
 from onp.engine.steps import bind_torch
-from onp.engine.triton_backend.steps import EVERY_STEP, CudaSteps, Value
+from onp.engine.triton_backend.steps import EVERY_STEP, TritonSteps, Value
 from onp_kernels.common import compiled_together
 from onp_kernels.reference_conv import PROBABILITY
 
 _log = logging.getLogger(__name__)
 
-# Numbers of masks that graphs are captured for; others are filled up to the next.
-BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
-# Images that show whether bfloat16 gives the labels of float32, and the share of them that must agree.
-SAMPLE = 256
-AGREEMENT = 0.995
+SAMPLE = 256  # images that show whether bfloat16 gives the labels of float32
 
 
 @dataclass(frozen=True)
@@ -37,43 +37,56 @@ class _Graph:
     sums: Tensor
 
 
-class CudaEngine:
-    """Runs the steps of `plan` on `images` (float32 `[N, C, H, W]` on their device); the other parameters are Evaluator's.
+class TritonEngine:
+    """Runs the steps of a plan for many masks in one launch of each kernel.
 
-    Values under the base mask lie at the cut points; an evaluation starts from the deepest one before the first step that its
-    masks change, computes once what they share (branches that none of them changes, too), and all else for all masks in every
-    launch. What was needed twice is replayed from a CUDA graph, unless the plan holds operators it does not know, which might
-    wait for the device. `chunk` images run together; None takes as many as a quarter of the device's memory holds for 32 masks,
-    or half of what is free there or of what this process may still take.
+    Values under the base mask are cached before a few steps; an evaluation starts from the last one before the first step that
+    its masks change, computes once what they share (branches that none of them changes, too), and all else for all masks in
+    every launch. What was needed twice is replayed from a CUDA graph, unless the plan holds operators it does not know, which
+    might wait for the device.
+
+    Args:
+        plan: of the network.
+        images: float32 `[N, C, H, W]` on their device.
+        counter: what is summed over the logits.
+        settings: those of the Evaluator. `chunk` None takes as many images as a quarter of the device's memory holds for the
+            largest batch of masks, or half of what is free there or of what this process may still take.
+
+    Attributes:
+        precision: "float32" or "bfloat16", as chosen.
     """
 
-    def __init__(self, plan: Plan, images: Tensor, tally: Tally, precision: str, memory_budget: int, chunk: int | None) -> None:
+    def __init__(self, plan: Plan, images: Tensor, counter: ScoreCounter, settings: EvaluatorSettings) -> None:
         self._plan, self._device = plan, images.device
-        member = tally.member > 0
+        self._batch_sizes, precision = settings.tuning.batch_sizes, str(settings.precision)
+        member = counter.member > 0
         self._columns = member.shape[1]
         self._column = torch.where(member.any(1), member.int().argmax(1), -1).int()
-        self._expected, self._unpruned = tally.expected.int(), tally.base
-        self._capture = self._device.type == "cuda" and not plan.unfused
+        self._expected, self._unpruned = counter.expected.int(), counter.base
+        self._capture = _captures(plan, self._device)
         if precision == "auto":
-            auto = self._device.type == "cuda" and torch.cuda.is_bf16_supported() and self._bfloat16_agrees(images[:SAMPLE])
+            auto = self._device.type == "cuda" and torch.cuda.is_bf16_supported()
+            if auto:
+                auto = bfloat16_agrees(label_agreement(plan, images[:SAMPLE], torch.bfloat16), settings.tuning.agreement)
             precision = "bfloat16" if auto else "float32"
         self.precision = precision
         dtype = getattr(torch, precision)
-        self._steps = CudaSteps(plan, dtype)
+        self._steps = TritonSteps(plan, dtype)
         gated = [index for index, step in enumerate(plan.steps) if step.gate is not None]
         self._last_gated = gated[-1]
         sizes = {index: plan.image_bytes(index, dtype.itemsize) for index in gated if index > 0}
         known = {index: size for index, size in sizes.items() if size is not None}
-        self._cuts = (0, *choose_cuts(plan, known, len(images), memory_budget))
-        parts = -(-len(images) // (chunk or _chunk_size(plan, dtype.itemsize, self._device)))
+        self._cuts = (0, *choose_cuts(plan, known, len(images), settings.memory_budget))
+        size = settings.chunk or _chunk_size(plan, dtype.itemsize, self._device, self._batch_sizes[-1])
+        parts = -(-len(images) // size)
         nhwc = images.permute(0, 2, 3, 1).to(dtype).contiguous()
         chunks = [{plan.input: Value(part[None])} for part in nhwc.tensor_split(parts)]
         self._kept: list[dict[int, dict[str, Value]]] = [{0: values} for values in chunks]
         self._valid = {0}
-        self._base = torch.ones(1, _units(plan), dtype=torch.bool, device=self._device)
-        self._base_here = np.ones(_units(plan), dtype=bool)
-        self._reached = _reached(plan)
-        self._seen: set[tuple[int, int, int, int]] = set()
+        self._base = torch.ones(1, plan.units, dtype=torch.bool, device=self._device)
+        self._base_here = np.ones(plan.units, dtype=bool)
+        self._downstream = Downstream(plan)
+        self._run_once: set[tuple[int, int, int, int]] = set()
         self._graphs: dict[tuple[int, int, int, int], _Graph] = {}
         self._fills: dict[tuple[int, int], Any] = {}
         self._pool = torch.cuda.graph_pool_handle() if self._capture else None
@@ -94,13 +107,13 @@ class CudaEngine:
         order = np.argsort(-first, kind="stable")
         found = []
         with torch.cuda.device(self._device) if self._device.type == "cuda" else contextlib.nullcontext():
-            for start in range(0, len(order), BUCKETS[-1]):
-                part = order[start : start + BUCKETS[-1]]
-                bucket = next(size for size in BUCKETS if size >= len(part))
+            for start in range(0, len(order), self._batch_sizes[-1]):
+                part = order[start : start + self._batch_sizes[-1]]
+                size = next(size for size in self._batch_sizes if size >= len(part))
                 step = min(int(first[part].min()), self._last_gated)
-                padded = keep[part[np.minimum(np.arange(bucket), len(part) - 1)]]
+                padded = keep[part[np.minimum(np.arange(size), len(part) - 1)]]
                 rows = torch.from_numpy(padded).to(self._device)
-                found.append(self._evaluate(rows, step, self._alike(padded, step))[: len(part)])
+                found.append(self._evaluate(rows, step, self._downstream.unchanged(padded, self._base_here, step))[: len(part)])
         sums = torch.cat(found).double()
         sums[:, 1:] /= PROBABILITY
         if (order[1:] < order[:-1]).any():
@@ -112,28 +125,19 @@ class CudaEngine:
         self._base_here = keep.copy()
         self._valid = {cut for cut in self._valid if cut <= first}
 
-    def _alike(self, keep: NDArray[np.bool_], first: int) -> int:
-        """Bit i: step i, from `first` on, gives the same under all masks `[B, U]` as under the base."""
-        changed = (keep != self._base_here).any(0)
-        different = 0
-        for units, steps in self._reached.items():
-            if different & steps != steps and changed[units[0] : units[1]].any():
-                different |= steps
-        return (1 << len(self._plan.steps)) - (1 << first) & ~different
-
     def _evaluate(self, keep: Tensor, first: int, alike: int) -> Tensor:
-        """What `Tally.sums` says, int64 `[B, 3, 1 + F]`, rows 1 and 2 in units of 1 / PROBABILITY.
+        """What `ScoreCounter.sums` says, int64 `[B, 3, 1 + F]`, rows 1 and 2 in units of 1 / PROBABILITY.
 
         The masks change no step before `first`, and none of `alike`.
         """
         cut = max(cut for cut in self._cuts if cut <= first)
         key = (cut, first, len(keep), alike)
-        if self._capture and key not in self._seen:
+        if self._capture and key not in self._run_once:
             with compiled_together():
                 self._compile(keep, first, alike)
         self._fill(cut)
-        if not self._capture or key not in self._seen:
-            self._seen.add(key)
+        if not self._capture or key not in self._run_once:
+            self._run_once.add(key)
             return self._run(keep, cut, first, alike)
         if key not in self._graphs:
             graph, static = torch.cuda.CUDAGraph(), keep.clone()
@@ -198,64 +202,81 @@ class CudaEngine:
                         place.copy_(value.data)
                 start = stop
 
-    def _bfloat16_agrees(self, images: Tensor) -> bool:
-        """Whether these kernels in bfloat16 and torch in float32 give the same labels, nothing pruned."""
-        values: dict[str, Any] = {self._plan.input: images}
-        for step, live in zip(self._plan.steps, self._plan.live[1:], strict=True):
-            values[step.name] = bind_torch(step, None, torch.float32)(*[values[name] for name in step.inputs])
-            values = {name: values[name] for name in live}
-        labels = values[self._plan.output].argmax(1).int()
-        steps = CudaSteps(self._plan, torch.bfloat16)
-        nhwc = images.permute(0, 2, 3, 1)[None].bfloat16().contiguous()
-        nothing_pruned = torch.ones(1, _units(self._plan), dtype=torch.bool, device=self._device)
 
-        def count() -> Tensor:
-            values = {self._plan.input: Value(nhwc)}
-            steps.run(values, 0, len(self._plan.steps), nothing_pruned, EVERY_STEP)
-            sums = torch.zeros(1, 3, 1, dtype=torch.int64, device=self._device)
-            steps.count(values, labels, torch.zeros_like(labels), self._unpruned[:0], sums)
-            return sums
+def label_agreement(plan: Plan, images: Tensor, dtype: torch.dtype) -> float:
+    """Share of images on which these kernels in `dtype` and torch in float32 give the same label, nothing pruned.
 
-        if self._capture:
-            with compiled_together():
-                count()
-        sums = count()
-        agreement = int(sums[0, 0, 0]) / len(images)
-        if agreement < AGREEMENT:
-            _log.warning("bfloat16 and float32 agree on %.1f %% of labels only: computing in float32", 100 * agreement)
-        return agreement >= AGREEMENT
+    Args:
+        plan: of the network.
+        images: float32 `[N, C, H, W]` on the device of the network.
+        dtype: of the kernels.
+    """
+    values: dict[str, Any] = {plan.input: images}
+    for step, live in zip(plan.steps, plan.live[1:], strict=True):
+        values[step.name] = bind_torch(step, None, torch.float32)(*[values[name] for name in step.inputs])
+        values = {name: values[name] for name in live}
+    logits = values[plan.output]
+    labels, base = logits.argmax(1).int(), logits[:0]
+    steps = TritonSteps(plan, dtype)
+    nhwc = images.permute(0, 2, 3, 1)[None].to(dtype).contiguous()
+    nothing_pruned = torch.ones(1, plan.units, dtype=torch.bool, device=images.device)
 
+    def count() -> Tensor:
+        values = {plan.input: Value(nhwc)}
+        steps.run(values, 0, len(plan.steps), nothing_pruned, EVERY_STEP)
+        sums = torch.zeros(1, 3, 1, dtype=torch.int64, device=images.device)
+        steps.count(values, labels, torch.zeros_like(labels), base, sums)
+        return sums
 
-def _reached(plan: Plan) -> dict[tuple[int, int], int]:
-    """By gate (its first unit, the unit behind its last): the steps that its units change, bit i for step i."""
-    behind = [0] * len(plan.steps)
-    for index in reversed(range(len(plan.steps))):
-        behind[index] = 1 << index
-        for reader in range(index + 1, len(plan.steps)):
-            if plan.steps[index].name in plan.steps[reader].inputs:
-                behind[index] |= behind[reader]
-    reached: dict[tuple[int, int], int] = {}
-    for step, steps in zip(plan.steps, behind, strict=True):
-        if step.gate is not None:
-            units = step.gate.offset, step.gate.offset + step.gate.units
-            reached[units] = reached.get(units, 0) | steps
-    return reached
+    if _captures(plan, images.device):
+        with compiled_together():
+            count()
+    return int(count()[0, 0, 0]) / len(images)
 
 
-def _units(plan: Plan) -> int:
-    return max(step.gate.offset + step.gate.units for step in plan.steps if step.gate is not None)
+class Downstream:
+    """The steps of a plan that each group of units changes."""
+
+    def __init__(self, plan: Plan) -> None:
+        behind = [0] * len(plan.steps)  # bit j of [i]: step j reads what step i makes, perhaps by way of others
+        for index in reversed(range(len(plan.steps))):
+            behind[index] = 1 << index
+            for reader in range(index + 1, len(plan.steps)):
+                if plan.steps[index].name in plan.steps[reader].inputs:
+                    behind[index] |= behind[reader]
+        self._all = (1 << len(plan.steps)) - 1
+        self._steps: dict[tuple[int, int], int] = {}  # by first and last (exclusive) unit, bit i for step i
+        for step, steps in zip(plan.steps, behind, strict=True):
+            if step.gate is not None:
+                units = step.gate.offset, step.gate.offset + step.gate.units
+                self._steps[units] = self._steps.get(units, 0) | steps
+
+    def unchanged(self, keep: NDArray[np.bool_], base: NDArray[np.bool_], first: int) -> int:
+        """Bit i: step i, from `first` on, gives the same under all masks `keep` `[B, U]` as under the base `[U]`."""
+        changed = (keep != base).any(0)
+        different = 0
+        for units, steps in self._steps.items():
+            if different & steps != steps and changed[units[0] : units[1]].any():
+                different |= steps
+        return self._all + 1 - (1 << first) & ~different
 
 
-def _chunk_size(plan: Plan, value_bytes: int, device: torch.device) -> int:
-    """As many images as fit with all masks at once into the least of a quarter of the memory, half of what is free and half of
-    what this process may still take (`torch.cuda.set_per_process_memory_fraction`), and as a launch can number."""
+def _captures(plan: Plan, device: torch.device) -> bool:
+    """Whether evaluations are captured as CUDA graphs; operators that the plan does not know might wait for the device."""
+    return device.type == "cuda" and not plan.unfused
+
+
+def _chunk_size(plan: Plan, value_bytes: int, device: torch.device, masks: int) -> int:
+    """How many images to run together, with so many masks.
+
+    As many as fit into the least of a quarter of the memory, half of what is free and half of what this process may still take
+    (`torch.cuda.set_per_process_memory_fraction`), and as a launch can number.
+    """
     outputs = [math.prod(plan.shapes[step.name] or ()) for step in plan.steps]
-    before = [plan.image_bytes(index, value_bytes) or 0 for index in range(len(plan.steps))]
-    widest = max(size + value_bytes * output for size, output in zip(before, outputs, strict=True))
     memory = 1 << 30
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         share = torch.cuda.get_per_process_memory_fraction(device)
         memory = min(total // 4, free // 2, (int(total * share) - torch.cuda.memory_allocated(device)) // 2)
     most = (2**31 - 1) // max(*outputs, math.prod(plan.shapes[plan.input] or ()))
-    return max(1, min(most, memory // (BUCKETS[-1] * widest)))
+    return max(1, min(most, memory // (masks * plan.widest_bytes(value_bytes))))

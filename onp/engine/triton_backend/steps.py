@@ -46,7 +46,7 @@ class Tail:
     pooled: str | None
 
 
-class CudaSteps:
+class TritonSteps:
     """Runs steps of `plan` in `dtype`; steps that no kernel covers run as `onp.engine.steps.bind_torch` does, masks batched.
 
     What a conv or linear layer computes for each mask is packed (kept channels together, none other computed) where only such
@@ -91,7 +91,7 @@ class CudaSteps:
                 del values[name]
 
     def count(self, values: dict[str, Value], expected: Tensor, column: Tensor, base: Tensor, sums: Tensor) -> None:
-        """Add what the logits of `values` say to `sums`: the arguments and units are those of `onp_kernels.reference_conv.head`."""
+        """Add the counts of the logits of `values` to `sums`; arguments and units as in `onp_kernels.reference_conv.head`."""
         x = values[self.tail.source].data
         head(x.reshape(*x.shape[:2], -1, x.shape[-1]), *self._head, expected, column, base, sums)
 
