@@ -1,13 +1,17 @@
-"""The field's figures: ACC, ASR, RA, DER, and exact intervals for shares."""
+"""ACC, ASR, RA and DER, exact intervals for shares, and the one way to measure them with unmodified network code."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 from scipy.stats import binomtest
-from torch import Tensor
+from torch import Tensor, nn
+
+from onp.data.images import ImageSet
+from onp.data.normalisation import Normalisation
+from onp.engine.scoring import Batch, TriggeredBatch
 
 VALUES_AT_ONCE = 2**22  # of a batch: 27 images of 3x224x224, whose activations take some 3 GB in a ResNet-50 with gradients
 
@@ -69,13 +73,91 @@ def at_once(images: Tensor, most: int, values: int = VALUES_AT_ONCE) -> int:
     return max(1, min(most, values // images.shape[-3:].numel()))
 
 
+Advance = Callable[[int], None]
+"""Called with the number of images that are done."""
+
+
+def _nothing(images: int) -> None:
+    pass
+
+
 @torch.no_grad()
-def predictions(model: torch.nn.Module, inputs: Tensor, advance: Callable[[int], None] = lambda _: None) -> Tensor:
-    """Classes int64 `[N]` of normalised images `[N, C, H, W]`, by the network's own code; `advance` counts images."""
+def predictions(model: nn.Module, inputs: Tensor, advance: Advance = _nothing) -> Tensor:
+    """Classes int64 `[N]` of normalised images `[N, C, H, W]`, by the network's own code, on the device of the images."""
     if not len(inputs):
         return torch.empty(0, dtype=torch.int64)
-    found = []
+    return torch.cat([logits.argmax(1) for logits in _logits(model, inputs, advance)])
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What one network does with clean and triggered images."""
+
+    acc: Share
+    asr: Share | None  #: None without triggered images
+    ra: Share | None  #: of the same images
+    asr_clean: Share | None  #: share of clean images of other classes that are given the target class; None without goals
+    probabilities: Tensor  #: float32 `[N, classes]` of the clean images, on the CPU
+
+
+def batches_of(images: ImageSet, normalisation: Normalisation, device: torch.device) -> Iterator[Batch]:
+    """Clean images in normalised batches that fit the memory together with their activations."""
+    size = at_once(images.images, 250)
+    for start in range(0, len(images), size):
+        part = images.subset(range(start, min(start + size, len(images))))
+        yield Batch(normalisation(part.pixels().to(device)), part.labels)
+
+
+@torch.no_grad()
+def measure(
+    model: nn.Module,
+    clean: Iterable[Batch],
+    goals: Tensor | int | None = None,
+    triggered: Iterable[TriggeredBatch] = (),
+    advance: Advance = _nothing,
+) -> Measured:
+    """Measure a network by its own code.
+
+    Args:
+        model: in eval mode, float32; the images lie on its device.
+        clean: images of the ACC, in any number of batches.
+        goals: the class that the trigger would lead clean images to, one for all or int64 `[N]`; None leaves `asr_clean` out.
+        triggered: images of the ASR and RA; those whose label is the target class do not count, and do not run.
+        advance: progress callback; it counts the images that do not run, too.
+    """
+    labels, logits = [], []
+    for batch in clean:
+        labels.append(batch.labels.cpu())
+        logits.extend(part.cpu() for part in _logits(model, batch.images, advance))
+    own, all_logits = torch.cat(labels), torch.cat(logits)
+    predicted = all_logits.argmax(1)
+    asr, ra = measure_attack(model, triggered, advance)
+    asr_clean = None
+    if goals is not None:
+        asr_clean = attack_success(own, predicted, goals.cpu() if isinstance(goals, Tensor) else goals)
+    return Measured(accuracy(own, predicted), asr, ra, asr_clean, all_logits.softmax(1))
+
+
+@torch.no_grad()
+def measure_attack(
+    model: nn.Module, triggered: Iterable[TriggeredBatch], advance: Advance = _nothing
+) -> tuple[Share | None, Share | None]:
+    """ASR and RA of a network on triggered images, as in `measure`; None without any batch."""
+    labels, targets, predicted = [], [], []
+    for batch in triggered:
+        others = batch.labels != batch.target
+        predicted.append(predictions(model, batch.images[others.to(batch.images.device)], advance).cpu())
+        labels.append(batch.labels[others].cpu())
+        targets.append(batch.target[others].cpu())
+        advance(int((~others).sum()))
+    if not labels:
+        return None, None
+    own, goals, given = torch.cat(labels), torch.cat(targets), torch.cat(predicted)
+    return attack_success(own, given, goals), robust_accuracy(own, given, goals)
+
+
+def _logits(model: nn.Module, inputs: Tensor, advance: Advance) -> Iterator[Tensor]:
+    """Logits of the images, a few at once."""
     for part in inputs.split(at_once(inputs, 250)):
-        found.append(model(part).argmax(1))
+        yield model(part)
         advance(len(part))
-    return torch.cat(found)

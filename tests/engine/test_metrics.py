@@ -1,9 +1,23 @@
-"""ACC, ASR, RA, DER and their intervals."""
+"""ACC, ASR, RA, DER, their intervals, and how a network is measured."""
 
 import pytest
 import torch
+from torch import nn
 
-from onp.engine.metrics import Share, attack_success, defence_effectiveness, robust_accuracy
+from onp.data.images import ImageSet
+from onp.data.normalisation import Normalisation
+from onp.engine.metrics import (
+    Share,
+    accuracy,
+    at_once,
+    attack_success,
+    batches_of,
+    defence_effectiveness,
+    measure,
+    predictions,
+    robust_accuracy,
+)
+from onp.engine.scoring import Batch, TriggeredBatch
 
 
 def test_asr_and_ra_leave_the_target_class_out():
@@ -38,3 +52,29 @@ def test_der_rewards_lower_asr_and_charges_lost_acc():
     assert defence_effectiveness(0.9, 0.9, 1.0, 1.0) == 0.5
     assert defence_effectiveness(0.9, 0.8, 1.0, 0.0) == pytest.approx(0.95)
     assert defence_effectiveness(0.8, 0.9, 0.1, 0.2) == 0.5
+
+
+def test_measure_counts_what_the_definitions_say_in_any_number_of_batches():
+    model, generator = nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), torch.Generator().manual_seed(0)
+    clean, triggered = (torch.randn(n, 3, 2, 2, generator=generator) for n in (40, 30))
+    labels, own = (torch.randint(0, 3, (n,), generator=generator) for n in (40, 30))
+    target, done = torch.full((30,), 1), []
+    answers, led = predictions(model, clean), predictions(model, triggered)
+    cut = torch.tensor([0, 7, 30, 40])
+    parts = [Batch(clean[a:b], labels[a:b]) for a, b in zip(cut[:-1], cut[1:], strict=True)]
+    families = [TriggeredBatch("t", triggered[a : a + 15], own[a : a + 15], target[a : a + 15]) for a in (0, 15)]
+    found = measure(model, parts, 1, families, done.append)
+    assert found.acc == accuracy(labels, answers) and found.asr_clean == attack_success(labels, answers, 1)
+    assert found.asr == attack_success(own, led, 1) and found.ra == robust_accuracy(own, led, 1)
+    torch.testing.assert_close(found.probabilities, model(clean).softmax(1).detach())
+    assert sum(done) == 70
+    alone = measure(model, parts)
+    assert alone.acc == found.acc and alone.asr is alone.ra is alone.asr_clean is None
+
+
+def test_batches_are_normalised_and_few_large_images_run_together():
+    images = ImageSet(torch.randint(0, 256, (5, 1, 4, 4), dtype=torch.uint8), torch.arange(5), ["a"] * 5)
+    normalisation = Normalisation((0.5,), (0.25,))
+    (batch,) = batches_of(images, normalisation, torch.device("cpu"))
+    assert torch.equal(batch.images, normalisation(images.pixels())) and torch.equal(batch.labels, images.labels)
+    assert at_once(images.images, 250) == 250 and at_once(images.images, 250, values=32) == 2
