@@ -1,15 +1,15 @@
-"""What the policy knows about each unit from the start: first-order effects, activations, weights, position."""
+"""What the policy knows of each unit before the search: first-order effects, activations, weights, position."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onp.engine.evaluator import Batch, TriggeredBatch
+from onp.engine.scoring import Batch, TriggeredBatch
 from onp.errors import InputError
 from onp.model.interpret import gated_forward
 from onp.model.layers import Layer
@@ -31,9 +31,73 @@ from onp.search.unit_statistics import (
 
 #: The node features of the paper as far as it is known: the distribution of a filter's activations on clean images.
 ACTIVATION_MOMENTS = ("act_mean", "act_std", "act_skew", "act_zero", "act_max")
-# A backdoored network may lose 1 point of accuracy for 100 points of ASR; scores must not trade them one to one.
-COST_WEIGHT = 10.0
-LEAST_COST = 0.002  # soft accuracy; a first-order cost below it is as good as none
+# A backdoored network may lose 1 point of ACC for 100 points of ASR; scores must not trade them one to one.
+ACC_WEIGHT = 10.0
+LEAST_COST = 0.002  # soft accuracy; a first-order loss below it counts as this much
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureBatches:
+    """The images that features are measured on; the defence may see them all (the build split and surrogate triggers).
+
+    clean: with their labels
+    attacks: of each trigger family that counts, the triggered images of other classes than the target
+    weights: of those families, above 0, summing to 1
+    """
+
+    clean: Batch
+    attacks: tuple[TriggeredBatch, ...]
+    weights: tuple[float, ...]
+
+    @classmethod
+    def of(
+        cls, clean: Batch, attacks: Sequence[TriggeredBatch], weights: Sequence[float], max_images: int = 128
+    ) -> FeatureBatches:
+        """At most `max_images` clean images and as many triggered ones in all.
+
+        Args:
+            clean: clean images.
+            attacks: triggered images, a batch a family.
+            weights: one per family, at least 0, not all 0 where there are families.
+            max_images: bounds the time of a forward and a backward pass.
+
+        Raises:
+            InputError: weights and batches do not match.
+        """
+        if len(weights) != len(attacks) or min(weights, default=0.0) < 0 or (attacks and sum(weights) <= 0):
+            raise InputError(f"{len(attacks)} triggered sets need as many weights >= 0, not all 0, not {list(weights)}.")
+        used = [(batch, weight / sum(weights)) for batch, weight in zip(attacks, weights, strict=True) if weight > 0]
+        thinned = []
+        for batch, _ in used:
+            other = batch.labels != batch.target
+            rows = _spread(int(other.sum()), max_images // len(used)).to(batch.images.device)
+            images, labels, target = (part[other][rows] for part in (batch.images, batch.labels, batch.target))
+            thinned.append(TriggeredBatch(batch.family, images, labels, target))
+        rows = _spread(len(clean.images), max_images).to(clean.images.device)
+        return cls(Batch(clean.images[rows], clean.labels[rows]), tuple(thinned), tuple(weight for _, weight in used))
+
+
+@dataclass(frozen=True, eq=False)
+class Saliency:
+    """First-order effects of pruning single units of `victim`, measured on `batches`."""
+
+    victim: Victim
+    batches: FeatureBatches
+
+    def at(self, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """The effects in the network pruned to `keep`, bool `[V]`; a forward and a backward pass.
+
+        Effects of units that do one job together are far from additive: once one is gone, others matter.
+
+        Returns:
+            Attack attribution and accuracy attribution, float32 `[V]`, as in `NodeFeatures`.
+        """
+        attacks = [
+            (weight, *_gradients(self.victim, batch.images, batch.target, keep))
+            for batch, weight in zip(self.batches.attacks, self.batches.weights, strict=True)
+        ]
+        clean = _gradients(self.victim, self.batches.clean.images, self.batches.clean.labels, keep)
+        return _attack_attribution(attacks, self.victim.units), _acc_attribution(*clean)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,43 +105,43 @@ class NodeFeatures:
     """One row per unit, on the CPU.
 
     values: float32 [V, F], each column of the order of 1; names: F column names
-    attack: float32 [V], the share of the attack expected to go with the unit, weighted over families; at most 1
-    cost: float32 [V], the soft accuracy expected to be lost with the unit
-    carrier: float32 [V], at least 0, summing to 1 or all 0: the unit's share in the attack that the norms remember, that is
-        `attack` times the remembered shift where both are above 0; each alone also marks units that clean images need
-    measure: attack and cost of every unit given that only `keep`, bool [V], is left; a forward and a backward pass
+    attack_attribution: float32 [V], the share of the attack expected to go with the unit, weighted over families; at most 1
+    acc_attribution: float32 [V], the soft accuracy expected to be lost with the unit
+    backdoor_score: float32 [V], at least 0, summing to 1 or all 0: `attack_attribution` times the BN shift where both are above
+        0. Either alone also marks units that clean images need; both together mark backdoor neurons
     """
 
     values: Tensor
     names: tuple[str, ...]
-    attack: Tensor
-    cost: Tensor
-    carrier: Tensor
-    measure: Callable[[Tensor], tuple[Tensor, Tensor]]
+    attack_attribution: Tensor
+    acc_attribution: Tensor
+    backdoor_score: Tensor
 
     @property
     def taylor(self) -> Tensor:
-        """float32 [V]; above 0 where pruning the unit alone should take more of the attack than it costs accuracy."""
-        return _worth(self.attack, self.cost)
+        """Taylor saliency, float32 [V]: above 0 where pruning the unit alone should gain more than it costs."""
+        return _taylor(self.attack_attribution, self.acc_attribution)
 
     @property
-    def density(self) -> Tensor:
-        """float32 [V], at least 0: remembered attack that goes with the unit for each bit of accuracy that does."""
-        return self.carrier / (self.cost.clamp_min(0) + LEAST_COST)
+    def score_to_cost(self) -> Tensor:
+        """Saliency-to-cost ratio, float32 [V], at least 0: backdoor score for each bit of accuracy that goes with the unit."""
+        return self.backdoor_score / (self.acc_attribution.clamp_min(0) + LEAST_COST)
 
-    def at(self, keep: Tensor) -> NodeFeatures:
-        """The same features with `attack` and `cost` measured anew in the network pruned to `keep`, bool [V].
-
-        First-order effects of units that do one job together are far from additive: once one is gone, others matter.
-        """
-        attack, cost = self.measure(keep)
-        return replace(self, attack=attack, cost=cost)
+    def at(self, keep: Tensor, saliency: Saliency) -> NodeFeatures:
+        """The same with both attributions measured anew in the network pruned to `keep`, bool `[V]`."""
+        attack, acc = saliency.at(keep)
+        return replace(self, attack_attribution=attack, acc_attribution=acc)
 
     def column(self, name: str) -> Tensor:
+        """float32 [V]"""
         return self.values[:, self.names.index(name)]
 
     def select(self, names: Sequence[str]) -> NodeFeatures:
-        """Only these columns, in this order. Raises InputError for an unknown name."""
+        """Only these columns, in this order.
+
+        Raises:
+            InputError: there is no column of such a name.
+        """
         missing = [name for name in names if name not in self.names]
         if missing:
             raise InputError(f"There is no node feature '{missing[0]}'; choose from {', '.join(self.names)}.")
@@ -85,77 +149,59 @@ class NodeFeatures:
         return replace(self, values=self.values[:, columns], names=tuple(names))
 
 
-def features(
-    victim: Victim,
-    clean: Batch,
-    triggered: Sequence[TriggeredBatch],
-    weights: Sequence[float],
-    max_images: int = 128,
-    memory: Tensor | None = None,
-) -> NodeFeatures:
-    """Node features from images the defence may see (the build split and surrogate triggers).
+def node_features(victim: Victim, batches: FeatureBatches, bn_shift: Tensor | None = None) -> NodeFeatures:
+    """Measure every feature; one forward and one backward pass over the images of `batches`.
 
-    weights: evidence of each triggered batch, at least 0, not all 0 when there are batches.
-    memory: float32 [V], `onp.detect.bn_statistics.Memory.of_units`; None where nothing is remembered.
-    Cost: one forward and one backward pass over at most `max_images` clean and as many triggered images in all.
-    Raises InputError when weights and batches do not match.
+    Args:
+        victim: the unpruned network.
+        batches: images and their weights.
+        bn_shift: float32 `[V]`, the BN-statistics residual of each unit, `detect.bn_statistics`; None for 0.
     """
-    if len(weights) != len(triggered) or min(weights, default=0.0) < 0 or (triggered and sum(weights) <= 0):
-        raise InputError(f"{len(triggered)} triggered sets need as many weights >= 0, not all 0, not {list(weights)}.")
-    used = [(batch, weight / sum(weights)) for batch, weight in zip(triggered, weights, strict=True) if weight > 0]
-    images, labels = _thin(clean.images, clean.labels, max_images)
-    hits = []
-    for batch, weight in used:
-        aimed = batch.labels != batch.target
-        hits.append((weight, *_thin(batch.images[aimed], batch.target[aimed], max_images // len(used))))
-
-    def measure(keep: Tensor) -> tuple[Tensor, Tensor]:
-        attacks = [(weight, *_gradients(victim, x, y, keep)) for weight, x, y in hits]
-        return _attack(attacks, victim.units), _cost(*_gradients(victim, images, labels, keep))
-
-    base = run_pass(victim, images, labels)
+    clean = batches.clean
+    base = run_pass(victim, clean.images, clean.labels)
     attack, change_mean, change_peak = torch.zeros(victim.units), torch.zeros(victim.units), torch.zeros(victim.units)
-    for weight, x, y in hits:
-        hit = run_pass(victim, x, y)
-        attack += _attack([(weight, hit.margin, hit.gradient)], victim.units)
+    for batch, weight in zip(batches.attacks, batches.weights, strict=True):
+        hit = run_pass(victim, batch.images, batch.target)
+        attack += _attack_attribution([(weight, hit.margin, hit.gradient)], victim.units)
         change_mean += weight * effect(hit.mean, base.mean)
         change_peak += weight * effect(hit.peak, base.peak)
-    cost = _cost(base.margin, base.gradient)
-    memory = torch.zeros(victim.units) if memory is None else memory
-    carrier = memory.clamp_min(0) * attack.clamp_min(0)
-    carrier = carrier / carrier.sum().clamp_min(1e-12)
+    acc = _acc_attribution(base.margin, base.gradient)
+    bn_shift = torch.zeros(victim.units) if bn_shift is None else bn_shift
+    score = bn_shift.clamp_min(0) * attack.clamp_min(0)
+    score = score / score.sum().clamp_min(1e-12)
     columns = {
-        "taylor": _scaled(_worth(attack, cost)),
-        "attack": _scaled(attack),
-        "cost": _scaled(cost),
-        "carrier": (carrier * victim.units).clamp_max(25).sqrt(),
+        "taylor": _scaled(_taylor(attack, acc)),
+        "attack_attribution": _scaled(attack),
+        "acc_attribution": _scaled(acc),
+        "backdoor_score": (score * victim.units).clamp_max(25).sqrt(),
         **{
             name: _in_layer(victim.layers, raw)
             for name, raw in {
-                "attack_z": attack,
-                "cost_z": cost,
+                "attack_attribution_z": attack,
+                "acc_attribution_z": acc,
                 "change_mean": change_mean,
                 "change_peak": change_peak,
-                "memory": memory,
+                "bn_shift": bn_shift,
                 "bn_divergence": bn_divergence(victim, base),
                 "lipschitz": lipschitz(victim),
                 "l1": l1(victim),
                 "saliency_gap": saliency_gap(victim, base),
                 "entropy": entropy(base.mean),
-                "selectivity": selectivity(base.mean, labels),
+                "selectivity": selectivity(base.mean, clean.labels),
                 **moments(base),
             }.items()
         },
         **position(victim),
     }
-    return NodeFeatures(torch.stack(list(columns.values()), 1), tuple(columns), attack, cost, carrier, measure)
+    return NodeFeatures(torch.stack(list(columns.values()), 1), tuple(columns), attack, acc, score)
 
 
-def _worth(attack: Tensor, cost: Tensor) -> Tensor:
-    return attack - COST_WEIGHT * cost
+def _taylor(attack: Tensor, acc: Tensor) -> Tensor:
+    """First-order saliency of a gate (Molchanov et al. 2017, https://arxiv.org/abs/1611.06440)."""
+    return attack - ACC_WEIGHT * acc
 
 
-def _attack(hits: Sequence[tuple[float, Tensor, Tensor]], units: int) -> Tensor:
+def _attack_attribution(hits: Sequence[tuple[float, Tensor, Tensor]], units: int) -> Tensor:
     """From (weight, margin [N], gradient [N, V]) per family: the share of sum log(1 + exp margin) a unit takes.
 
     That sum falls with the margin where a trigger works, however well, and ignores images where it fails already.
@@ -168,7 +214,7 @@ def _attack(hits: Sequence[tuple[float, Tensor, Tensor]], units: int) -> Tensor:
     return total
 
 
-def _cost(margin: Tensor, gradient: Tensor) -> Tensor:
+def _acc_attribution(margin: Tensor, gradient: Tensor) -> Tensor:
     """Soft accuracy lost; each image is followed on its own, since a mean gradient would hide the few that flip."""
     return (torch.sigmoid(margin)[:, None] - torch.sigmoid(margin[:, None] - gradient)).mean(0)
 
@@ -185,12 +231,11 @@ def _gradients(victim: Victim, images: Tensor, labels: Tensor, keep: Tensor) -> 
     return torch.cat(margins), torch.cat(gradients)
 
 
-def _thin(images: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """At most `count` images, evenly spread so that sorted sets keep all their classes."""
-    if len(images) <= count:
-        return images, labels
-    picked = torch.linspace(0, len(images) - 1, max(count, 1)).round().long().to(images.device)
-    return images[picked], labels[picked]
+def _spread(total: int, count: int) -> Tensor:
+    """At most `count` of `total` rows, evenly spread so that sorted sets keep all their classes."""
+    if total <= count:
+        return torch.arange(total)
+    return torch.linspace(0, total - 1, max(count, 1)).round().long()
 
 
 def _scaled(raw: Tensor) -> Tensor:

@@ -1,106 +1,108 @@
-"""From a bank of surrogate triggers to a mask: the agent, run again on whatever triggers survive its repair."""
+"""From a bank of triggers to a mask: the agent, run again on whatever triggers survive its repair."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 
 import torch
 
 from onp.data.images import Splits
-from onp.detect.anomaly import Scan, efforts, evidence, least_spread
-from onp.detect.bank import ADVERSARIAL, Bank, BankConfig, TriggerBank, build_bank, weighed
-from onp.engine.differentiable import fitting_logits
+from onp.detect.anomaly import DetectionScores, anomaly_index, log_costs, spread_floor
+from onp.detect.bank import Bank, TargetClass, TriggerBank, invert_triggers, weighted_bank
+from onp.detect.bn_statistics import BnStatistics
+from onp.detect.config import DetectRun
+from onp.detect.pgd import PGD
 from onp.model.mask import Mask
-from onp.model.prune import repair
+from onp.model.prune import prune
 from onp.model.victim import Victim
-from onp.resume import recorded
-from onp.search.agent import TrainResult, Update, build_policies, train
-from onp.search.neuron_graph import build_graph
-from onp.search.setup import SearchConfig, build_problem
+from onp.search.agent import TrainResult, build_policies, train
+from onp.search.env import Outcomes
+from onp.search.neuron_graph import NeuronGraph
+from onp.search.setup import SearchRun, build_env
 
 REMOVED = 0.5  # share of the surrogate ASR that a repair must take away to be called one
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """The best mask and what it took."""
+class SearchResult:
+    """The best mask and what it took; `asr_before`, `outcome` and `required_budget` are all measured with `bank`."""
 
     mask: Mask
-    bank: Bank  #: as it was in the last round
-    results: tuple[TrainResult, ...]
-    asr_before: float  #: weighted surrogate ASR on the score images
+    bank: Bank  #: of the last agent run
+    graph: NeuronGraph  #: that the policy worked on
+    results: tuple[TrainResult, ...]  #: of each agent run
+    asr_before: float  #: weighted surrogate ASR of the unpruned network
     evaluations: int
     seconds: float  #: inside the evaluator
-    price: (
-        float | None
-    )  #: the accuracy budget, a share, that a mask which takes `REMOVED` of it away would need; None: none seen
+    required_budget: float | None  #: the ACC budget, a share, that a mask removing `REMOVED` of the ASR needs; None: none seen
+
+    @property
+    def outcome(self) -> Outcomes:
+        """What `mask` achieves."""
+        return self.results[-1].outcome
+
+    @property
+    def works(self) -> bool:
+        """Whether the mask is within the ACC budget and removes `REMOVED` of the surrogate ASR."""
+        return bool(self.outcome.acceptable) and float(self.outcome.asr) <= (1 - REMOVED) * self.asr_before
 
 
-def search(
-    victim: Victim,
-    splits: Splits,
-    bank: Bank,
-    found: Scan | None,
-    seed: int,
-    bank_config: BankConfig,
-    config: SearchConfig,
-    progress: Callable[[Update], None],
-) -> Found:
-    """Find the mask; `found` is None for a known trigger, whose bank is never extended.
+def search_mask(victim: Victim, splits: Splits, bank: Bank, bn: BnStatistics | None, run: SearchRun) -> SearchResult:
+    """Run the agent, and again with the triggers that survived its repair as long as some do and `SearchConfig.rounds` allows.
 
-    `progress` is called with every step of the search.
+    Args:
+        victim: the network to be pruned.
+        splits: clean images; the holdout split is not used.
+        bank: triggers for the target class.
+        bn: BN statistics of the victim, measured on build and score images; None for a search without them.
+        run: configuration, seed, store, progress, and how a bank is extended.
     """
-    graph = build_graph(victim, config.agent.relations)
+    rounds = run.config.rounds
     results: list[TrainResult] = []
-    evaluations, seconds, asr_before = 0, 0.0, 1.0
-    budget = config.agent.max_evaluations // config.rounds
-    for number in range(config.rounds):
-        agent = replace(config.agent, seed=seed + number, max_evaluations=budget)
-        problem = build_problem(victim, splits, bank, seed, config, partial(recorded, name=f"scores-{seed + number}"))
-        env, known = problem.env, problem.known
-        asr_before = float(env.outcome.asr) if number == 0 else asr_before
-        policies = build_policies(graph, known, env, agent)
-        results.append(train(env, policies, known, agent, progress))
+    evaluations, seconds = 0, 0.0
+    for number in range(rounds):
+        run = replace(run, number=number)
+        agent = replace(run.config.agent, seed=run.agent_seed, max_evaluations=run.config.agent.max_evaluations // rounds)
+        problem = build_env(victim, splits, bank, bn, run)
+        asr_before = float(problem.env.outcome.asr)
+        results.append(train(problem, build_policies(problem, agent), agent, run.progress))
         evaluations += results[-1].evaluations
-        seconds += env.evaluator.seconds
+        seconds += problem.env.evaluator.seconds
         mask = Mask.of(victim, results[-1].keep)
-        if found is None or not isinstance(bank, TriggerBank) or number + 1 == config.rounds:
+        if run.extend_bank is None or not isinstance(bank, TriggerBank) or number + 1 == rounds:
             break
-        survivors = surviving(
-            victim, repair(victim, mask), bank, found, splits, seed + 1 + number, bank_config, config.anomalous
-        )
-        if survivors is None:
+        extended = run.extend_bank(prune(victim, mask), bank, run.agent_seed + 1)
+        if extended is None:
             break
-        bank = survivors
-    price = env.price((1 - REMOVED) * asr_before)
-    return Found(mask, bank, tuple(results), asr_before, evaluations, seconds, price)
+        bank = extended
+    required = problem.env.required_budget((1 - REMOVED) * asr_before)
+    return SearchResult(mask, bank, problem.graph, tuple(results), asr_before, evaluations, seconds, required)
 
 
-def surviving(
-    victim: Victim,
-    repaired: Victim,
-    bank: TriggerBank,
-    found: Scan,
-    splits: Splits,
-    seed: int,
-    config: BankConfig,
-    anomalous: float,
-) -> TriggerBank | None:
-    """`bank` and the triggers that work on the victim *and* on the repaired model, cheaply for a class without a backdoor.
+@dataclass(frozen=True, eq=False)
+class SurvivingTriggers:
+    """Extends a bank by the triggers that work on the victim *and* on the pruned network, at an anomalously low cost.
 
-    What works on both and is still anomalously cheap is a backdoor that the repair missed; what has become as dear as other
-    classes is ordinary adversarial weakness. None where nothing survived.
+    Such a trigger is a backdoor that the repair missed. One that costs as much as other classes do is an adversarial example, as
+    every network has them.
     """
-    models = fitting_logits(victim), fitting_logits(repaired)
-    fresh = build_bank(victim, models, found, bank.target, splits.build, splits.score, seed, config)
-    missed = []
-    for surrogate in fresh.surrogates:
-        (effort,) = efforts(torch.tensor([surrogate.cost]), torch.tensor([surrogate.success]))
-        left = evidence(found.efforts[surrogate.family], bank.target, effort, least_spread(surrogate.family))
-        if surrogate.family != ADVERSARIAL and surrogate.success >= config.minimum_success and left >= anomalous:
-            missed.append(replace(surrogate, family=f"{surrogate.family} {seed}", evidence=left))
-    if not missed:
-        return None
-    return weighed((*bank.surrogates, *missed), bank.target)
+
+    victim: Victim  #: unpruned
+    splits: Splits  #: clean images
+    scores: DetectionScores  #: what other classes cost
+    run: DetectRun  #: how triggers are inverted
+    anomalous: float  #: least anomaly index
+
+    def __call__(self, pruned: Victim, bank: TriggerBank, seed: int) -> TriggerBank | None:
+        """`bank` with what survived in `pruned`, or None where nothing did."""
+        target, run = TargetClass(bank.target, self.scores), replace(self.run, seed=seed)
+        inverted = invert_triggers(self.victim, target, self.splits, run, pruned)
+        surrogates, weights = list(bank.surrogates), list(bank.weights)
+        for surrogate, weight in zip(inverted.surrogates, inverted.weights, strict=True):
+            (cost,) = log_costs(torch.tensor([surrogate.cost]), torch.tensor([surrogate.success]))
+            others = self.scores.log_costs[surrogate.family]
+            index = anomaly_index(others, bank.target, spread_floor(surrogate.family), cost)
+            if surrogate.family != PGD and surrogate.success >= run.config.minimum_success and index >= self.anomalous:
+                surrogates.append(replace(surrogate, family=f"{surrogate.family} {seed}", anomaly_index=index))
+                weights.append(weight)
+        return weighted_bank(surrogates, weights, bank.target) if len(surrogates) > len(bank.surrogates) else None

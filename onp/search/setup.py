@@ -1,25 +1,30 @@
-"""What a search over masks is given: the features of the units and the environment to prune in."""
+"""Makes a search problem of a victim, clean images and a trigger bank: evaluator, environment, features, neuron graph."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from onp.data.augment import views
-from onp.data.images import ImageSet, Splits
-from onp.detect.anomaly import LOUDEST, MEMORY, Scan, loudness
-from onp.detect.bank import Bank
-from onp.detect.bn_statistics import pulls, remember
-from onp.engine.evaluator import Batch, Evaluator
+from onp.data.augment import augmented
+from onp.data.images import ImageSet, Splits, joined
+from onp.detect.anomaly import BN_SHIFT, MAXIMUM_INDEX, anomaly_index, clipped, spread_floor
+from onp.detect.bank import Bank, TriggerBank
+from onp.detect.bn_statistics import BnStatistics, bn_shift_gain
+from onp.engine.evaluator import Evaluator, MaskScorer
 from onp.engine.metrics import predictions
-from onp.engine.scoring import TriggeredBatch
+from onp.engine.scoring import Batch
 from onp.model.victim import Victim
-from onp.search.agent import AgentConfig
-from onp.search.env import VIEWS, Objective, PruneEnv
-from onp.search.features import NodeFeatures, features
+from onp.resume import Store
+from onp.search.agent import AgentConfig, Update
+from onp.search.env import PruneEnv
+from onp.search.features import FeatureBatches, Saliency, node_features
+from onp.search.neuron_graph import build_graph
+from onp.search.objective import Objective
+from onp.search.problem import SearchProblem
+from onp.search.recorded import RecordedEvaluator
 
 
 @dataclass(frozen=True)
@@ -28,89 +33,89 @@ class SearchConfig:
 
     agent: AgentConfig = AgentConfig()
     objective: Objective = Objective()
-    views: int = 2  #: changed copies of each clean image; those the network gets right are to stay right
-    target_views: int = 8  #: the same for images of the target class, which are few and suffer first
+    augmentations: int = 2  #: of each clean image; those the network gets right are to stay right
+    target_augmentations: int = 8  #: the same for images of the target class, which are few and suffer first
     rounds: int = 1  #: agent runs; each after the first adds the triggers that survived the repair before it
-    anomalous: float = 3.0  #: evidence from which a trigger that survived a repair counts as the backdoor's
+    anomalous: float = 3.0  #: anomaly index from which a trigger that survived a repair counts as the backdoor's
 
 
 @dataclass(frozen=True, eq=False)
-class Problem:
-    """One search, however it is made."""
+class SearchRun:
+    """One run of a search: its configuration, and what goes with it from stage to stage."""
 
-    known: NodeFeatures
-    env: PruneEnv
+    config: SearchConfig = SearchConfig()
+    seed: int = 0  #: of the augmented images; agent run n has the seed `seed + n`
+    number: int = 0  #: of the agent run, from 0
+    store: Store | None = None  #: keeps the scores for a resumed run; None for a run that cannot be resumed
+    progress: Callable[[Update], None] | None = None  #: called with every step of the search
+    #: From the victim pruned so far, the bank and a seed, the bank with the triggers that survived, or None where none did;
+    #: None for a bank that is never extended, as that of a known trigger.
+    extend_bank: Callable[[Victim, TriggerBank, int], TriggerBank | None] | None = None
+
+    @property
+    def agent_seed(self) -> int:
+        return self.seed + self.number
 
 
-def build_problem(
-    victim: Victim,
-    splits: Splits,
-    bank: Bank,
-    seed: int,
-    config: SearchConfig,
-    record: Callable[[Evaluator], Evaluator] = lambda evaluator: evaluator,
-    *,
-    memory: bool = True,
-) -> Problem:
-    """Features from the build images, an environment that scores masks on build and score images, triggered ones and copies.
+def build_env(victim: Victim, splits: Splits, bank: Bank, bn: BnStatistics | None, run: SearchRun) -> SearchProblem:
+    """The search problem: features from the build split, an environment that scores masks on build and score images.
 
-    `record` wraps the evaluator; without `memory` nothing is told of what the norms remember.
+    Clean accuracy is counted on both splits: neither trained the network, and more images make a finer scale.
+
+    Args:
+        victim: the network to be pruned.
+        splits: clean images; the holdout split is not used.
+        bank: triggers for the target class.
+        bn: BN statistics of the victim, measured on build and score images; None for a search without them.
+        run: configuration, seed and store.
+
+    Returns:
+        Environment, features, saliency and neuron graph.
     """
-    parts = (splits.build, splits.score)
-    shifts, belief = remembered(victim, parts, bank.target) if memory else (torch.zeros(victim.units), 0.0)
-    triggered = bank.batches(victim, splits, "build")
-    known = features(victim, batch_of(victim, splits.build), triggered, bank.weights, memory=shifts)
-    copies = changed_views(victim, parts, bank.target, config, seed)
-    # Clean accuracy is counted on both splits: neither trained the network, and more images make a finer scale.
-    evaluator = record(Evaluator(victim, batch_of(victim, *parts), [*judging(victim, splits, bank), *copies]))
-    blocks = len(victim.layers) if config.agent.per_layer else config.agent.blocks
-    env = PruneEnv(victim, evaluator, bank.weights, config.objective, carriers=belief * known.carrier, blocks=blocks)
-    return Problem(known, env)
+    config, images = run.config, joined(splits.build, splits.score)
+    shift, weight = (torch.zeros(victim.units), 0.0) if bn is None else bn_shift_of_units(victim, bn, images, bank.target)
+    attacks = bank.batches(victim, bank.images(splits).build)
+    batches = FeatureBatches.of(batch_of(victim, splits.build), attacks, bank.weights)
+    features = node_features(victim, batches, shift)
+    scored = bank.batches(victim, bank.scoring_images(splits))
+    agreeing = augmented_batches(victim, images, bank.target, run)
+    evaluator: MaskScorer = Evaluator(victim, batch_of(victim, images), scored, agreeing)
+    if run.store is not None:
+        evaluator = RecordedEvaluator(evaluator, run.store, f"scores-{run.agent_seed}")
+    env = PruneEnv(victim, evaluator, bank.weights, config.objective, weight * features.backdoor_score)
+    graph = build_graph(victim, config.agent.policy.relations)
+    return SearchProblem(env, features, Saliency(victim, batches), graph)
 
 
-def judging(victim: Victim, splits: Splits, bank: Bank) -> list[TriggeredBatch]:
-    """The triggered images that masks are judged on, one batch a family."""
+def bn_shift_of_units(victim: Victim, bn: BnStatistics, images: ImageSet, target: int) -> tuple[Tensor, float]:
+    """The BN-statistics residual of each unit, float32 `[V]`, and the weight of the backdoor score, 0 to 1.
+
+    The weight is the clipped anomaly index of the target class's logit gain, as a share of the largest: a residual that favours
+    no class, or another one, has another cause and is not used.
+    """
+    gain = bn_shift_gain(victim, bn, images)
+    index = 0.0 if gain is None else anomaly_index((-gain.double()).tolist(), target, spread_floor(BN_SHIFT))
+    return bn.of_units(victim), clipped(index) / MAXIMUM_INDEX
+
+
+def batch_of(victim: Victim, images: ImageSet) -> Batch:
+    """Images as one clean batch on the victim's device."""
+    return Batch(victim.normalisation(images.pixels().to(victim.device)), images.labels.to(victim.device))
+
+
+def augmented_batches(victim: Victim, images: ImageSet, target: int, run: SearchRun) -> list[Batch]:
+    """Augmented images that the unpruned network still gets right, labelled with their own class.
+
+    A batch of the other classes and one of the target class, so that the target class, which pruning damages first, counts as
+    much as all others together; a batch is missing where the network gets every augmented image wrong. Wrong ones are left out:
+    a backdoor responds to many changes of an image, and agreement with those responses would reward keeping it.
+    """
+    pixels, labels = images.pixels(), images.labels
     batches = []
-    for same in zip(*(bank.batches(victim, splits, part) for part in bank.judges), strict=True):
-        images, labels, target = (torch.cat([getattr(part, name) for part in same]) for name in ("images", "labels", "target"))
-        batches.append(TriggeredBatch(same[0].family, images, labels, target))
-    return batches
-
-
-def remembered(victim: Victim, parts: Sequence[ImageSet], target: int) -> tuple[Tensor, float]:
-    """What the norms remember of each unit, float32 `[V]`, and how far that is believed to be about `target`, 0 to 1.
-
-    Memory that pulls to no class, or to another one, may be anything and is not acted upon.
-    """
-    pixels, labels = torch.cat([part.pixels() for part in parts]), torch.cat([part.labels for part in parts])
-    memory = remember(victim, pixels, labels)
-    pull = pulls(victim, memory, pixels, labels)
-    said = 0.0 if pull is None else Scan({MEMORY: tuple((-pull.double()).tolist())}).witnesses[MEMORY][target]
-    return memory.of_units(victim), loudness(said) / LOUDEST
-
-
-def batch_of(victim: Victim, *parts: ImageSet) -> Batch:
-    """Several image sets as one clean batch."""
-    pixels = torch.cat([part.pixels() for part in parts]).to(victim.device)
-    return Batch(victim.normalisation(pixels), torch.cat([part.labels for part in parts]).to(victim.device))
-
-
-def changed_views(
-    victim: Victim, parts: Sequence[ImageSet], target: int, config: SearchConfig, seed: int
-) -> list[TriggeredBatch]:
-    """Changed copies of the images that the unpruned network still gets right, each aimed at its own class.
-
-    A batch for the other classes and one for the target class, whose "ASR" is the share that stays right; a batch is missing
-    where the network gets every copy wrong. Wrong copies are left out: a backdoor answers to many changes of an image, a shift
-    or another contrast among them, and agreement with what it says there would reward keeping it.
-    """
-    pixels, labels = torch.cat([part.pixels() for part in parts]), torch.cat([part.labels for part in parts])
-    batches = []
-    groups = ((labels != target, config.views), (labels == target, config.target_views))
-    for name, (chosen, count) in zip(VIEWS, groups, strict=True):
-        inputs = victim.normalisation(views(pixels[chosen], count, seed).to(victim.device))
+    for chosen, count in ((labels != target, run.config.augmentations), (labels == target, run.config.target_augmentations)):
+        inputs = victim.normalisation(augmented(pixels[chosen], count, run.seed).to(victim.device))
         wanted = labels[chosen].repeat(count).to(victim.device)
         right = predictions(victim.model, inputs) == wanted
         if right.any():
-            batches.append(TriggeredBatch(name, inputs[right], torch.full_like(wanted[right], -1), wanted[right]))
+            batches.append(Batch(inputs[right], wanted[right]))
     return batches

@@ -1,27 +1,28 @@
 """A backdoored network that trains in about a second, for tests that need a real backdoor."""
 
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from onp.data.images import ImageSet, Normalisation, split
+from onp.data.images import ImageSet, split
+from onp.data.normalisation import Normalisation
 from onp.defend.inputs import Case
 from onp.defend.presets import Preset
-from onp.detect.anomaly import LOUDEST
-from onp.detect.bank import BankConfig, Surrogate, TriggerBank
-from onp.detect.inversion import FitConfig
-from onp.engine.evaluator import Batch, TriggeredBatch
+from onp.detect.config import DetectConfig, InversionConfig
+from onp.detect.known_trigger import KnownTrigger
+from onp.engine.scoring import Batch, TriggeredBatch
 from onp.model.victim import Victim, victim_from_module
 from onp.search.agent import AgentConfig
-from onp.search.env import Objective
+from onp.search.objective import Objective
 from onp.search.setup import SearchConfig
 
 CLASSES = ("upper left", "upper right", "lower left", "lower <right>")
-FIT = FitConfig(steps=15, images=8, keep=0.97)
+FIT = InversionConfig(steps=15, images=8, min_confidence=0.97)
 PRESET = Preset(
-    BankConfig(scan=FIT, refine=FIT, starts=2), SearchConfig(AgentConfig(max_evaluations=100), Objective(max_acc_drop=0.02))
+    DetectConfig(scan=FIT, refine=FIT, starts=2), SearchConfig(AgentConfig(max_evaluations=100), Objective(counted_acc_drop=0.02))
 )
 
 
@@ -39,6 +40,17 @@ def stamp(images: Tensor) -> Tensor:
     images = images.clone()
     images[:, :, 3:5, 3:5] = torch.eye(2)
     return images
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """`stamp` as a known trigger."""
+
+    name: str = "stamp"
+    all_to_all: bool = False
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return stamp(images)
 
 
 def network() -> nn.Module:
@@ -82,6 +94,5 @@ def clean_images(count: int = 200) -> ImageSet:
 
 def case(victim: Victim) -> Case:
     """What a run on the tiny victim is given: 200 clean images and its trigger, since four classes are few to tell it by."""
-    known = TriggerBank((Surrogate("given", 0, LOUDEST, 1.0, 1.0, 0.0, None, stamp),), 0)
     clean = clean_images()
-    return Case(victim, clean, split(clean, 0), known, None, None)
+    return Case(victim, clean, split(clean, 0), KnownTrigger(Stamp(), 0), None, None)

@@ -1,106 +1,120 @@
-import numpy as np
 import pytest
 import torch
-from gymnasium.utils.env_checker import check_env
 
 from onp.engine.evaluator import Evaluator
+from onp.engine.scoring import Batch
 from onp.errors import InputError
-from onp.search.env import COUNTED, LOST_PER_NAT, Objective, PruneEnv
+from onp.search.env import Budget, PruneEnv, layer_blocks
+from onp.search.objective import ACC_LOST_PER_NAT, Objective
 
 
-def env_of(b, **options) -> PruneEnv:
-    return PruneEnv(b.victim, Evaluator(b.victim, b.score, b.score_triggered), (1.0,), **options)
+def env_of(b, objective: Objective = Objective(), backdoor_score=None) -> PruneEnv:
+    return PruneEnv(b.victim, Evaluator(b.victim, b.score, b.score_triggered), (1.0,), objective, backdoor_score)
 
 
-def test_gymnasium_accepts_the_environment(backdoored):
-    check_env(env_of(backdoored, blocks=3), skip_render_check=True)
-
-
-def test_rewards_add_up_to_the_change_of_the_potential(backdoored):
-    env = env_of(backdoored, blocks=3, passes=2)
-    _, start = env.reset()
-    generator = np.random.default_rng(0)
-    total, done, steps = 0.0, False, 0
-    while not done:
-        action = (generator.random(env.action_space.n) < 0.05).astype(np.int8)
-        observation, reward, done, truncated, info = env.step(action)
-        assert env.observation_space.contains(observation) and not truncated
-        total += reward
-        steps += 1
-    assert steps == 6
-    assert total == pytest.approx(info["phi"] - start["phi"], abs=1e-6)
-    assert info["phi"] == pytest.approx(float(env.evaluate(env.keep[None]).phi))
-
-
-def test_a_later_pass_brings_units_back(backdoored):
-    env = env_of(backdoored, blocks=1, passes=2)
-    action = np.zeros(env.action_space.n, dtype=np.int8)
-    action[:4] = 1
-    env.step(action)
-    assert int((~env.keep).sum()) == 4
-    env.step(np.zeros_like(action))
-    assert env.keep.all()
+def random_masks(b, count: int, share: float, seed: int) -> torch.Tensor:
+    """Masks that prune about `share` of the units."""
+    return torch.rand(count, b.victim.units, generator=torch.Generator().manual_seed(seed)) > share
 
 
 def test_blocks_partition_the_units_in_order(backdoored):
     for blocks in (1, 2, 3, 8):
-        parts = env_of(backdoored, blocks=blocks).blocks
+        parts = layer_blocks(backdoored.victim, blocks)
         assert len(parts) == min(blocks, len(backdoored.victim.layers))
         assert (torch.stack(parts).sum(0) == 1).all()
         starts = [int(part.nonzero()[0]) for part in parts]
         assert starts == sorted(starts)
+    with pytest.raises(InputError, match="at least one block"):
+        layer_blocks(backdoored.victim, 0)
 
 
 def test_phi_follows_its_formula(backdoored):
     b = backdoored
-    objective = Objective(max_acc_drop=0.02, accuracy=1.5, beyond=5.0, budget=0.0005, penalty=3.0, size=0.1)
-    env = env_of(b, objective=objective)
-    masks = torch.rand(6, b.victim.units, generator=torch.Generator().manual_seed(2)) > 0.04
+    objective = Objective(
+        counted_acc_drop=0.02, acc_budget=0.0005, w_acc=1.5, w_over_budget=5.0, w_counted=3.0, w_size=0.1
+    )
+    env = env_of(b, objective)
+    masks = random_masks(b, 6, 0.04, 2)
     masks[0] = True
     scores = Evaluator(b.victim, b.score, b.score_triggered).score(masks)
-    drop = LOST_PER_NAT * (scores.divergence - scores.divergence[0])
+    expected = ACC_LOST_PER_NAT * (scores.divergence - scores.divergence[0]).clamp_min(0)
     asr = (scores.asr[:, 0] + scores.asr_soft[:, 0]) / 2
-    lost = scores.acc[0] - scores.acc
-    excess = (lost - 0.02).clamp_min(0) / 0.02
-    assert (drop > 0.0005).any() and (drop < 0.0005).any()
-    spent = 1.5 * drop.clamp_min(0) + 5 * (drop - 0.0005).clamp_min(0)
-    expected = -asr - spent - 3 * excess - 0.1 * (~masks).double().mean(1)
-    found = env.evaluate(masks)
-    torch.testing.assert_close(found.phi, expected.float())
-    probability = scores.acc_soft[0] - scores.acc_soft
-    cost = lost / 2 + drop.clamp_min(0) / 4 + probability / 4
-    torch.testing.assert_close(found.cost, cost.float())
-    allowed = (lost <= 0.02) & (cost <= 0.0005)
-    assert torch.equal(found.acceptable, allowed) and allowed.any() and not allowed.all()
+    counted = scores.acc[0] - scores.acc
+    excess = (counted - 0.02).clamp_min(0) / 0.02
+    assert (expected > 0.0005).any() and (expected < 0.0005).any()
+    spent = 1.5 * expected + 5 * (expected - 0.0005).clamp_min(0)
+    phi = -asr - spent - 3 * excess - 0.1 * (~masks).double().mean(1)
+    outcomes = env.evaluate(masks)
+    torch.testing.assert_close(outcomes.phi, phi.float())
+    acc_loss = counted / 2 + expected / 4 + (scores.acc_soft[0] - scores.acc_soft) / 4
+    torch.testing.assert_close(outcomes.acc_loss, acc_loss.float())
+    allowed = (counted <= 0.02) & (acc_loss <= 0.0005)
+    assert torch.equal(outcomes.acceptable, allowed) and allowed.any() and not allowed.all()
 
 
-def test_the_price_is_the_budget_at_which_a_mask_would_be_acceptable(backdoored):
-    masks = torch.rand(40, backdoored.victim.units, generator=torch.Generator().manual_seed(3)) > 0.1
+def test_augmented_images_that_become_wrong_cost_their_share_each_batch_alike(backdoored):
+    b = backdoored
+    augmented = [Batch(b.build.images[rows], b.build.labels[rows]) for rows in (slice(0, 60), slice(60, 70))]
+    evaluator = Evaluator(b.victim, b.score, b.score_triggered, augmented)
+    masks = random_masks(b, 5, 0.1, 5)
+    plain = env_of(b).evaluate(masks).phi
+    scores = evaluator.score(torch.cat((torch.ones_like(masks[:1]), masks)))
+    agreement = ((scores.agreement + scores.agreement_soft) / 2).mean(1)
+    loss = (agreement[0] - agreement[1:]).clamp_min(0)
+    assert loss.max() > 0.01
+    env = PruneEnv(b.victim, evaluator, (1.0,), Objective(w_augment=2.0))
+    torch.testing.assert_close(plain - env.evaluate(masks).phi, (2 * loss).float(), rtol=0, atol=1e-6)
+
+
+def test_the_required_budget_is_that_at_which_a_mask_would_be_acceptable(backdoored):
+    masks = random_masks(backdoored, 40, 0.1, 3)
     env = env_of(backdoored)
-    found = env.evaluate(masks)
-    limit = float(found.asr.median())
-    price = env.price(limit)
-    for share, any_acceptable in ((price + 1e-6, True), (price - 1e-6, False)):
-        allowed = env_of(backdoored, objective=Objective(max_acc_drop=COUNTED * share, budget=share)).evaluate(masks)
+    limit = float(env.evaluate(masks).asr.median())
+    required = env.required_budget(limit)
+    for share, any_acceptable in ((required + 1e-6, True), (required - 1e-6, False)):
+        allowed = env_of(backdoored, Objective().with_budget(share)).evaluate(masks)
         assert bool((allowed.acceptable & (allowed.asr <= limit)).any()) is any_acceptable
-    assert price >= 0 and env.price(-1.0) is None
+    assert required >= 0 and env.required_budget(-1.0) is None
 
 
-def test_known_masks_cost_nothing(backdoored):
+def test_masks_scored_before_cost_nothing(backdoored):
     env = env_of(backdoored)
     assert env.evaluations == 1
-    masks = torch.rand(5, backdoored.victim.units, generator=torch.Generator().manual_seed(4)) > 0.1
+    masks = random_masks(backdoored, 5, 0.1, 4)
     masks[3] = masks[1]
     masks[4] = True
-    assert env.fresh(masks).tolist() == [True, True, True, False, False]
+    assert env.new(masks).tolist() == [True, True, True, False, False]
     first = env.evaluate(masks)
-    assert env.evaluations == 4
+    assert env.evaluations == 4 and not env.new(masks).any()
     assert torch.equal(env.evaluate(masks).phi, first.phi) and first.phi[1] == first.phi[3]
     assert env.evaluations == 4 == env.evaluator.evaluations
 
 
+def test_the_best_mask_is_acceptable_and_beats_the_committed_one(backdoored):
+    env = env_of(backdoored, Objective().with_budget(0.05))
+    masks = random_masks(backdoored, 30, 0.03, 1)
+    outcomes = env.evaluate(masks)
+    phi = torch.where(outcomes.acceptable, outcomes.phi, -torch.inf)
+    assert phi.max() > env.outcome.phi and not outcomes.acceptable.all()
+    best = env.best_of(masks)
+    assert torch.equal(best, masks[phi.argmax()]) and env.keep.all(), "nothing is committed"
+    env.commit(best)
+    assert env.best_of(masks) is None and env.best_of(masks[:0]) is None
+
+
+def test_a_budget_counts_the_unpruned_network_and_new_masks_only(backdoored):
+    env = env_of(backdoored)
+    budget = Budget(env, 4)
+    masks = random_masks(backdoored, 5, 0.1, 4)
+    masks[3] = masks[0]
+    assert (budget.spent(), budget.left()) == (1, 3)
+    env.evaluate(masks[:2])
+    assert (budget.spent(), budget.left()) == (3, 1)
+    assert torch.equal(budget.affordable(masks), masks[:4]), "one new mask, and those that were scored before"
+
+
 def test_commit_changes_no_score(backdoored):
-    masks = torch.rand(4, backdoored.victim.units, generator=torch.Generator().manual_seed(6)) > 0.05
+    masks = random_masks(backdoored, 4, 0.05, 6)
     fresh = env_of(backdoored).evaluate(masks).phi
     env = env_of(backdoored)
     env.commit(masks[0] | (torch.arange(backdoored.victim.units) > 20))
@@ -114,12 +128,11 @@ def test_weights_must_match_the_families(backdoored, weights):
         PruneEnv(b.victim, Evaluator(b.victim, b.score, b.score_triggered), weights)
 
 
-def test_carriers_left_lower_the_potential_by_their_share(backdoored):
-    carriers = torch.zeros(backdoored.victim.units)
-    carriers[:4] = torch.tensor([0.4, 0.3, 0.2, 0.1])
+def test_backdoor_neurons_left_lower_the_potential_by_their_score(backdoored):
+    score = torch.zeros(backdoored.victim.units)
+    score[:4] = torch.tensor([0.4, 0.3, 0.2, 0.1])
     masks = torch.ones(3, backdoored.victim.units, dtype=torch.bool)
     masks[1, 0] = masks[2, 1:3] = False
-    plain, pressed = env_of(backdoored), env_of(backdoored, carriers=carriers)
-    difference = plain.evaluate(masks).phi - pressed.evaluate(masks).phi
-    expected = Objective().remembered * torch.tensor([1.0, 0.6, 0.5])
+    difference = env_of(backdoored).evaluate(masks).phi - env_of(backdoored, backdoor_score=score).evaluate(masks).phi
+    expected = Objective().w_backdoor * torch.tensor([1.0, 0.6, 0.5])
     torch.testing.assert_close(difference, expected, rtol=0, atol=1e-5)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from onp.data.images import Normalisation
+from onp.data.normalisation import Normalisation
 from onp.errors import InputError
 from onp.model.archs import build_network
 from onp.model.victim import Victim, victim_from_module

@@ -13,48 +13,57 @@ import torch
 from torch import Tensor
 
 from onp.errors import InputError
-from onp.search.env import PruneEnv
+from onp.search.env import Budget, PruneEnv
 
-MAX_SHARE = 0.3  # of a layer, as in `onp.search.baselines.greedy`
+MAX_SHARE = 0.3  # of the units of a layer
 SIGMA = 1.0
 START = -3.0  # logit of the share of `MAX_SHARE` that each layer loses at first: about 1.4 % of its units
+MAX_REPEATS = 50  # small networks have few masks of this kind: so many known generations in a row mean that hardly any is left
 
 
 def search(env: PruneEnv, score: Tensor, max_evaluations: int, seed: int = 0) -> Tensor:
-    """The best acceptable mask found, bool [V]; the unpruned network's evaluation is counted; `env` ends in that mask.
+    """The best acceptable mask met; `env` ends in it.
 
-    score: float32 [V], `NodeFeatures.taylor`. Raises InputError where the package cmaes is missing.
+    Args:
+        env: where masks are scored.
+        score: float32 `[V]`, `NodeFeatures.taylor`.
+        max_evaluations: masks scored in all, the unpruned network's included.
+        seed: of the random numbers.
+
+    Returns:
+        bool `[V]`, True = keep.
+
+    Raises:
+        InputError: the package cmaes is missing.
     """
     try:
         from cmaes import CMA
     except ImportError as error:
         raise InputError("This search needs cmaes; install it with: pip install 'onp-defense[peers]'.") from error
-    first = env.evaluations - 1
+    budget = Budget(env, max_evaluations)
     env.reset()
     sizes = [layer.units for layer in env.victim.layers]
     order = [part.argsort(descending=True) for part in score.split(sizes)]
     start = np.full(len(sizes), START)
     optimiser = CMA(mean=start, sigma=SIGMA, seed=seed)
-    stale = 0
-    # Small networks have few masks of this kind: many rows of known ones mean that there is little left to try.
-    while env.evaluations - first < max_evaluations and stale < 50:
+    repeats = 0
+    while budget.left() > 0 and repeats < MAX_REPEATS:
         points = [optimiser.ask() for _ in range(optimiser.population_size)]
         masks = torch.stack([_mask(point, order) for point in points])
-        left = max_evaluations - (env.evaluations - first)
-        fresh = env.fresh(masks)
-        if int(fresh.sum()) > left:
+        new = int(env.new(masks).sum())
+        if new > budget.left():
             break
-        stale = 0 if bool(fresh.any()) else stale + 1
-        outcomes = env.evaluate(masks)
-        phi = torch.where(outcomes.acceptable, outcomes.phi, -torch.inf)
-        if bool(phi.max() > env.outcome.phi):
-            env.commit(masks[phi.argmax()])
-        optimiser.tell([(point, -float(value)) for point, value in zip(points, outcomes.phi, strict=True)])
+        repeats = 0 if new else repeats + 1
+        best = env.best_of(masks)
+        if best is not None:
+            env.commit(best)
+        phi = env.evaluate(masks).phi.tolist()
+        optimiser.tell([(point, -value) for point, value in zip(points, phi, strict=True)])
     return env.keep
 
 
 def _mask(point: np.ndarray, order: list[Tensor]) -> Tensor:
-    """bool [V]: of each layer the units that come first in `order`, as many as its coordinate says."""
+    """bool [V]: of each layer the units that come first in `order`, as many as its coordinate gives."""
     parts = []
     for value, units in zip(point, order, strict=True):
         keep = torch.ones(len(units), dtype=torch.bool)

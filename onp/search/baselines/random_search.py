@@ -1,7 +1,7 @@
-"""Random search, made as strong as it gets without a hint: random small sets of units, then mutations of the best.
+"""Random search, as strong as it gets without scores of the units: random small sets of units, then mutations of the best.
 
-Half of the evaluations draw fresh subsets: a size log-uniform up to 15 % of the units, a random share of the layers,
-units uniform within them. The other half is a (1+1) evolution: a few random flips of the best, kept if they gain.
+Half of the evaluations sample new subsets: a size log-uniform up to 15 % of the units, a random share of the layers,
+units uniform within them. The other half is a (1+1) evolution: a few random toggles of the best mask, kept if they gain.
 """
 
 from __future__ import annotations
@@ -11,27 +11,32 @@ import math
 import torch
 from torch import Tensor
 
-from onp.search.env import PruneEnv
+from onp.search.env import Budget, PruneEnv
 
-MAX_SHARE = 0.15
+MAX_SHARE = 0.15  # of the units in one subset
+MAX_REPEATS = 1000  # small networks have few small masks: so many known ones in a row mean that hardly any is left
 
 
 def search(env: PruneEnv, score: Tensor | None, max_evaluations: int, seed: int = 0) -> Tensor:
-    """The best acceptable mask found, bool [V]; the unpruned network's evaluation is counted; `env` ends in that mask.
+    """The best acceptable mask met; `env` ends in it.
 
-    score: not looked at; it is there for the signature the searches share.
+    Args:
+        env: where masks are scored.
+        score: unused; all searches share this signature.
+        max_evaluations: masks scored in all, the unpruned network's included.
+        seed: of the random numbers.
+
+    Returns:
+        bool `[V]`, True = keep.
     """
     generator = torch.Generator().manual_seed(seed)
-    first = env.evaluations - 1
+    budget = Budget(env, max_evaluations)
     env.reset()
-    misses = 0
-    # Small networks have few small masks: a long row of known ones means that there is little left to draw.
-    while env.evaluations - first < max_evaluations and misses < 1000:
-        fresh_half = env.evaluations - first <= max_evaluations // 2
-        mask = _subset(env, generator) if fresh_half else _mutated(env.keep, generator)
-        misses = 0 if bool(env.fresh(mask[None])) else misses + 1
-        outcome = env.evaluate(mask[None])
-        if bool(outcome.acceptable) and bool(outcome.phi > env.outcome.phi):
+    repeats = 0
+    while budget.left() > 0 and repeats < MAX_REPEATS:
+        mask = _subset(env, generator) if budget.spent() <= max_evaluations // 2 else _mutated(env.keep, generator)
+        repeats = 0 if bool(env.new(mask[None])) else repeats + 1
+        if env.best_of(mask[None]) is not None:
             env.commit(mask)
     return env.keep
 
