@@ -22,9 +22,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from onp.data.images import ImageSet, Normalisation, load_images, split
+from onp.data.images import ImageSet, load_images, split
+from onp.data.normalisation import Normalisation
 from onp.defend.report.environment import hardware, versions
-from onp.engine.evaluator import Batch, Evaluator, Scores, TriggeredBatch
+from onp.engine.evaluator import Evaluator, Scores
+from onp.engine.scoring import Batch, TriggeredBatch
+from onp.engine.settings import EvaluatorSettings
 from onp.files import write_atomically
 from onp.model.mask import Mask
 from onp.model.victim import Victim, load_victim
@@ -63,7 +66,7 @@ def measured(folder: Path, others: ImageSet, count: int) -> dict[str, list[float
     copies = changed_views(victim, both, target, SearchConfig(), report["seed"])
 
     def scores(batch: Batch, families: list[TriggeredBatch]) -> Scores:
-        return Evaluator(victim, batch, families, precision="float32").score(masks)
+        return Evaluator(victim, batch, families, settings=EvaluatorSettings(precision="float32")).score(masks)
 
     here = scores(batch_of(victim, *both), [batch for batch in copies if batch.family == VIEWS[1]])
     there, of_target = (scores(batch_of(victim, each), []) for each in (others, others.subset(others.labels == target)))

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from onp.compare.victims import read_card
-from onp.data.images import Normalisation, load_images, split
+from onp.data.images import load_images, split
+from onp.data.normalisation import Normalisation
 from onp.defend.demos import ARCH, DEMOS, NORM, demo
 from onp.defend.presets import PRESETS
 from onp.defend.report.environment import hardware, versions

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from onp.attack.triggers import load_trigger
 from onp.compare.defences import random_search, taylor
-from onp.data.images import Normalisation, Splits, load_images, split
+from onp.data.images import Splits, load_images, split
+from onp.data.normalisation import Normalisation
 from onp.defend.demos import ARCH, NORM, demo
 from onp.defend.presets import PRESETS
 from onp.defend.report.environment import hardware, versions

@@ -8,11 +8,10 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from onp.errors import InputError
-from onp.model.capture import first_line
+from onp.errors import InputError, first_line
 
 
-def own_callable(spec: str, what: str, choices: str) -> Callable[..., Any]:
+def load_callable(spec: str, what: str, choices: str) -> Callable[..., Any]:
     """The function or class that `spec` names, imported from the current folder too.
 
     Raises InputError, of which `what` ("architecture") and `choices` ("a built-in name or package.module:callable") are

@@ -1,4 +1,4 @@
-"""What test images must be: labelled as the victim labels, and others than those it was trained on."""
+"""What an image set holds as a few hexadecimal digits, and whether test images are training images too."""
 
 from __future__ import annotations
 
@@ -10,53 +10,46 @@ from onp.data.images import ImageSet
 from onp.errors import InputError
 
 SHARED = 0.05  # of the test images, at most, may be training images too: known sets have a few images twice
-SAMPLE = 256  # images, at most, by which a victim's training set is known again
+SAMPLE = 256  # images, at most, whose hashes stand for a training set
 logger = logging.getLogger(__name__)
 
 
-def labelled_as(images: ImageSet, class_names: Sequence[str], name: str) -> ImageSet:
-    """`images` with the labels of a victim trained on `class_names`; as they are where no names are known.
-
-    Raises InputError, with the `name` of the images, for a class that the victim does not know.
-    """
-    numbers = all(each.isdecimal() for each in class_names)
-    named = not any(each.isdecimal() for each in images.class_names)
-    if not class_names or (numbers and named and len(class_names) == len(images.class_names)):
-        return images  # numbers and names cannot be matched, but as many of each are counted alike
-    try:
-        return images.relabelled(class_names)
-    except InputError as error:
-        raise InputError(
-            f"{name} has classes, {_some(images.class_names)}, that are not among those of the victim, {_some(class_names)}; "
-            "name them alike."
-        ) from error
+def fingerprint(images: ImageSet) -> str:
+    """16 hexadecimal digits of what an image set holds: pixels, labels and the names of its classes."""
+    content = hashlib.sha256(repr((tuple(images.images.shape), images.class_names)).encode())
+    content.update(images.images.contiguous().numpy().tobytes())
+    content.update(images.labels.numpy().tobytes())
+    return content.hexdigest()[:16]
 
 
-def marks(images: ImageSet) -> list[str]:
+def image_hashes(images: ImageSet) -> list[str]:
     """12 hexadecimal digits for each image; the same ones for the same pixels."""
     return [hashlib.sha256(image.tobytes()).hexdigest()[:12] for image in images.images.numpy()]
 
 
-def sample(images: ImageSet) -> str:
-    """The marks of some images, evenly spaced, for the card of a victim trained on them."""
+def hash_sample(images: ImageSet) -> str:
+    """The hashes of at most `SAMPLE` images, evenly spaced, for the card of a victim trained on them."""
     step = -(-len(images) // SAMPLE)
-    return " ".join(marks(images.subset(range(0, len(images), step))))
+    return " ".join(image_hashes(images.subset(range(0, len(images), step))))
 
 
-def check_apart(seen: Sequence[str], train_images: int, test_set: ImageSet, name: str) -> None:
-    """Raise InputError, with the `name` of the test images, where more than a few are training images; warn of a few.
+def check_overlap(seen: Sequence[str], train_images: int, test_set: ImageSet, name: str) -> None:
+    """Refuse test images that overlap with the training images, and warn where a few do.
 
-    seen: the marks of all `train_images` training images, or of a sample, which then stands for all
+    Args:
+        seen: hashes of all training images, or of a sample, which then stands for all.
+        train_images: number of training images.
+        test_set: the test images.
+        name: what a message calls them.
+
+    Raises:
+        InputError: more than `SHARED` of the test images are training images.
     """
     known = set(seen)
-    twice = sum(mark in known for mark in marks(test_set)) * train_images // len(seen)
+    twice = sum(each in known for each in image_hashes(test_set)) * train_images // len(seen)
     about = "About " if len(seen) < train_images else ""
     found = f"{about}{min(twice, len(test_set))} of the {len(test_set)} {name} are among the training images"
     if twice > SHARED * len(test_set):
         raise InputError(f"{found}; give images that the victim is not trained on.")
     if twice:
         logger.warning("%s.", found)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

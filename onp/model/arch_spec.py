@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import inspect
+import io
+import tempfile
 import warnings
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from onp.errors import InputError
+from onp.errors import InputError, first_line
 from onp.model.archs import NETWORKS, build_network
-from onp.model.capture import first_line
-from onp.model.classifiers import image_classifier
 from onp.model.hub_config import HubModel, hub_model
 from onp.model.state_dicts import prefixes
-from onp.plugins import own_callable
+from onp.plugins import load_callable
 
 
 def network_for(spec: str, state: Mapping[str, Tensor]) -> nn.Module:
@@ -46,7 +49,7 @@ def network_for(spec: str, state: Mapping[str, Tensor]) -> nn.Module:
     if "=" in name:
         return build_network(spec)
     choices = f"a built-in name ({', '.join(NETWORKS)}), package.module:callable, timm:NAME or torchvision:NAME"
-    found: Any = own_callable(spec, "architecture", choices)
+    found: Any = load_callable(spec, "architecture", choices)
     network = found if isinstance(found, nn.Module) else _call(spec, found)
     if not isinstance(network, nn.Module):
         raise InputError(f"'{spec}' returned an object of type {type(network).__name__}, not a torch.nn.Module.")
@@ -57,7 +60,7 @@ def _described(hub: HubModel) -> nn.Module:
     if hub.package == "timm":
         create = functools.partial(_package("timm").create_model, hub.name, pretrained=False)
         return _call(str(hub), create, **hub.options)
-    return _call(str(hub), image_classifier, package=_package("transformers"), model_type=hub.name, options=hub.options)
+    return _call(str(hub), _image_classifier, package=_package("transformers"), model_type=hub.name, options=hub.options)
 
 
 def _package(name: str) -> Any:
@@ -125,3 +128,38 @@ def likely(state: Mapping[str, Tensor]) -> str | None:
             options = ",".join(f"{key}={size}" for key, size in sizes.items() if size != usual[key].default)
             return f"{name}:{options}" if options else name
     return None
+
+
+class PlainClassifier(nn.Module):
+    """The forward of one batch of images to logits, put in front of a class of transformers."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(pixel_values=images).logits
+
+    def names_in_files(self) -> dict[str, str]:
+        """The network's name of each tensor by its name in files; from version 5 of transformers on they may differ.
+
+        Saves the number of each tensor in its place and reads under which names they are stored.
+
+        Raises:
+            InputError: a file holds other tensors than the network, not just other names.
+        """
+        names = list(self.state_dict())
+        numbers = {name: torch.tensor([index]) for index, name in enumerate(names)}
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+            self.save_pretrained(folder, state_dict=numbers)  # type: ignore[operator]
+            with safe_open(Path(folder) / "model.safetensors", framework="pt") as file:
+                stored = {name: file.get_tensor(name).tolist() for name in file.keys()}  # noqa: SIM118 - not a mapping
+        if sorted(stored.values()) != [[index] for index in range(len(names))]:
+            raise InputError("The files of this network hold other tensors than the network itself; give a .pt2 instead.")
+        return {name: names[index] for name, (index,) in stored.items()}
+
+
+def _image_classifier(package: Any, model_type: str, options: dict[str, Any]) -> nn.Module:
+    """The classifier that `package` (transformers) builds from a config, with fresh float32 weights; fetches nothing."""
+    config = package.AutoConfig.for_model(model_type, **options)
+    # Eager attention is ordinary operations; other kinds may be kernels that are downloaded.
+    network: nn.Module = package.AutoModelForImageClassification.from_config(config, attn_implementation="eager")
+    # A subclass instead of a module around it, so that every tensor keeps its name.
+    network.__class__ = type("PlainClassifier", (PlainClassifier, type(network)), {})
+    return network.float()

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import operator
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from onp.errors import InputError
-from onp.model.hush import hushed
+from onp.errors import InputError, first_line
 
 aten = torch.ops.aten
+
+# torch.export prints the graph of what it cannot capture and logs stack traces; the ONNX exporter prints its steps.
+_LOGGERS = ("torch.export", "torch.fx.experimental.symbolic_shapes", "torch.onnx", "onnxscript", "onnx_ir")
 
 # In eval mode these return their first argument itself.
 _SAME = frozenset({"dropout", "feature_dropout", "alpha_dropout", "alias", "detach", "lift_fresh_copy"})
@@ -60,12 +67,6 @@ def value(node: Any) -> Tensor | None:
     return found if isinstance(found, Tensor) else None
 
 
-def first_line(error: BaseException) -> str:
-    """The kind of an exception and the first line of its text, for a message of one sentence."""
-    lines = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {lines[0][:200]}".rstrip(": ")
-
-
 def capture(model: nn.Module, example: Tensor) -> fx.GraphModule:
     """Captures `model` (eval mode) as a straight list of functional ATen calls.
 
@@ -75,7 +76,7 @@ def capture(model: nn.Module, example: Tensor) -> fx.GraphModule:
     The result shares its parameters and buffers with `model`. See `onp.model.victim.Victim.program` for the nodes that occur.
     Raises InputError when the network cannot be exported.
     """
-    with hushed():
+    with silenced():
         exported = _export(model, example)
         graph_module = plain(exported)
         if not _make_functional(graph_module.graph):
@@ -224,3 +225,20 @@ def _drop_batch_size(graph: fx.Graph) -> None:
         size, *static = value(node).shape  # type: ignore[union-attr]
         if str(size) == batch and all(isinstance(n, int) for n in static):
             node.args = (node.args[0], [-1, *static])
+
+
+@contextmanager
+def silenced() -> Iterator[None]:
+    """Show nothing of what torch's exporters print, log and warn of; what they raise goes on to the caller."""
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    nowhere = io.StringIO()
+    try:
+        with warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onp.data.images import ImageSet, Normalisation
+from onp.data.images import ImageSet
+from onp.data.normalisation import Normalisation
 from onp.errors import InputError
 
 SPEC = "config:"  #: an architecture that a config.json describes is written config:PATH

@@ -1,4 +1,4 @@
-"""A mask applied for good: the repaired model, and its checkpoint in the layout of the original."""
+"""A mask applied to the weights: the pruned model, and its checkpoint in the layout of the original."""
 
 from __future__ import annotations
 
@@ -18,11 +18,20 @@ from onp.model.mask import Mask
 from onp.model.victim import Victim
 
 
-def repair(victim: Victim, mask: Mask) -> Victim:
-    """A new Victim without the pruned units: their rows of weight and bias, and norm scale and shift, are zero.
+def prune(victim: Victim, mask: Mask) -> Victim:
+    """Zero the pruned units: their rows of weight and bias, and of the scale and shift of their norm.
 
-    `victim` is not changed; its checkpoint is edited in its own dtype alongside. To undo a repair, take the rows that
-    the mask names from the original checkpoint. Raises InputError when the mask is one of another model.
+    To undo it, take the rows that the mask names from the original checkpoint.
+
+    Args:
+        victim: is not changed.
+        mask: False where a unit is pruned.
+
+    Returns:
+        A new victim, whose checkpoint is edited alongside in its own dtypes.
+
+    Raises:
+        InputError: the mask is one of another model.
     """
     mask.check(victim)
     rows = pruned_rows(victim, mask)
@@ -67,9 +76,13 @@ def _without(tensor: Tensor, pruned: Tensor) -> Tensor:
 
 
 def save_checkpoint(victim: Victim, path: Path | str) -> None:
-    """Writes the (repaired) checkpoint: same format, container, names, metadata and dtypes as the file it came from.
+    """Write the (pruned) checkpoint with the format, container, names, metadata and dtypes of the file it came from.
 
-    The file appears whole or not at all. Raises InputError when `path` is the original file, OSError when the disk refuses.
+    The file appears whole or not at all.
+
+    Raises:
+        InputError: `path` is the original file.
+        OSError: the disk refuses.
     """
     path = Path(path)
     if victim.checkpoint is None:

@@ -24,9 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from onp.errors import InputError
-from onp.model.capture import first_line, plain
-from onp.model.hush import hushed
+from onp.errors import InputError, first_line
+from onp.model.capture import plain, silenced
 
 Members = dict[str, bytes]
 
@@ -168,7 +167,7 @@ def pack(members: Mapping[str, bytes]) -> bytes:
 def _load(members: Mapping[str, bytes]) -> torch.export.ExportedProgram:
     """Deserialises members that `read_members` has verified."""
     try:
-        with hushed():
+        with silenced():
             exported = torch.export.load(io.BytesIO(pack(members)))
     except Exception as error:
         raise InputError(f"The exported program cannot be read ({first_line(error)}); re-export it.") from error

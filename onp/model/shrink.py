@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from onp.errors import InputError
 from onp.files import write_atomically
-from onp.model.hush import hushed
+from onp.model.capture import silenced
 from onp.model.layers import Layer
 from onp.model.mask import Mask
 from onp.model.victim import Victim
@@ -117,7 +117,7 @@ def _without(network: nn.Module, layer: Layer, units: list[int], images: Tensor)
     )
     smaller.requires_grad_(True)  # torch-pruning follows autograd
     try:
-        with hushed():
+        with silenced():
             graph = torch_pruning.DependencyGraph().build_dependency(smaller, example_inputs=images[:2])
             graph.get_pruning_group(module, remove, idxs=units).prune()
         smaller.requires_grad_(False)
@@ -137,7 +137,7 @@ def write_shrunk(shrunk: Shrunk, input_shape: tuple[int, int, int], folder: Path
     example = torch.zeros(2, *input_shape, device=next(shrunk.network.parameters()).device)
     batch = ({0: torch.export.Dim("N")},)
     buffer = io.BytesIO()
-    with hushed():
+    with silenced():
         torch.export.save(torch.export.export(shrunk.network, (example,), dynamic_shapes=batch), buffer)
     files = {PROGRAM: buffer.getvalue()}
     if all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
@@ -148,7 +148,7 @@ def write_shrunk(shrunk: Shrunk, input_shape: tuple[int, int, int], folder: Path
 
 
 def _onnx(network: nn.Module, example: Tensor) -> bytes:
-    with hushed():
+    with silenced():
         program = torch.onnx.export(
             network,
             (example,),

@@ -11,13 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, fx, nn
 
-from onp.data.images import Normalisation
-from onp.errors import InputError
+from onp.data.normalisation import Normalisation
+from onp.errors import InputError, first_line
 from onp.model import pt2
-from onp.model.arch_spec import likely, network_for
-from onp.model.capture import capture, first_line
+from onp.model.arch_spec import PlainClassifier, likely, network_for
+from onp.model.capture import capture
 from onp.model.checkpoint import Checkpoint, load_into, read_checkpoint, renamed
-from onp.model.classifiers import PlainClassifier
 from onp.model.hub_config import hub_model
 from onp.model.layers import Layer, find_layers
 from onp.numerics import strict_float32

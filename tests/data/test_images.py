@@ -10,7 +10,8 @@ import torch
 from helpers.image_writers import pixels
 from make_bundle_images import choose
 
-from onp.data.images import PRESETS, ImageSet, Normalisation, check_for, split
+from onp.data.images import ImageSet, check_for, split
+from onp.data.normalisation import PRESETS, Normalisation
 from onp.defend.demos import clean_images, eval_images
 from onp.errors import InputError
 

@@ -5,7 +5,8 @@ from torch import nn
 
 from onp.attack.triggers import SSBA, TRIGGERS, Crafting, CraftingBudget, InputAware
 from onp.attack.triggers.unet import random_weights
-from onp.data.images import ImageSet, Normalisation
+from onp.data.images import ImageSet
+from onp.data.normalisation import Normalisation
 
 FITTED = {"ssba", "lf", "trojannn"}
 BUDGET = CraftingBudget(steps=40, unet_width=8)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from onp.data.images import Normalisation
+from onp.data.normalisation import Normalisation
 from onp.errors import InputError
 from onp.model.archs import build_network
 from onp.model.mask import Mask
-from onp.model.prune import repair
+from onp.model.prune import prune
 from onp.model.victim import load_victim
 
 ARCH = "helpers.tiny_networks:Tiny"
@@ -76,7 +76,7 @@ def half_mask(victim) -> Mask:
 
 
 def check_saved(victim, mask, before: dict, after: dict) -> None:
-    """`after` is `before` with the pruned rows zero and every other bit as it was; it computes what repair() does."""
+    """`after` is `before` with the pruned rows zero and every other bit as it was; it computes what prune() does."""
     assert list(before) == list(after)
     expected = {name: tensor.clone() for name, tensor in before.items()}
     for layer, view in zip(victim.layers, mask.views().values(), strict=True):
@@ -89,4 +89,4 @@ def check_saved(victim, mask, before: dict, after: dict) -> None:
     network.load_state_dict(after)
     images = torch.rand(2, *SHAPE)
     with torch.no_grad():
-        torch.testing.assert_close(repair(victim, mask).logits(images), network(NORM(images)), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(prune(victim, mask).logits(images), network(NORM(images)), rtol=1e-5, atol=1e-5)

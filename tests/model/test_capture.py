@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from helpers.odd_networks import NETWORKS, Vgg
 from torch import nn
 
-from onp.data.images import Normalisation
+from onp.data.normalisation import Normalisation
 from onp.engine.differentiable import fused_forward
 from onp.model.mask import Mask
-from onp.model.prune import repair
+from onp.model.prune import prune
 from onp.model.victim import Victim, victim_from_module
 
 SIZE = 12
@@ -78,7 +78,7 @@ def test_gates_equal_weight_edits(victims, name):
     torch.testing.assert_close(run_gated(victim, x, torch.ones(victim.units)), original, rtol=1e-10, atol=1e-10)
     for density in (0.3, 0.7, 0.9):
         keep = torch.rand(victim.units) < density
-        repaired = repair(victim, Mask.of(victim, keep))
+        repaired = prune(victim, Mask.of(victim, keep))
         edited = repaired.model.double()(x)
         torch.testing.assert_close(run_gated(victim, x, keep), edited, rtol=1e-10, atol=1e-10)
         if density == 0.3:
@@ -93,7 +93,7 @@ def test_each_unit_alone(victims, name):
     for layer in victim.layers:
         keep = torch.ones(victim.units, dtype=torch.bool)
         keep[layer.offset + int(torch.randint(layer.units, ()))] = False
-        edited = repair(victim, Mask.of(victim, keep)).model.double()(x)
+        edited = prune(victim, Mask.of(victim, keep)).model.double()(x)
         torch.testing.assert_close(run_gated(victim, x, keep), edited, rtol=1e-10, atol=1e-10)
 
 
@@ -221,7 +221,7 @@ def test_what_weights_alone_cannot_prune_is_listed():
     assert layers["one"].norm == ()
     x = torch.randn(3, 3, SIZE, SIZE, dtype=torch.float64)
     keep = torch.rand(victim.units) < 0.5
-    edited = repair(victim, Mask.of(victim, keep)).model.double()(x)
+    edited = prune(victim, Mask.of(victim, keep)).model.double()(x)
     torch.testing.assert_close(run_gated(victim, x, keep), edited, rtol=1e-10, atol=1e-10)
 
 

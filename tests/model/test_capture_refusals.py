@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from helpers.odd_networks import Vgg
 from torch import nn
 
-from onp.data.images import Normalisation
+from onp.data.normalisation import Normalisation
 from onp.errors import InputError
 from onp.model.capture import capture
 from onp.model.victim import victim_from_module

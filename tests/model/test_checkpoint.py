@@ -18,7 +18,7 @@ from torch import nn
 from onp.errors import InputError
 from onp.model.arch_spec import network_for
 from onp.model.checkpoint import read_checkpoint
-from onp.model.prune import repair, save_checkpoint
+from onp.model.prune import prune, save_checkpoint
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -28,7 +28,7 @@ def test_safetensors_round_trip(tmp_path, dtype):
     victim = load(tmp_path / "a.safetensors")
     assert next(victim.model.parameters()).dtype == torch.float32
     mask = half_mask(victim)
-    save_checkpoint(repair(victim, mask), tmp_path / "b.safetensors")
+    save_checkpoint(prune(victim, mask), tmp_path / "b.safetensors")
     assert read_checkpoint(tmp_path / "b.safetensors").metadata == {"author": "someone"}
     after = load_file(tmp_path / "b.safetensors")
     check_saved(victim, mask, dict(sorted(stored.items())), dict(sorted(after.items())))
@@ -49,7 +49,7 @@ def test_torch_round_trip(tmp_path, key, prefix):
     torch.save(content, tmp_path / "a.pth")
     victim = load(tmp_path / "a.pth")
     mask = half_mask(victim)
-    save_checkpoint(repair(victim, mask), tmp_path / "b.pth")
+    save_checkpoint(prune(victim, mask), tmp_path / "b.pth")
     after = torch.load(tmp_path / "b.pth", weights_only=True)
     if key is not None:
         assert after["epoch"] == 7
@@ -75,7 +75,7 @@ def test_a_backdoorbench_attack_result(tmp_path):
     torch.save(stored, tmp_path / "attack_result.pt")
     victim = load(tmp_path / "attack_result.pt")
     mask = half_mask(victim)
-    save_checkpoint(repair(victim, mask), tmp_path / "b.pt")
+    save_checkpoint(prune(victim, mask), tmp_path / "b.pt")
     again = torch.load(tmp_path / "b.pt", weights_only=False)
     check_saved(victim, mask, stored["model"], again["model"])
     assert (again["bd_test"]["poison_indicator"] == indicator).all() and again["num_classes"] == 5
@@ -110,7 +110,7 @@ def test_further_copies_of_the_weights_are_repaired_too(tmp_path):
     victim = load(tmp_path / "a.pth")
     assert [str(each) for each in victim.checkpoint.copies] == ["ema/half", "model_ema"]
     mask = half_mask(victim)
-    save_checkpoint(repair(victim, mask), tmp_path / "b.pth")
+    save_checkpoint(prune(victim, mask), tmp_path / "b.pth")
     after = torch.load(tmp_path / "b.pth", weights_only=True)
     check_saved(victim, mask, content["state_dict"], after["state_dict"])
     assert after["epoch"] == 7 and int(after["model_ema"]["n_averaged"]) == 3
@@ -130,7 +130,7 @@ def test_copies_side_by_side_in_one_dict(tmp_path):
     save_file(both, tmp_path / "a.safetensors")
     victim = load(tmp_path / "a.safetensors")
     assert [str(each) for each in victim.checkpoint.copies] == ["ema_model.*"]
-    save_checkpoint(repair(victim, half_mask(victim)), tmp_path / "b.safetensors")
+    save_checkpoint(prune(victim, half_mask(victim)), tmp_path / "b.safetensors")
     after = load_file(tmp_path / "b.safetensors")
     assert all(torch.equal(after[f"model.{name}"], after[f"ema_model.{name}"]) for name in state())
     assert after.keys() == both.keys()
@@ -143,7 +143,7 @@ def test_whatever_stands_before_the_names(tmp_path, prefix):
     torch.save({"state_dict": stored, "epoch": 3}, tmp_path / "a.ckpt")
     victim = load(tmp_path / "a.ckpt")
     mask = half_mask(victim)
-    save_checkpoint(repair(victim, mask), tmp_path / "b.ckpt")
+    save_checkpoint(prune(victim, mask), tmp_path / "b.ckpt")
     after = torch.load(tmp_path / "b.ckpt", weights_only=True)["state_dict"]
     assert torch.equal(after.pop("criterion.weight"), stored.pop("criterion.weight"))
     check_saved(victim, mask, state_of(stored, prefix), state_of(after, prefix))
@@ -169,7 +169,7 @@ def test_original_is_never_overwritten_and_nothing_half_written_remains(tmp_path
     save_file(state(), path)
     before = path.read_bytes()
     victim = load(path)
-    repaired = repair(victim, half_mask(victim))
+    repaired = prune(victim, half_mask(victim))
     os.link(path, tmp_path / "other_name.safetensors")
     (tmp_path / "sub").mkdir()
     for target in (path, tmp_path / "other_name.safetensors", tmp_path / "sub" / ".." / "a.safetensors"):

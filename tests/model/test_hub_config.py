@@ -13,12 +13,13 @@ from helpers.tiny_networks import half_mask
 from safetensors.torch import save_file
 from torch import nn
 
-from onp.data.images import ImageSet, Normalisation
+from onp.data.images import ImageSet
+from onp.data.normalisation import Normalisation
 from onp.defend.config import DefendConfig
 from onp.defend.resolve import with_hub
 from onp.errors import InputError
 from onp.model.hub_config import companions, hub_model, read_config
-from onp.model.prune import repair, save_checkpoint
+from onp.model.prune import prune, save_checkpoint
 from onp.model.victim import Victim, load_victim
 
 TIMM = {
@@ -201,7 +202,7 @@ def test_a_folder_of_transformers_and_back(tmp_path, model_type):
     with torch.no_grad():
         torch.testing.assert_close(victim.logits(images), original(victim.normalisation(images)).logits, rtol=1e-4, atol=1e-5)
 
-    repaired = repair(victim, half_mask(victim))
+    repaired = prune(victim, half_mask(victim))
     out = tmp_path / "out"
     out.mkdir()
     save_checkpoint(repaired, out / "model.safetensors")

@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from onp.data.images import Normalisation
+from onp.data.normalisation import Normalisation
 from onp.errors import InputError
 from onp.model.mask import Mask
-from onp.model.prune import repair, save_checkpoint
+from onp.model.prune import prune, save_checkpoint
 from onp.model.victim import load_victim, victim_from_module
 
 NORM = Normalisation.parse("half")
@@ -44,7 +44,7 @@ def test_only_the_pruned_rows_change(victim):
     before = tensors(victim.model)
     keep = torch.ones(13, dtype=torch.bool)
     keep[[1, 4, 6, 12]] = False
-    repaired = repair(victim, Mask.of(victim, keep))
+    repaired = prune(victim, Mask.of(victim, keep))
     after = tensors(repaired.model)
     rows = {"first.weight": [1, 4], "first.bias": [1, 4], "norm.weight": [1, 4], "norm.bias": [1, 4]}
     rows |= {f"{name}.{part}": [0, 6] for name in ("second", "again.0") for part in ("weight", "bias")}
@@ -57,7 +57,7 @@ def test_only_the_pruned_rows_change(victim):
 
 
 def test_the_new_program_shares_the_new_model(victim):
-    repaired = repair(victim, Mask.of(victim, torch.rand(13) < 0.5))
+    repaired = prune(victim, Mask.of(victim, torch.rand(13) < 0.5))
     old, new = victim.model.state_dict(), repaired.model.state_dict()
     assert [node.name for node in repaired.program.graph.nodes] == [node.name for node in victim.program.graph.nodes]
     for node in repaired.program.graph.nodes:
@@ -72,21 +72,21 @@ def test_the_new_program_shares_the_new_model(victim):
 
 def test_repairs_add_up(victim):
     first, second = (torch.rand(13) < 0.7 for _ in range(2))
-    one = repair(repair(victim, Mask.of(victim, first)), Mask.of(victim, second))
-    both = repair(victim, Mask.of(victim, first & second))
+    one = prune(prune(victim, Mask.of(victim, first)), Mask.of(victim, second))
+    both = prune(victim, Mask.of(victim, first & second))
     expected = tensors(both.model)
     assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors(one.model).items())
 
 
 def test_keeping_everything_changes_nothing(victim):
-    repaired = repair(victim, Mask.of(victim))
+    repaired = prune(victim, Mask.of(victim))
     images = torch.rand(2, *SHAPE)
     assert torch.equal(repaired.logits(images), victim.logits(images))
 
 
 def test_a_mask_of_another_model_is_refused(victim):
     with pytest.raises(InputError, match="for another model"):
-        repair(victim, Mask(torch.ones(6, dtype=torch.bool), (("first", 6),)))
+        prune(victim, Mask(torch.ones(6, dtype=torch.bool), (("first", 6),)))
 
 
 def test_a_tensor_stored_under_two_names_is_edited_under_both(tmp_path, monkeypatch):
@@ -95,7 +95,7 @@ def test_a_tensor_stored_under_two_names_is_edited_under_both(tmp_path, monkeypa
     victim = load_victim(tmp_path / "a.safetensors", "net", NORM, SHAPE)
     keep = torch.ones(13, dtype=torch.bool)
     keep[[0, 8]] = False
-    repaired = repair(victim, Mask.of(victim, keep))
+    repaired = prune(victim, Mask.of(victim, keep))
     save_checkpoint(repaired, tmp_path / "b.safetensors")
     after = load_file(tmp_path / "b.safetensors")
     assert not after["second.weight"][2].any()

@@ -10,7 +10,7 @@ import torch
 from helpers.tiny_networks import NORM, SHAPE, Bomb, Tiny, check_saved, half_mask, refused
 
 from onp.model import pt2
-from onp.model.prune import repair, save_checkpoint
+from onp.model.prune import prune, save_checkpoint
 from onp.model.victim import load_victim
 
 
@@ -32,11 +32,11 @@ def test_exported_program_round_trip(exported, tmp_path):
     assert victim.arch == "exported program"
     assert victim.layers[0].norm
     mask = half_mask(victim)
-    save_checkpoint(repair(victim, mask), tmp_path / "b.pt2")
+    save_checkpoint(prune(victim, mask), tmp_path / "b.pt2")
     before, after = torch.export.load(exported), torch.export.load(tmp_path / "b.pt2")
     check_saved(victim, mask, before.state_dict, after.state_dict)
     images = torch.rand(3, *SHAPE)
-    torch.testing.assert_close(after.module()(NORM(images)), repair(victim, mask).logits(images), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(after.module()(NORM(images)), prune(victim, mask).logits(images), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -7,14 +7,14 @@ import pytest
 import torch
 from torch import nn
 
-from onp.data.images import Normalisation
+from onp.data.normalisation import Normalisation
 from onp.defend.__main__ import main
 from onp.defend.outputs import write_outputs
 from onp.errors import InputError
 from onp.model import shrink as shrinking
 from onp.model.archs import build_network
 from onp.model.mask import Mask
-from onp.model.prune import repair
+from onp.model.prune import prune
 from onp.model.shrink import shrink, write_shrunk
 from onp.model.victim import victim_from_module
 
@@ -40,7 +40,7 @@ def victim_of(arch: str):
 def test_the_smaller_network_answers_as_the_masked_one(arch, tmp_path):
     victim = victim_of(arch)
     mask = Mask.of(victim, torch.rand(victim.units) > 0.3)
-    repaired = repair(victim, mask)
+    repaired = prune(victim, mask)
     shrunk = shrink(repaired, mask)
     images = torch.rand(5, 3, 32, 32)
     with torch.no_grad():
@@ -59,12 +59,12 @@ def test_a_channel_of_a_sum_goes_when_all_that_is_added_lost_it():
     keep = torch.ones(victim.units, dtype=torch.bool)
     keep[tied[0].offset] = False
     mask = Mask.of(victim, keep)
-    shrunk = shrink(repair(victim, mask), mask)
+    shrunk = shrink(prune(victim, mask), mask)
     assert not shrunk.removed and "added" in shrunk.kept[tied[0].name]
     for layer in tied:
         keep[layer.offset] = False
     mask = Mask.of(victim, keep)
-    assert shrink(repair(victim, mask), mask).removed == {layer.name: 1 for layer in tied}
+    assert shrink(prune(victim, mask), mask).removed == {layer.name: 1 for layer in tied}
 
 
 def test_a_layer_that_lost_everything_keeps_its_zeros():
@@ -73,14 +73,14 @@ def test_a_layer_that_lost_everything_keeps_its_zeros():
     keep = torch.ones(victim.units, dtype=torch.bool)
     keep[layer.offset : layer.offset + layer.units] = False
     mask = Mask.of(victim, keep)
-    shrunk = shrink(repair(victim, mask), mask)
+    shrunk = shrink(prune(victim, mask), mask)
     assert not shrunk.removed and "all of its channels" in shrunk.kept[layer.name]
 
 
 def test_files_that_other_programs_read(tmp_path):
     victim = victim_of("vgg11_bn:width=4")
     mask = Mask.of(victim, torch.arange(victim.units) % 5 != 0)
-    repaired = repair(victim, mask)
+    repaired = prune(victim, mask)
     names = write_shrunk(shrink(repaired, mask), victim.input_shape, tmp_path)
     images = torch.rand(3, 3, 32, 32)
     with torch.no_grad():

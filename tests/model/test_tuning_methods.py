@@ -9,12 +9,12 @@ from helpers import large_networks, odd_networks
 from safetensors.torch import load_file, save_file
 
 from onp.compare.defences import TUNERS, DefenceConfig, npd
-from onp.data.images import Normalisation
+from onp.data.normalisation import Normalisation
 from onp.errors import InputError
 from onp.model.archs import build_network
 from onp.model.interpret import gated_forward
 from onp.model.mask import Mask
-from onp.model.prune import pruned_rows, repair, save_checkpoint
+from onp.model.prune import prune, pruned_rows, save_checkpoint
 from onp.model.tuning import TUNERS as TUNING_METHODS
 from onp.model.tuning import check_tuning, common, ibau, nad, sau, tune_pruned
 from onp.model.victim import load_victim, victim_from_module
@@ -161,7 +161,7 @@ def test_what_was_pruned_stays_pruned(backdoored, pictures, name):
     keep = torch.ones(victim.units, dtype=torch.bool)
     keep[::5] = False
     mask = Mask.of(victim, keep)
-    tuned = tune_pruned(repair(victim, mask), mask, name, pictures, replace(CONFIG, passes=1500))
+    tuned = tune_pruned(prune(victim, mask), mask, name, pictures, replace(CONFIG, passes=1500))
     state = tuned.model.state_dict()
     for layer, view in zip(tuned.layers, mask.views().values(), strict=True):
         assert not state[layer.weight][~view].any() and bool(state[layer.weight][view].flatten(1).any(1).all())
@@ -178,7 +178,7 @@ def test_what_leaves_the_tuning_is_what_was_trained(pictures, name, monkeypatch)
     keep[::3] = False
     mask, trained, method = Mask.of(victim, keep), [], TUNING_METHODS[name]
     monkeypatch.setitem(TUNING_METHODS, name, lambda *given: trained.append(method(*given)) or trained[0])
-    tuned = tune_pruned(repair(victim, mask), mask, name, pictures, replace(CONFIG, passes=1500))
+    tuned = tune_pruned(prune(victim, mask), mask, name, pictures, replace(CONFIG, passes=1500))
     after, state = tuned.model.state_dict(), trained[0].model.state_dict()
     assert all(torch.equal(state[key], value) for key, value in after.items())
     assert not any(after[key][rows].any() for key, rows in pruned_rows(victim, mask).items())
