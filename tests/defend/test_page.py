@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image, ImageStat
 
+from onp.defend.evaluation import Evaluation
 from onp.defend.report.audit import AuditSet, audit_repair
 from onp.defend.report.diagnostics import GraphDrawing, diagnose
 from onp.defend.report.page import render
@@ -63,7 +64,7 @@ def test_the_warning_and_other_decisions_are_shown(outcome, detection):
 
 
 def test_the_diagnostics_are_what_the_networks_do(outcome, small, backdoored):
-    diagnostics, mask, clean = outcome.diagnostics, outcome.mask, small.case(backdoored.victim).splits.holdout
+    diagnostics, mask, clean = outcome.diagnostics, outcome.mask, small.case(backdoored.victim).clean.holdout
     before, after = (network.logits(clean.pixels()).argmax(1) for network in (backdoored.victim, outcome.victim))
     assert sum(share.hits for share, _ in diagnostics.per_class) == int((before == clean.labels).sum())
     assert sum(share.hits for _, share in diagnostics.per_class) == int((after == clean.labels).sum())
@@ -83,7 +84,7 @@ def test_the_diagnostics_are_what_the_networks_do(outcome, small, backdoored):
 def test_the_graph_is_the_one_that_the_policy_saw(relations, edges, outcome, small, backdoored):
     victim, mask = backdoored.victim, outcome.mask
     search = SimpleNamespace(mask=mask, graph=build_graph(victim, relations))
-    data = AuditSet(small.case(victim).splits.holdout, (), None, None)
+    data = AuditSet(small.case(victim).clean.holdout, (), Evaluation())
     drawing = diagnose(victim, outcome.victim, mask, audit_repair(victim, outcome.victim, data), [search]).graph
     assert bool(drawing.edges) is edges
     assert sum(node.pruned for node in drawing.nodes) == int((~mask.keep).sum())

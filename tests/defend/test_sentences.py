@@ -25,15 +25,15 @@ def detection(first, second=None):
 
 def repair(target, works=True, required=None):
     outcome = SimpleNamespace(acceptable=torch.tensor([works]), asr=torch.tensor([0.0 if works else 0.9]))
-    search = SimpleNamespace(outcome=outcome, required_budget=required)
-    return SimpleNamespace(target=target, works=works, found=search)
+    search = SimpleNamespace(outcome=outcome, works=works, required_budget=required)
+    return SimpleNamespace(target=target, search=search)
 
 
 def repairs(*each, asked=()):
     keep = torch.ones(72, dtype=torch.bool)
     keep[:3] = False
     mask = Mask(keep, (("first", 72),))
-    return SimpleNamespace(rounds=each, asked=asked, mask=mask, works=all(one.works for one in each))
+    return SimpleNamespace(repairs=each, scores_after=asked, mask=mask, works=all(one.search.works for one in each))
 
 
 def test_no_class_above_the_threshold():

@@ -2,51 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from onp.attack.triggers import Trigger
 from onp.data.images import ImageSet, Splits
+from onp.defend.evaluation import Evaluation
 from onp.detect.bank import Bank
-from onp.engine.metrics import Share, accuracy, at_once, attack_success, defence_effectiveness, predictions, robust_accuracy
+from onp.engine.metrics import Advance, Share, batches_of, defence_effectiveness, measure, measure_attack
 from onp.engine.scoring import TriggeredBatch
 from onp.model.victim import Victim
 
 
-@dataclass(frozen=True)
-class TrueAttack:
-    """The real trigger and its target class: for measurement only, no decision may see it."""
-
-    trigger: Trigger
-    target: int  #: unused where the trigger is all-to-all
-
-    def on(self, images: ImageSet) -> tuple[Tensor, Tensor]:
-        """Labels int64 [N] and triggered pixels float32 [N, C, H, W] of `images`."""
-        return images.labels, self.trigger(images.pixels())
-
-    def goals(self, labels: Tensor, classes: int) -> int | Tensor:
-        """The target class of images with these labels."""
-        return self.trigger.goals(labels, self.target, classes)
-
-
-@dataclass(frozen=True, eq=False)
-class TrueImages:
-    """Images that carry the real trigger, labelled with their own classes: for measurement only."""
-
-    images: ImageSet
-    target: int
-
-    def on(self, images: ImageSet) -> tuple[Tensor, Tensor]:
-        """Labels and pixels of the triggered images; `images`, the clean ones, are not used."""
-        return self.images.labels, self.images.pixels()
-
-    def goals(self, labels: Tensor, classes: int) -> int | Tensor:
-        """The one target class."""
-        return self.target
+def no_progress(images: int) -> None:
+    """An `Advance` that shows nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,31 +34,24 @@ class AuditSet:
 
     holdout: ImageSet
     triggers: tuple[HeldOutTriggers, ...]  #: one for each class that was to be repaired
-    evaluation: ImageSet | None  #: of `--eval-data`; replaces the holdout images where it was given
-    attack: TrueAttack | TrueImages | None
+    evaluation: Evaluation  #: its images replace the holdout images where they were given
 
     @staticmethod
-    def of(
-        victim: Victim,
-        clean: Splits,
-        banks: Sequence[Bank],
-        evaluation: ImageSet | None,
-        attack: TrueAttack | TrueImages | None,
-    ) -> AuditSet:
+    def of(victim: Victim, clean: Splits, banks: Sequence[Bank], evaluation: Evaluation) -> AuditSet:
         """Put the triggers of every bank on the holdout images; with several banks a family is named with its target class."""
         triggers = []
         for bank in banks:
             batches = bank.batches(victim, bank.images(clean).holdout)
             if len(banks) > 1:
                 to = f" to {clean.holdout.name(bank.target)}"
-                batches = [dataclasses.replace(batch, family=batch.family + to) for batch in batches]
+                batches = [replace(batch, family=batch.family + to) for batch in batches]
             triggers.append(HeldOutTriggers(bank, tuple(batches)))
-        return AuditSet(clean.holdout, tuple(triggers), evaluation, attack)
+        return AuditSet(clean.holdout, tuple(triggers), evaluation)
 
     @property
     def measured(self) -> ImageSet:
         """The images of the ACC."""
-        return self.holdout if self.evaluation is None else self.evaluation
+        return self.holdout if self.evaluation.images is None else self.evaluation.images
 
     @property
     def batches(self) -> tuple[TriggeredBatch, ...]:
@@ -95,16 +59,26 @@ class AuditSet:
         return tuple(batch for triggers in self.triggers for batch in triggers.batches)
 
     @property
-    def target(self) -> int | None:
-        """The first class that was to be repaired."""
+    def images(self) -> int:
+        """How many images `measure_figures` measures a network on."""
+        attack = self.evaluation.attack
+        triggered = 0 if attack is None else len(attack.on(self.measured)[0])
+        return len(self.measured) + triggered + sum(len(batch.labels) for batch in self.batches)
+
+    def goals(self, classes: int) -> int | Tensor | None:
+        """The target class of the true trigger, or else of the first held-out one, for the images of the ACC."""
+        if self.evaluation.attack is not None:
+            return self.evaluation.attack.goals(self.measured.labels, classes)
         return self.triggers[0].bank.target if self.triggers else None
 
-    @property
-    def images(self) -> int:
-        """How many images `measure_figures` runs through a network."""
-        attack = self.attack
-        triggered = 0 if attack is None else len(attack.images) if isinstance(attack, TrueImages) else len(self.measured)
-        return len(self.measured) + triggered + sum(int((batch.labels != batch.target).sum()) for batch in self.batches)
+    def attacked(self, victim: Victim) -> list[TriggeredBatch]:
+        """The images with the true trigger, normalised; empty where it was not given."""
+        attack = self.evaluation.attack
+        if attack is None:
+            return []
+        labels, pixels = attack.on(self.measured)
+        target = torch.as_tensor(attack.goals(labels, victim.classes)).expand_as(labels)
+        return [TriggeredBatch("true", victim.normalisation(pixels.to(victim.device)), labels, target)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +102,7 @@ class Audit:
     after: Figures
 
 
-def audit_repair(victim: Victim, repaired: Victim, data: AuditSet, advance: Callable[[int], None] = lambda _: None) -> Audit:
+def audit_repair(victim: Victim, repaired: Victim, data: AuditSet, advance: Advance = no_progress) -> Audit:
     """Measure the network before and after its repair.
 
     Args:
@@ -141,29 +115,19 @@ def audit_repair(victim: Victim, repaired: Victim, data: AuditSet, advance: Call
     return Audit(data, before, before if repaired is victim else measure_figures(repaired, data, advance))
 
 
-def measure_figures(victim: Victim, data: AuditSet, advance: Callable[[int], None] = lambda _: None) -> Figures:
+def measure_figures(victim: Victim, data: AuditSet, advance: Advance = no_progress) -> Figures:
     """ACC, surrogate ASR, and with a true trigger ASR and RA of one network; `advance` is called with the images done."""
-    labels, probabilities = data.measured.labels, _probabilities(victim, data.measured, advance)
-    clean = probabilities.argmax(1)
-    surrogate = {batch.family: _surrogate_asr(victim, batch, advance) for batch in data.batches}
-    asr = ra = None
-    goal: int | Tensor | None = data.target
-    if data.attack is not None:
-        own, triggered = data.attack.on(data.measured)
-        predicted = predictions(victim.model, victim.normalisation(triggered.to(victim.device)), advance)
-        own = own.to(predicted.device)
-        goals = data.attack.goals(own, victim.classes)
-        asr, ra = attack_success(own, predicted, goals), robust_accuracy(own, predicted, goals)
-        goal = data.attack.goals(labels, victim.classes)
-    asr_clean = None if goal is None else attack_success(labels, clean, goal)
-    return Figures(accuracy(labels, clean), surrogate, asr, ra, asr_clean, probabilities)
-
-
-def find_target(victim: Victim, labels: Tensor, triggered: Tensor) -> int:
-    """The class that most triggered pixels float32 [N, C, H, W] of images of other classes, labels int64 [N], are given."""
-    predicted = predictions(victim.model, victim.normalisation(triggered.to(victim.device)))
-    moved = predicted[predicted != labels.to(predicted.device)]
-    return int(torch.bincount(moved, minlength=victim.classes).argmax())
+    clean = batches_of(data.measured, victim.normalisation, victim.device)
+    measured = measure(victim.model, clean, data.goals(victim.classes), data.attacked(victim), advance)
+    surrogate = {batch.family: measure_attack(victim.model, [batch], advance)[0] for batch in data.batches}
+    return Figures(
+        acc=measured.acc,
+        asr_surrogate={family: share for family, share in surrogate.items() if share is not None},
+        asr=measured.asr,
+        ra=measured.ra,
+        asr_clean=measured.asr_clean,
+        probabilities=measured.probabilities,
+    )
 
 
 def der(before: Figures, after: Figures) -> float | None:
@@ -171,19 +135,3 @@ def der(before: Figures, after: Figures) -> float | None:
     if before.asr is None or after.asr is None:
         return None
     return defence_effectiveness(before.acc.value, after.acc.value, before.asr.value, after.asr.value)
-
-
-@torch.no_grad()
-def _probabilities(victim: Victim, images: ImageSet, advance: Callable[[int], None]) -> Tensor:
-    parts = []
-    for part in images.pixels().split(at_once(images.images, 250)):
-        parts.append(victim.logits(part).softmax(1).cpu())
-        advance(len(part))
-    return torch.cat(parts)
-
-
-def _surrogate_asr(victim: Victim, batch: TriggeredBatch, advance: Callable[[int], None]) -> Share:
-    """Share of a triggered batch that is given its target, leaving out images of the target class."""
-    others = batch.labels != batch.target
-    predicted = predictions(victim.model, batch.images[others], advance)
-    return Share(int((predicted == batch.target[others]).sum()), int(others.sum()))

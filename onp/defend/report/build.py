@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onp.defend.case import Case
 from onp.defend.config import DefendConfig
-from onp.defend.inputs import Case
-from onp.defend.presets import Preset
+from onp.defend.repair_loop import Repairs
 from onp.defend.report.audit import Audit
 from onp.defend.report.report import Report
 from onp.defend.report.sections import (
@@ -22,11 +22,12 @@ from onp.defend.report.sections import (
 )
 from onp.defend.report.sentences import notes, reason
 from onp.defend.report.warnings import further_copies, warning
-from onp.defend.rounds import Rounds
+from onp.defend.run import Run
 from onp.detect.bank import TriggerBank
 from onp.detect.targets import Detection
 from onp.model.mask import Mask
 from onp.model.shrink import Shrunk
+from onp.model.victim import Victim
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,59 +35,56 @@ class Findings:
     """What the stages of a run came to."""
 
     detection: Detection | None  #: None where the trigger was given
-    repairs: Rounds | None  #: None where no class reached the threshold
+    repairs: Repairs | None  #: None where no class reached the threshold
     decision: Decision
     mask: Mask  #: what was pruned
     audit: Audit
-    wall_seconds: float  #: of all stages, those of a resumed run included
     tuned: Tuned | None = None
     shrunk: Shrunk | None = None
 
 
-def decide(repairs: Rounds | None) -> Decision:
+def decide(repairs: Repairs | None) -> Decision:
     """The decision; only surrogate triggers (or the given one) and clean images have a say."""
     if repairs is None:
         return "no-backdoor-evidence"
     return "repaired" if repairs.works else "not-repairable"
 
 
-def build_report(case: Case, config: DefendConfig, preset: Preset, findings: Findings, timings: dict[str, float]) -> Report:
+def build_report(case: Case, run: Run, findings: Findings) -> Report:
     """Put everything that a reader wants to know into one value.
 
     Args:
-        case: what the run was given.
-        config: its options.
-        preset: the settings that the options led to.
-        findings: what the run found.
-        timings: seconds by stage.
+        case: network and images.
+        run: options, settings and times.
+        findings: what the stages came to.
     """
-    detection, repairs, audit = findings.detection, findings.repairs, findings.audit
-    targets = tuple(repair.target for repair in repairs.rounds) if repairs else ()
+    detection, repairs, audit, config = findings.detection, findings.repairs, findings.audit, run.config
+    images = case.images
+    targets = repairs.targets if repairs else ()
     return Report(
         decision=findings.decision,
-        reason=reason(detection, repairs, case.clean, config.max_acc_drop),
-        warning=warning(audit, case.clean, config.max_acc_drop, case.known is not None),
-        notes=further_copies(case.victim.checkpoint, findings.decision) + notes(detection, repairs, case.clean),
+        reason=reason(detection, repairs, images, config.max_acc_drop),
+        warning=warning(audit, images, config.max_acc_drop, case.known_trigger is not None),
+        notes=further_copies(case.victim.checkpoint, findings.decision) + notes(detection, repairs, images),
         target_classes=targets,
-        target_name=case.clean.name(targets[0]) if targets else None,
-        model=_model(case, config),
+        target_name=case.name(targets[0]) if targets else None,
+        model=_model(case.victim, config),
         data=_data(case, config),
         detection=_detection(detection, repairs),
         before=audit.before,
         after=audit.after,
         pruned=findings.mask.pruned(),
         units=case.victim.units,
-        budget=_budget(repairs, findings.wall_seconds),
-        timings=dict(timings),
+        budget=_budget(repairs, run.seconds),
+        timings=dict(run.monitor.seconds),
         config=config,
-        preset=preset,
+        preset=run.preset,
         tuned=findings.tuned,
         shrunk=findings.shrunk,
     )
 
 
-def _model(case: Case, config: DefendConfig) -> ModelSection:
-    victim = case.victim
+def _model(victim: Victim, config: DefendConfig) -> ModelSection:
     return ModelSection(
         path=config.model,
         arch=victim.arch,
@@ -98,18 +96,19 @@ def _model(case: Case, config: DefendConfig) -> ModelSection:
 
 
 def _data(case: Case, config: DefendConfig) -> DataSection:
+    clean = case.clean
     return DataSection(
         path=config.data,
-        images=len(case.clean),
-        build=len(case.splits.build),
-        score=len(case.splits.score),
-        holdout=len(case.splits.holdout),
+        images=len(clean.build) + len(clean.score) + len(clean.holdout),
+        build=len(clean.build),
+        score=len(clean.score),
+        holdout=len(clean.holdout),
         normalisation=str(case.victim.normalisation),
         evaluation=config.eval_data,
     )
 
 
-def _detection(detection: Detection | None, repairs: Rounds | None) -> DetectionSection | None:
+def _detection(detection: Detection | None, repairs: Repairs | None) -> DetectionSection | None:
     if detection is None:
         return None
     return DetectionSection(
@@ -117,13 +116,13 @@ def _detection(detection: Detection | None, repairs: Rounds | None) -> Detection
         anomaly_index=detection.scores.anomaly_index,
         threshold=detection.config.threshold,
         first_pass=None if detection.second is None else detection.first.score,
-        after_repairs=tuple(scores.score for scores in repairs.asked) if repairs else (),
+        after_repairs=tuple(scores.score for scores in repairs.scores_after) if repairs else (),
         surrogates=_surrogates(repairs),
     )
 
 
-def _surrogates(repairs: Rounds | None) -> tuple[SurrogateSection, ...]:
-    banks = [repair.found.bank for repair in repairs.rounds] if repairs else []
+def _surrogates(repairs: Repairs | None) -> tuple[SurrogateSection, ...]:
+    banks = [repair.search.bank for repair in repairs.repairs] if repairs else []
     return tuple(
         SurrogateSection(
             family=surrogate.family,
@@ -140,7 +139,7 @@ def _surrogates(repairs: Rounds | None) -> tuple[SurrogateSection, ...]:
     )
 
 
-def _budget(repairs: Rounds | None, wall_seconds: float) -> BudgetSection:
-    searches = [repair.found for repair in repairs.rounds] if repairs else []
+def _budget(repairs: Repairs | None, wall_seconds: float) -> BudgetSection:
+    searches = [repair.search for repair in repairs.repairs] if repairs else []
     evaluations, scoring = sum(search.evaluations for search in searches), sum(search.seconds for search in searches)
     return BudgetSection(evaluations, evaluations / scoring if scoring else 0.0, wall_seconds)

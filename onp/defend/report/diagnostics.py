@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from onp.data.images import ImageSet
-from onp.defend.report.audit import Audit, AuditSet, HeldOutTriggers, TrueAttack
+from onp.defend.evaluation import TrueAttack
+from onp.defend.report.audit import Audit, AuditSet, HeldOutTriggers
 from onp.detect.known_trigger import KnownTriggeredImages
 from onp.engine.evaluator import Evaluator
 from onp.engine.metrics import Share
@@ -218,7 +219,7 @@ def _surrogate_pictures(victim: Victim, repaired: Victim, holdout: ImageSet, tri
 
 @torch.no_grad()
 def _true_trigger_picture(victim: Victim, repaired: Victim, data: AuditSet) -> list[Picture]:
-    attack = data.attack
+    attack = data.evaluation.attack
     if not isinstance(attack, TrueAttack):
         return []  # triggered images come without their clean versions
     index = int((data.measured.labels != attack.target).long().argmax())

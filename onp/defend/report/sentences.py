@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 
 from onp.data.images import ImageSet
+from onp.defend.repair_loop import Repairs
 from onp.defend.report.sections import Decision
-from onp.defend.rounds import Rounds
 from onp.detect.anomaly import DetectionScores
 from onp.detect.config import SECOND_PASS_STEPS
 from onp.detect.targets import Detection
@@ -50,7 +50,7 @@ NEXT_STEPS: dict[Decision, tuple[str, ...]] = {
 }
 
 
-def reason(detection: Detection | None, repairs: Rounds | None, images: ImageSet, max_acc_drop: float) -> str:
+def reason(detection: Detection | None, repairs: Repairs | None, images: ImageSet, max_acc_drop: float) -> str:
     """Why the decision was taken.
 
     Args:
@@ -66,14 +66,14 @@ def reason(detection: Detection | None, repairs: Rounds | None, images: ImageSet
             f"No class reaches the detection threshold of {detection.config.threshold:g}: the highest score is "
             f"{scores.score[highest]:.1f}, of class {images.name(highest)}. The model was not changed."
         )
-    targets = [repair.target for repair in repairs.rounds]
+    targets = [repair.target for repair in repairs.repairs]
     found = _found(detection, targets, images)
     if repairs.works:
         count = int((~repairs.mask.keep).sum())
         return f"{found}; {count} {'unit was' if count == 1 else 'units were'} pruned to remove it."
     *done, last = (images.name(k) for k in targets)
     first = f"A mask was found for class {' and '.join(done)}, but none for class {last}: no" if done else "No"
-    asr = float(repairs.rounds[-1].found.outcome.asr)
+    asr = float(repairs.repairs[-1].search.outcome.asr)
     return (
         f"{found}. {first} pruning mask within the accuracy budget of {100 * max_acc_drop:g} points removes most of the "
         f"backdoor; the best one leaves an ASR of {100 * asr:.0f} % on the images that masks are scored on. The model was not "
@@ -81,19 +81,19 @@ def reason(detection: Detection | None, repairs: Rounds | None, images: ImageSet
     )
 
 
-def budget_advice(repairs: Rounds, max_acc_drop: float) -> str:
+def budget_advice(repairs: Repairs, max_acc_drop: float) -> str:
     """Which larger accuracy budget would have allowed a mask that works.
 
     Empty where the search met no such mask, and where earlier repairs had spent a part of the budget.
     """
-    required = repairs.rounds[-1].found.required_budget
+    required = repairs.repairs[-1].search.required_budget
     share = 0.0 if required is None else math.ceil(200 * required - 1e-3) / 200
-    if len(repairs.rounds) > 1 or not max_acc_drop < share < 1:
+    if len(repairs.repairs) > 1 or not max_acc_drop < share < 1:
         return ""
     return f" --max-acc-drop {share:g} would allow a mask that removes at least half of the ASR."
 
 
-def notes(detection: Detection | None, repairs: Rounds | None, images: ImageSet) -> tuple[str, ...]:
+def notes(detection: Detection | None, repairs: Repairs | None, images: ImageSet) -> tuple[str, ...]:
     """What was measured of classes beside the first target, one sentence each; empty where no other class matters."""
     if detection is None:
         return ()
@@ -113,7 +113,7 @@ def notes(detection: Detection | None, repairs: Rounds | None, images: ImageSet)
     ]
     if repairs is not None:
         left = list(detection.targets[1:])
-        for repair, scores in zip(repairs.rounds, repairs.asked, strict=False):
+        for repair, scores in zip(repairs.repairs, repairs.scores_after, strict=False):
             still = [k for k in scores.over(threshold) if k in left]
             next_step = f"{images.name(still[0])} was repaired next" if still else "no further class was repaired"
             name = images.name(repair.target)

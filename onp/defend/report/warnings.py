@@ -26,7 +26,7 @@ def warning(audit: Audit, clean: ImageSet, max_acc_drop: float, known_trigger: b
         max_acc_drop: the accuracy budget, a share.
         known_trigger: the user gave the trigger, so that nothing had to be detected.
     """
-    before, after, evaluation = audit.before, audit.after, audit.data.evaluation
+    before, after, evaluation = audit.before, audit.after, audit.data.evaluation.images
     measured, classes = audit.data.measured, before.probabilities.shape[1]
     sentences = (
         None if before.asr is None else weak_trigger(before.asr),
