@@ -60,8 +60,7 @@ def test_measure_counts_what_the_definitions_say_in_any_number_of_batches():
     labels, own = (torch.randint(0, 3, (n,), generator=generator) for n in (40, 30))
     target, done = torch.full((30,), 1), []
     answers, led = predictions(model, clean), predictions(model, triggered)
-    cut = torch.tensor([0, 7, 30, 40])
-    parts = [Batch(clean[a:b], labels[a:b]) for a, b in zip(cut[:-1], cut[1:], strict=True)]
+    parts = [Batch(clean[a:b], labels[a:b]) for a, b in ((0, 7), (7, 30), (30, 40))]
     families = [TriggeredBatch("t", triggered[a : a + 15], own[a : a + 15], target[a : a + 15]) for a in (0, 15)]
     found = measure(model, parts, 1, families, done.append)
     assert found.acc == accuracy(labels, answers) and found.asr_clean == attack_success(labels, answers, 1)
