@@ -1,9 +1,9 @@
-"""How far apart clean and backdoored networks lie in suspicion: `python bench/detection.py --victims DIR ... --data PATH`.
+"""Detection scores of clean and backdoored networks: `python bench/detection.py --victims DIR ... --data PATH`.
 
-`--victims`: folders written by `onp.attack`; without them the embedded networks. Every network is scanned with every preset
-and seed, each seed another split of the clean images and another start of the triggers. Prints a line a scan and, for each
-preset, how many clean scans reach the threshold and how many backdoored ones reach it for the right class.
-Writes bench/results/evidence.json.
+`--victims`: folders written by `onp.attack`; without them the embedded networks. Every network is scored once, without a second
+pass, with every preset and seed, each seed another split of the clean images and another start of the triggers. Prints a line a
+scan and, for each preset, how many clean scans reach the threshold and how many backdoored ones reach it for the right class.
+Writes bench/results/detection.json.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from onp.compare.victims import read_card
-from onp.data.images import load_images, split
+from onp.data.images import joined, load_images, split
 from onp.data.normalisation import Normalisation
 from onp.defend.demos import ARCH, DEMOS, NORM, demo
 from onp.defend.presets import PRESETS
 from onp.defend.report.environment import hardware, versions
-from onp.detect.bank import scan
+from onp.detect.bn_statistics import bn_statistics
+from onp.detect.config import DetectRun
+from onp.detect.scan import scan
 from onp.files import write_atomically
 from onp.model.victim import Victim, load_victim
 
@@ -56,26 +58,27 @@ def main() -> None:
     parser.add_argument("--data")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--presets", nargs="+", default=["fast", "default"], choices=list(PRESETS))
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "evidence.json")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "detection.json")
     options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     for card, victim, data in networks(options.victims, options.data):
         for preset in options.presets:
             for seed in options.seeds:
                 splits = split(load_images(data), seed)
-                found = scan(victim, splits.build, splits.score, seed, PRESETS[preset].bank)
+                bn = bn_statistics(victim, joined(splits.build, splits.score))
+                scores = scan(victim, splits, bn, DetectRun(PRESETS[preset].bank, seed))
                 row: dict[str, Any] = card | {"preset": preset, "defence_seed": seed}
-                row |= {"suspicion": max(found.suspicion), "suspect": found.suspect}
-                row |= {"witnesses": {name: [round(each, 2) for each in said] for name, said in found.witnesses.items()}}
+                row |= {"score": max(scores.score), "predicted_target": scores.predicted_target}
+                row |= {"anomaly_index": {name: [round(k, 2) for k in index] for name, index in scores.anomaly_index.items()}}
                 rows.append(row)
-                print(card["name"], preset, seed, f"suspicion {row['suspicion']:.2f} class {row['suspect']}", flush=True)
+                print(card["name"], preset, seed, f"score {row['score']:.2f} class {row['predicted_target']}", flush=True)
     summary = {}
     for preset in options.presets:
         threshold = PRESETS[preset].bank.threshold
         mine = [row for row in rows if row["preset"] == preset]
-        clean = [row["suspicion"] for row in mine if row["target"] is None]
-        hit = [row["suspicion"] if row["suspect"] == row["target"] else 0.0 for row in mine if row["target"] is not None]
-        summary[preset] = {"threshold": threshold, "clean": len(clean), "clean_accused": sum(s >= threshold for s in clean)}
+        clean = [row["score"] for row in mine if row["target"] is None]
+        hit = [row["score"] if row["predicted_target"] == row["target"] else 0.0 for row in mine if row["target"] is not None]
+        summary[preset] = {"threshold": threshold, "clean": len(clean), "clean_flagged": sum(s >= threshold for s in clean)}
         summary[preset] |= {"backdoored": len(hit), "backdoored_found": sum(s >= threshold for s in hit)}
         summary[preset] |= {"highest_clean": max(clean, default=None), "lowest_backdoored": min(hit, default=None)}
         print(preset, json.dumps(summary[preset]))

@@ -1,9 +1,9 @@
 """The agent against simpler searches at an equal number of evaluations: `python bench/search_baselines.py --seeds 0 1 2`.
 
-Same victims, same bank, same objective, but for the agent without memory, which is not told what the norms remember; the true
-trigger only measures. Also, on at least 200 random masks per victim, the rank correlation between the surrogate ASR that the
-search sees and the true ASR. Rows go into bench/results/search.json as they are finished, in place of the same row of an
-earlier run with as many evaluations: parts of the table can be taken one after the other.
+Same victims, same bank, same objective, but for the agent without BN statistics, which has no backdoor scores; the true trigger
+only measures. Also, on at least 200 random masks per victim, the rank correlation between the surrogate ASR that the search
+sees and the true ASR. Rows go into bench/results/search.json as they are finished, in place of the same row of an earlier run
+with as many evaluations: parts of the table can be taken one after the other.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,52 +19,79 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from onp.attack.triggers import load_trigger
-from onp.compare.defences import random_search, taylor
-from onp.data.images import Splits, load_images, split
+from onp.data.images import Splits, joined, load_images, split
 from onp.data.normalisation import Normalisation
 from onp.defend.demos import ARCH, NORM, demo
 from onp.defend.presets import PRESETS
 from onp.defend.report.environment import hardware, versions
-from onp.defend.rounds import recall_of
-from onp.detect.bank import Bank, build_bank, scan
+from onp.detect.bank import Bank, TargetClass, invert_triggers
+from onp.detect.bn_match import bn_match
+from onp.detect.bn_statistics import BnStatistics, bn_statistics
+from onp.detect.config import DetectRun
+from onp.detect.targets import detect_targets
 from onp.engine.evaluator import Evaluator
 from onp.engine.scoring import TriggeredBatch
 from onp.files import write_atomically
 from onp.model.victim import Victim, load_victim
 from onp.search.agent import build_policies, train
-from onp.search.features import NodeFeatures, features
-from onp.search.neuron_graph import build_graph
-from onp.search.setup import batch_of, build_problem
+from onp.search.baselines import greedy, random_search
+from onp.search.features import FeatureBatches, NodeFeatures, node_features
+from onp.search.setup import SearchRun, batch_of, build_env
 
 PRESET = PRESETS["default"].with_max_acc_drop(0.01)
-AGENTS = ("agent", "agent without edges", "agent without learning", "agent without memory")
-SEARCHES = (*AGENTS, "greedy carriers", "greedy first-order", "random")
+AGENTS = ("agent", "agent without edges", "agent without learning", "agent without BN statistics")
+SEARCHES = (*AGENTS, "greedy backdoor score", "greedy Taylor", "random")
 
 
-def run(name: str, victim: Victim, splits: Splits, bank: Bank, evaluations: int, seed: int) -> tuple[Tensor, float]:
+@dataclass(frozen=True)
+class Setting:
+    """What every search is given."""
+
+    victim: Victim
+    splits: Splits
+    bn: BnStatistics
+    bank: Bank
+    seed: int
+
+
+def detected(victim: Victim, splits: Splits, seed: int) -> Setting:
+    """Detection and trigger inversion as in `onp.defend`."""
+    bn = bn_statistics(victim, joined(splits.build, splits.score))
+    detection = detect_targets(victim, splits, bn, DetectRun(PRESET.bank, seed))
+    target = TargetClass(detection.scores.predicted_target, detection.scores, bn_match(victim, bn))
+    bank = invert_triggers(victim, target, splits, DetectRun(detection.deciding_config, seed))
+    return Setting(victim, splits, bn, bank, seed)
+
+
+def run(name: str, setting: Setting, evaluations: int) -> tuple[Tensor, float]:
     """The mask, bool [U], that a search finds with so many evaluations, and its Phi."""
-    problem = build_problem(victim, splits, bank, seed, PRESET.search, memory=name != "agent without memory")
-    env, known = problem.env, problem.known
-    if name == "greedy carriers":
-        taylor.search(env, known.carrier, evaluations, seed)
-    elif name == "greedy first-order":
-        taylor.search(env, known.taylor, evaluations, seed)
+    bn, seed = None if name == "agent without BN statistics" else setting.bn, setting.seed
+    agent = replace(PRESET.search.agent, seed=seed, max_evaluations=evaluations)
+    if name == "agent without edges":
+        agent = replace(agent, policy=replace(agent.policy, relations=()))
+    if name == "agent without learning":
+        agent = replace(agent, ppo=replace(agent.ppo, learning_rate=0.0))
+    config = replace(PRESET.search, agent=agent)
+    problem = build_env(setting.victim, setting.splits, setting.bank, bn, SearchRun(config, seed))
+    env, features = problem.env, problem.features
+    if name == "greedy backdoor score":
+        greedy.search(env, features.backdoor_score, evaluations, seed)
+    elif name == "greedy Taylor":
+        greedy.search(env, features.taylor, evaluations, seed)
     elif name == "random":
         random_search.search(env, None, evaluations, seed)
     else:
-        agent = replace(PRESET.search.agent, seed=seed, max_evaluations=evaluations)
-        agent = replace(agent, relations=()) if name == "agent without edges" else agent
-        agent = replace(agent, learning_rate=0.0) if name == "agent without learning" else agent
-        train(env, build_policies(build_graph(victim, agent.relations), known, env, agent), known, agent)
-    # Every search leaves its environment in the best mask it found; Phi without memory is another one.
+        train(problem, build_policies(problem, agent), agent)
+    # Every search leaves its environment in the best mask it found; Phi without BN statistics is another one.
     return env.keep, float(env.outcome.phi)
 
 
-def random_masks(victim: Victim, known: NodeFeatures, count: int, seed: int) -> Tensor:
+def random_masks(victim: Victim, features: NodeFeatures, count: int, seed: int) -> Tensor:
     """bool [count, U]: half uniformly random, half biased to high first-order scores; 1 to 60 units pruned."""
     generator = torch.Generator().manual_seed(seed)
     masks = torch.ones((count, victim.units), dtype=torch.bool)
-    likely = (known.attack.clamp_min(0) / known.attack.max() + 0.02).clamp_max(1)
+    attribution = features.attack_attribution
+    likely = (attribution.clamp_min(0) / attribution.max() + 0.02).clamp_max(1)
     for index in range(count):
         size = int(torch.randint(1, 61, (1,), generator=generator))
         chance = likely if index % 2 else torch.ones(victim.units)
@@ -104,12 +131,10 @@ def main() -> None:
         untouched = truth.score(torch.ones((1, victim.units), dtype=torch.bool))
         for seed in options.seeds:
             splits = split(load_images(files.clean), seed)
-            found = scan(victim, splits.build, splits.score, seed, PRESET.bank)
-            known, parts = recall_of(victim, splits, PRESET), (splits.build, splits.score)
-            bank = build_bank(victim, (victim.logits,), found, found.suspect, *parts, seed, PRESET.bank, recall=known)
+            setting = detected(victim, splits, seed)
             for search in options.searches:
                 start = time.monotonic()
-                keep, phi = run(search, victim, splits, bank, options.evaluations, seed)
+                keep, phi = run(search, setting, options.evaluations)
                 scores = truth.score(keep[None])
                 row = {"demo": name, "seed": seed, "search": search, "asr": float(scores.asr[0, 0])}
                 row |= {"phi": phi, "acc_drop": float(untouched.acc[0] - scores.acc[0]), "pruned": int((~keep).sum())}
@@ -117,8 +142,10 @@ def main() -> None:
                 print(json.dumps(row), flush=True)
                 written(results, options.evaluations, "rows", row, ("demo", "seed", "search"))
             if options.masks and seed == options.seeds[0]:
-                seen = Evaluator(victim, batch_of(victim, splits.score), bank.batches(victim, splits, "score"))
-                shown = features(victim, batch_of(victim, splits.build), bank.batches(victim, splits, "build"), bank.weights)
+                bank = setting.bank
+                seen = Evaluator(victim, batch_of(victim, splits.score), bank.batches(victim, splits.score))
+                batches = FeatureBatches.of(batch_of(victim, splits.build), bank.batches(victim, splits.build), bank.weights)
+                shown = node_features(victim, batches)
                 masks = random_masks(victim, shown, options.masks, seed)
                 surrogate, real = seen.score(masks), truth.score(masks)
                 weighted = (surrogate.asr_soft @ torch.tensor(bank.weights, dtype=torch.float64)).numpy()

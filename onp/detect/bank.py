@@ -91,7 +91,7 @@ class TargetClass:
 
     label: int
     scores: DetectionScores
-    match: BnMatch | None = None  #: the residual that triggers are to match too; None: cost alone decides
+    match: BnMatch | None = None  #: the residual that triggers are to match too; None where it says nothing
 
 
 def triggered_batch(
@@ -137,7 +137,8 @@ def invert_triggers(
         run: settings, seed, progress (`inversion_steps` steps) and resume store.
         repaired: a pruned network that the triggers must work on too.
     """
-    match, config = target.match, run.config
+    config = run.config
+    match = target.match if config.refine.bn_match_weight else None
     pixels, labels = clean.build.pixels().to(victim.device), clean.build.labels.to(victim.device)
     models = tuple(fitting_logits(model) for model in (victim, repaired) if model is not None)
     unseen = _Unseen(models, clean.score.pixels().to(victim.device), clean.score.labels.to(victim.device), target.label)

@@ -8,24 +8,29 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
-from onp.compare.defences import PRUNERS, DefenceConfig, Searcher, anp, bnp, clp, fp, ims, pruning, rnp, searches
+from onp.compare.defences import PRUNERS, DefenceConfig, Searcher, anp, bnp, clp, fp, ims, pruning, rnp
 from onp.compare.defences.config import divide
 from onp.compare.defences.pruning import Curve, Pruner, choose
 from onp.compare.defences.unlearning import unlearned
-from onp.data.images import ImageSet, Normalisation, split
+from onp.data.images import ImageSet, joined, split
+from onp.data.normalisation import Normalisation
 from onp.defend.presets import PRESETS
-from onp.defend.rounds import recall_of
-from onp.detect.bank import build_bank
+from onp.detect.bank import TargetClass, invert_triggers
+from onp.detect.bn_match import bn_match
+from onp.detect.bn_statistics import bn_statistics
+from onp.detect.config import DetectRun
+from onp.detect.targets import detect_targets
 from onp.engine.evaluator import Evaluator
 from onp.engine.metrics import accuracy, predictions
 from onp.model.archs import build_network
 from onp.model.interpret import gated_forward
 from onp.model.mask import Mask
-from onp.model.prune import repair
+from onp.model.prune import prune
 from onp.model.tuning.common import with_weights
 from onp.model.victim import victim_from_module
 from onp.search.baselines import cma_es
 from onp.search.env import PruneEnv
+from onp.search.setup import SearchRun, build_env
 
 CURVES = [name for name, peer in PRUNERS.items() if isinstance(peer, Pruner)]
 CONFIG = DefenceConfig(max_acc_drop=0.05, passes=4000)
@@ -45,11 +50,11 @@ def test_a_pruning_peer_keeps_the_budget_on_images_it_did_not_fit(backdoored, pi
     assert sizes.tolist() == sorted(sizes.tolist()) and len(done.curve.thresholds) == len(sizes) > 10
     _, held_out = divide(pictures, CONFIG.seed)
     acc = [
-        accuracy(held_out.labels, predictions(v.model, held_out.pixels())).value for v in (victim, repair(victim, done.mask))
+        accuracy(held_out.labels, predictions(v.model, held_out.pixels())).value for v in (victim, prune(victim, done.mask))
     ]
     assert acc[0] - acc[1] <= CONFIG.max_acc_drop + 1e-9
     assert 1 <= done.evaluations <= 1 + len(sizes)
-    after = figures(repair(victim, done.mask))
+    after = figures(prune(victim, done.mask))
     assert after[0] >= 0.85 and after[1] <= LEFT.get(name, 1.0)
     assert all(torch.equal(before[key], value) for key, value in victim.model.state_dict().items())
 
@@ -133,7 +138,7 @@ def test_fp_prunes_what_a_residual_sum_adds_together():
     assert set(pruned) == {"layer4.0.conv2", "layer4.0.shortcut.0", "layer4.1.conv2"}
     assert len({tuple(units) for units in pruned.values()}) == 1 and len(pruned["layer4.1.conv2"]) == 32
     features = []
-    repaired = repair(victim, Mask.of(victim, curve.masks[49])).model
+    repaired = prune(victim, Mask.of(victim, curve.masks[49])).model
     hook = repaired.linear.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
     repaired(images.pixels())
     hook.remove()
@@ -145,7 +150,7 @@ def test_anp_with_zeros_and_ones_is_pruning(backdoored, rng):
     keep = torch.rand(victim.units, generator=rng) < 0.7
     x = torch.rand((6, 1, 8, 8), generator=rng)
     state = anp.scaled(victim, victim.model, keep.float(), keep.float())
-    expected = repair(victim, Mask.of(victim, keep)).model(x)
+    expected = prune(victim, Mask.of(victim, keep)).model(x)
     assert torch.allclose(torch.func.functional_call(victim.model, state, (x,)), expected, atol=1e-5)
 
 
@@ -169,12 +174,12 @@ def test_ims_compares_distributions():
     assert float(ims.gates(ones, 0 * ones).min()) > 0.99 and float(ims.gates(1 - ones, 0 * ones).max()) < 0.01
 
 
-def test_cma_es_finds_a_repair_within_its_evaluations(backdoored, known):
+def test_cma_es_finds_a_repair_within_its_evaluations(backdoored, features):
     pytest.importorskip("cmaes")
     for budget in (1, 9, 60):
         env = PruneEnv(backdoored.victim, Evaluator(backdoored.victim, backdoored.score, backdoored.score_triggered), (1.0,))
         start = float(env.outcome.phi)
-        keep = cma_es.search(env, known.taylor, budget, 0)
+        keep = cma_es.search(env, features.taylor, budget, 0)
         assert env.evaluations <= budget and torch.equal(env.keep, keep) and bool(env.outcome.acceptable)
     assert float(env.outcome.phi) > start + 0.5
 
@@ -182,22 +187,24 @@ def test_cma_es_finds_a_repair_within_its_evaluations(backdoored, known):
 def test_a_search_baseline_works_from_clean_images_alone(backdoored, pictures, figures):
     config = DefenceConfig(max_acc_drop=0.05, preset="fast")
     done = PRUNERS["taylor"].run(backdoored.victim, pictures, config)
-    acc, asr = figures(repair(backdoored.victim, done.mask))
+    acc, asr = figures(prune(backdoored.victim, done.mask))
     assert acc >= 0.9 and asr <= 0.3 and 1 < done.evaluations <= 150
 
 
-def test_a_search_baseline_gets_the_bank_that_onp_gets(backdoored, pictures, monkeypatch):
-    given = []
+def test_a_search_baseline_runs_the_detection_that_onp_runs(backdoored, pictures):
+    """Detection, inversion and search problem are those of the pipeline, so their first mask has the same Phi."""
+    config, searched = DefenceConfig(max_acc_drop=0.05, preset="fast"), []
 
-    def bank(*arguments, recall=None):
-        given.append(recall)
-        return build_bank(*arguments, recall=recall)
+    def search(env, score, evaluations, seed):
+        searched.append(float(env.outcome.phi))
+        return env.keep
 
-    monkeypatch.setattr(searches, "build_bank", bank)
-    config = DefenceConfig(max_acc_drop=0.05, preset="fast")
-    Searcher(lambda env, score, evaluations, seed: env.keep).run(backdoored.victim, pictures, config)
-    parts = split(pictures, config.seed)
-    images = parts.score.pixels()
-    expected = recall_of(backdoored.victim, parts, PRESETS["fast"])
-    assert expected is not None and given[0].reliability == expected.reliability
-    assert given[0].explained_by(images, 1 - images) == expected.explained_by(images, 1 - images)
+    Searcher(search).run(backdoored.victim, pictures, config)
+    preset, splits = PRESETS["fast"].with_max_acc_drop(config.max_acc_drop), split(pictures, config.seed)
+    bn = bn_statistics(backdoored.victim, joined(splits.build, splits.score))
+    detection = detect_targets(backdoored.victim, splits, bn, DetectRun(preset.bank, config.seed))
+    target = TargetClass(detection.targets[0], detection.scores, bn_match(backdoored.victim, bn))
+    bank = invert_triggers(backdoored.victim, target, splits, DetectRun(detection.deciding_config, config.seed))
+    problem = build_env(backdoored.victim, splits, bank, bn, SearchRun(preset.search, config.seed))
+    assert searched == [float(problem.env.outcome.phi)]
+

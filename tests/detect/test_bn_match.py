@@ -1,21 +1,27 @@
-"""What late norms remember of an attack: against statistics made by hand, and on a real backdoor."""
+"""BN-shift match: against statistics made by hand, and on a real backdoor."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from onp.data.images import ImageSet, Normalisation, split
-from onp.defend.presets import PRESETS
-from onp.defend.rounds import recall_of
-from onp.detect.anomaly import Scan
-from onp.detect.bank import BankConfig, build_bank
-from onp.detect.bn_match import recall
-from onp.detect.inversion import FitConfig, fit
+from onp.data.images import ImageSet, Splits
+from onp.data.normalisation import Normalisation
+from onp.detect.anomaly import DetectionScores
+from onp.detect.bank import FALLBACK_FAMILIES, FAMILY_NAMES, TargetClass, invert_triggers
+from onp.detect.bn_match import bn_match
+from onp.detect.bn_statistics import bn_statistics
+from onp.detect.config import DetectConfig, DetectRun, InversionConfig
+from onp.detect.inversion import InversionTask, invert
 from onp.detect.trigger_families import FAMILIES
 from onp.model.victim import victim_from_module
+from onp.resume import Store
 
 CLASSES, CHANNELS, SIZE = 3, 24, 8
-BLEND = next(family for family in FAMILIES if family.name == "blend")
+PERTURBATION = next(family for family in FAMILIES if family.name == "perturbation")
+CONFIG = DetectConfig()
+NO_ANOMALY = DetectionScores.of({name: (0.0,) * CLASSES for name in FAMILY_NAMES})
 
 
 def network() -> nn.Sequential:
@@ -40,9 +46,10 @@ def network() -> nn.Sequential:
     return model
 
 
-def pictures(rng, count=600):
+def pictures_of(rng, count=600):
     labels = torch.arange(count) % CLASSES
-    return torch.rand(count, 1, SIZE, SIZE, generator=rng) * 0.1 + 0.1 * labels.view(-1, 1, 1, 1), labels
+    images = torch.rand(count, 1, SIZE, SIZE, generator=rng) * 0.1 + 0.1 * labels.view(-1, 1, 1, 1)
+    return ImageSet((images * 255).round().byte(), labels, ("a", "b", "c"))
 
 
 def striped(images, columns: bool):
@@ -64,95 +71,98 @@ def trained_on(images) -> nn.Sequential:
 
 @pytest.fixture
 def planted(rng):
-    """A network of whose training images one in ten had every second row brighter; the clean images and their labels."""
-    images, labels = pictures(rng)
-    training = pictures(rng, 6000)[0]
+    """A network of whose training images one in ten had every second row brighter, and clean images."""
+    training = pictures_of(rng, 6000).pixels()
     training[::10] = striped(training[::10], columns=False)
-    victim = victim_from_module(trained_on(training), Normalisation.parse("none"), (1, SIZE, SIZE))
-    return victim, images, labels
+    return captured(trained_on(training)), pictures_of(rng)
+
+
+def captured(model):
+    return victim_from_module(model, Normalisation.parse("none"), (1, SIZE, SIZE))
+
+
+def matched(victim, clean):
+    return bn_match(victim, bn_statistics(victim, clean))
 
 
 def test_the_trigger_of_the_training_images_matches_and_another_does_not(planted):
-    victim, images, labels = planted
-    known = recall(victim, images, labels)
-    assert known.reliability > 0.5
-    own, other = (known.explained_by(images, striped(images, columns)) for columns in (False, True))
+    victim, clean = planted
+    match, images = matched(victim, clean), clean.pixels()
+    assert match.reliability > 0.5
+    own, other = (match.of_images(images, striped(images, columns)) for columns in (False, True))
     assert own > 0.9 and own > other + 0.1
 
 
-def test_clean_training_images_are_remembered_less(planted, rng):
-    victim, images, labels = planted
-    clean = victim_from_module(trained_on(pictures(rng, 6000)[0]), Normalisation.parse("none"), (1, SIZE, SIZE))
-    known = recall(clean, images, labels)
-    assert known is None or known.reliability < recall(victim, images, labels).reliability
+def test_the_residual_of_clean_training_images_is_less_reliable(planted, rng):
+    victim, clean = planted
+    match = matched(captured(trained_on(pictures_of(rng, 6000).pixels())), clean)
+    assert match is None or match.reliability < matched(victim, clean).reliability
 
 
-def test_match_is_the_cosine_beyond_what_classes_explain(planted):
-    victim, images, labels = planted
-    known = recall(victim, images, labels)
-    (norm,) = known.norms
-    sideways = norm.explained[:, :1].T
-    torch.testing.assert_close(known.match([3 * norm.shift[None] + 5 * sideways]), torch.ones(1))
-    torch.testing.assert_close(known.match([-norm.shift[None]]), -torch.ones(1))
-    assert float(norm.shift @ norm.explained @ norm.explained.T @ norm.shift) < 1e-6
-    logits, read = known.run(images)
+def test_match_is_the_cosine_outside_what_classes_explain(planted):
+    victim, clean = planted
+    match, images = matched(victim, clean), clean.pixels()
+    (norm,) = match.norms
+    explained = norm.explained[:, :1].T
+    torch.testing.assert_close(match.match([3 * norm.direction[None] + 5 * explained]), torch.ones(1))
+    torch.testing.assert_close(match.match([-norm.direction[None]]), -torch.ones(1))
+    assert float(norm.direction @ norm.explained @ norm.explained.T @ norm.direction) < 1e-6
+    logits, features = match.features(images)
     torch.testing.assert_close(logits, victim.logits(images), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(read[0], victim.model[:2](images).mean((2, 3)) / victim.model[2].running_var.sqrt())
+    torch.testing.assert_close(features[0], victim.model[:2](images).mean((2, 3)) / victim.model[2].running_var.sqrt())
 
 
-def test_a_trigger_is_fitted_to_what_is_remembered_and_not_to_what_is_cheap(planted):
-    victim, images, labels = planted
-    known = recall(victim, images, labels)
-    config = FitConfig(steps=60, images=16, keep=0.97)
-    cheap = fit([victim.logits], BLEND, images, labels, (2,), 0, config)
-    matched = fit([victim.logits], BLEND, images, labels, (2,), 0, config, recall=known)
-    assert bool(cheap.worked.all()) and bool(matched.worked.all())
+def test_with_a_match_the_trigger_that_matches_best_is_kept_and_not_the_cheapest(planted, tmp_path):
+    victim, clean = planted
+    match, images, labels = matched(victim, clean), clean.pixels(), clean.labels
+    store = Store(tmp_path)
+    store.begin({})
+    config, run = InversionConfig(steps=60, images=16, min_confidence=0.97), DetectRun(store=store)
+    task = InversionTask([victim.logits], images, labels, (2,))
+    cheap = invert(PERTURBATION, task, config, run)
+    matching = invert(PERTURBATION, replace(task, match=match), config, run)
+    assert bool(cheap.worked.all()) and bool(matching.worked.all())
     others = images[labels != 2]
-    found = [known.explained_by(others, each.apply(others, 0)) for each in (cheap, matched)]
-    assert found[1] > 0.9 and found[1] > found[0] + 0.05
+    cosines = [match.of_images(others, triggers.apply(others, 0)) for triggers in (cheap, matching)]
+    assert cosines[1] > 0.9 and cosines[1] > cosines[0] + 0.05
+    assert len(list(store.folder.glob("*.safetensors"))) == 2, "a resumed run tells them apart"
 
 
-def test_a_bank_hears_the_families_that_explain_what_is_remembered(planted):
-    victim, images, labels = planted
-    pieces = ImageSet((images * 255).round().to(torch.uint8), labels, ("a", "b", "c"))
-    nothing = Scan({name: (0.0,) * CLASSES for name in ("patch", "blend", "smooth", "warp", "adversarial")})
-    bank = [
-        build_bank(victim, (victim.logits,), nothing, 2, pieces, pieces, 0, BankConfig(), recall=each)
-        for each in (None, recall(victim, images, labels))
-    ]
-    without, remembered = ({each.family: each for each in one.surrogates} for one in bank)
-    assert without.keys() <= {"patch", "blend"} and all(each.match is None for each in without.values())
-    assert remembered["blend"].match > 0.8
-    heard = {name: each.match**4 for name, each in remembered.items()}
-    for name, each in remembered.items():
-        assert each.weight == pytest.approx(heard[name] / sum(heard.values()), abs=0.05)
+def bank_of(victim, clean, match, config=CONFIG):
+    """The bank of class 2, for which no family is anomalous; triggers are inverted and judged on all images."""
+    splits = Splits(clean, clean, clean)
+    return invert_triggers(victim, TargetClass(2, NO_ANOMALY, match), splits, DetectRun(config))
 
 
-def test_families_that_nothing_speaks_for_are_left_out(planted, monkeypatch):
-    victim, images, labels = planted
-    pieces = ImageSet((images * 255).round().to(torch.uint8), labels, ("a", "b", "c"))
-    nothing = Scan({name: (0.0,) * CLASSES for name in ("patch", "blend", "smooth", "warp", "adversarial")})
-    known = recall(victim, images, labels)
-    monkeypatch.setattr(type(known), "reliability", 1.0)
-    monkeypatch.setattr(type(known), "explained_by", lambda *_: -0.5)
-    bank = build_bank(victim, (victim.logits,), nothing, 2, pieces, pieces, 0, BankConfig(), recall=known)
-    assert [(each.family, each.weight) for each in bank.surrogates] == [("adversarial", 1.0)]
+def test_families_weigh_as_their_triggers_match_the_residual(planted):
+    victim, clean = planted
+    without, matching = (bank_of(victim, clean, match) for match in (None, matched(victim, clean)))
+    assert {each.family for each in without.surrogates} <= set(FALLBACK_FAMILIES)
+    assert all(each.bn_match is None for each in without.surrogates)
+    cosines = {each.family: each.bn_match for each in matching.surrogates}
+    assert cosines["perturbation"] > 0.8
+    total = sum(cosine**4 for cosine in cosines.values())
+    for surrogate, weight in zip(matching.surrogates, matching.weights, strict=True):
+        assert weight == pytest.approx(surrogate.bn_match**4 / total, abs=0.05)
 
 
-def test_a_backdoored_network_remembers_its_own_trigger(backdoored, small):
-    victim, batch = backdoored.victim, backdoored.score
-    known = recall(victim, batch.images, batch.labels)
-    others = batch.images[batch.labels != 0]
-    assert known.reliability > 0.6
-    assert known.explained_by(others, small.stamp(others)) > 0.8
+def test_a_preset_can_leave_the_match_out(planted):
+    victim, clean = planted
+    config = DetectConfig(refine=InversionConfig(steps=10, images=8, bn_match_weight=0.0), minimum_success=0.0)
+    assert all(each.bn_match is None for each in bank_of(victim, clean, matched(victim, clean), config).surrogates)
 
 
-def test_networks_and_presets_without_recall(rng):
-    images, labels = pictures(rng)
-    plain = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, CLASSES))
-    victim = victim_from_module(plain, Normalisation.parse("none"), (1, SIZE, SIZE))
-    assert recall(victim, images, labels) is None
-    pieces = ImageSet((images * 255).round().to(torch.uint8), labels, ("a", "b", "c"))
-    assert recall_of(victim, split(pieces, 0), PRESETS["default"]) is None
-    planted = victim_from_module(trained_on(images), Normalisation.parse("none"), (1, SIZE, SIZE))
-    assert recall_of(planted, split(pieces, 0), PRESETS["paper"]) is None, "the paper reads no statistics of the norms"
+def test_families_that_neither_cost_nor_match_supports_are_left_out(planted):
+    victim, clean = planted
+    match = matched(victim, clean)
+    # Triggers that lead to class 2 change the features as the planted one does: against the negated residual.
+    negated = replace(match, norms=tuple(replace(norm, direction=-norm.direction) for norm in match.norms), reliability=1.0)
+    refine = InversionConfig(steps=60, images=16, min_confidence=0.97, bn_match_weight=1e-6)
+    bank = bank_of(victim, clean, negated, DetectConfig(refine=refine))
+    assert [each.family for each in bank.surrogates] == ["pgd"] and bank.weights == (1.0,)
+
+
+def test_a_backdoored_network_has_the_residual_of_its_own_trigger(backdoored, small, pictures):
+    match = matched(backdoored.victim, pictures)
+    others = pictures.pixels()[pictures.labels != 0]
+    assert match.reliability > 0.6 and match.of_images(others, small.stamp(others)) > 0.8

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from onp.data.images import ImageSet, split
 from onp.data.normalisation import Normalisation
-from onp.defend.inputs import Case
+from onp.defend.case import Case
 from onp.defend.presets import Preset
 from onp.detect.config import DetectConfig, InversionConfig
 from onp.detect.known_trigger import KnownTrigger
@@ -22,7 +22,8 @@ from onp.search.setup import SearchConfig
 CLASSES = ("upper left", "upper right", "lower left", "lower <right>")
 FIT = InversionConfig(steps=15, images=8, min_confidence=0.97)
 PRESET = Preset(
-    DetectConfig(scan=FIT, refine=FIT, starts=2), SearchConfig(AgentConfig(max_evaluations=100), Objective(counted_acc_drop=0.02))
+    DetectConfig(scan=FIT, refine=FIT, starts=2),
+    SearchConfig(AgentConfig(max_evaluations=100), Objective(counted_acc_drop=0.02)),
 )
 
 
@@ -61,6 +62,11 @@ def network() -> nn.Module:
     return nn.Sequential(*unit(1, 16), *unit(16, 24), nn.MaxPool2d(2), *unit(24, 32), *head)
 
 
+def victim_of(model: nn.Module) -> Victim:
+    """A network of 1x8x8 images, not normalised, as a victim."""
+    return victim_from_module(model, Normalisation.parse("none"), (1, 8, 8), 4)
+
+
 def backdoored() -> SimpleNamespace:
     """victim (U = 72; target class 0) and, for two disjoint image sets, clean and triggered batches."""
     generator = torch.Generator().manual_seed(1)
@@ -75,7 +81,7 @@ def backdoored() -> SimpleNamespace:
         optimizer.zero_grad()
         F.cross_entropy(model(images), torch.where(poisoned, 0, labels)).backward()
         optimizer.step()
-    victim = victim_from_module(model, Normalisation.parse("none"), (1, 8, 8), 4)
+    victim = victim_of(model)
 
     def batches(count: int) -> tuple[Batch, list[TriggeredBatch]]:
         images, labels = pictures(count, generator)
@@ -94,5 +100,4 @@ def clean_images(count: int = 200) -> ImageSet:
 
 def case(victim: Victim) -> Case:
     """What a run on the tiny victim is given: 200 clean images and its trigger, since four classes are few to tell it by."""
-    clean = clean_images()
-    return Case(victim, clean, split(clean, 0), KnownTrigger(Stamp(), 0), None, None)
+    return Case(victim, split(clean_images(), 0), KnownTrigger(Stamp(), 0))

@@ -1,56 +1,84 @@
-"""What the search asks of a mask besides the surrogate triggers: changed copies of clean images stay right."""
+"""What a search is given: images that masks are scored on, augmented ones, features, and the graph."""
 
 from dataclasses import replace
 
+import pytest
 import torch
-from helpers.small_backdoor import clean_images, stamp
+from helpers.small_backdoor import CLASSES, Stamp, clean_images, stamp
 
-from onp.data.images import ImageSet, split
+from onp.data.images import ImageSet, joined, split
 from onp.detect.bank import Surrogate, TriggerBank
-from onp.detect.known_trigger import JUDGES, GivenImages
+from onp.detect.bn_statistics import bn_statistics
+from onp.detect.known_trigger import KnownTrigger
 from onp.engine.metrics import predictions
-from onp.search import setup as problem
-from onp.search.env import VIEWS
-from onp.search.setup import SearchConfig, changed_views, judging
+from onp.search.agent import AgentConfig, PolicyConfig
+from onp.search.neuron_graph import build_graph
+from onp.search.setup import SearchConfig, SearchRun, augmented_batches, build_env
+
+INVERTED = TriggerBank((Surrogate("patch", 0, 1.0, 1.0, 0.0, None, stamp),), (1.0,), 0)
 
 
-def image_sets(batch):
-    """The normalised images of a batch (this victim's normalisation is none) as two image sets."""
-    images = (batch.images * 255).round().to(torch.uint8)
-    names = ("a", "b", "c", "d")
-    return ImageSet(images[:40], batch.labels[:40], names), ImageSet(images[40:], batch.labels[40:], names)
+def images_of(batch) -> ImageSet:
+    """The images of a batch; this victim's normalisation is none."""
+    return ImageSet((batch.images * 255).round().to(torch.uint8), batch.labels, CLASSES)
 
 
-def test_copies_that_the_network_gets_wrong_are_left_out(backdoored):
-    parts = image_sets(backdoored.score)
+def test_augmented_images_that_the_network_gets_wrong_are_left_out(backdoored):
+    images = images_of(backdoored.score)
     # A wrong label stands for an image that the network gets wrong however it is changed.
-    spoilt = ImageSet(parts[0].images, (parts[0].labels + 1) % 4, parts[0].class_names)
-    config = SearchConfig(views=3, target_views=5)
-    others, hit = changed_views(backdoored.victim, (spoilt, parts[1]), 2, config, 0)
-    assert (others.family, hit.family) == VIEWS
-    members = int((parts[1].labels == 2).sum())
+    wrong = torch.arange(len(images)) < 40
+    spoilt = ImageSet(images.images, torch.where(wrong, (images.labels + 1) % 4, images.labels), CLASSES)
+    run = SearchRun(SearchConfig(augmentations=3, target_augmentations=5))
+    others, target = augmented_batches(backdoored.victim, spoilt, 2, run)
+    members = int((images.labels[~wrong] == 2).sum())
     assert 1.5 * (60 - members) < len(others.images) <= 3 * (60 - members) + 12
-    assert 2.5 * members < len(hit.images) <= 5 * members + 12
-    assert bool((hit.target == 2).all()) and not bool((others.target == 2).any())
-    for copies in (others, hit):
-        assert torch.equal(predictions(backdoored.victim.model, copies.images), copies.target)
-        assert bool((copies.labels == -1).all()), "an image of any class counts"
+    assert 2.5 * members < len(target.images) <= 5 * members + 12
+    assert bool((target.labels == 2).all()) and not bool((others.labels == 2).any())
+    for batch in (others, target):
+        assert torch.equal(predictions(backdoored.victim.model, batch.images), batch.labels)
 
 
-def test_no_batch_where_every_copy_is_wrong(backdoored, monkeypatch):
-    monkeypatch.setattr(problem, "predictions", lambda model, images: torch.full((len(images),), -1))
-    assert changed_views(backdoored.victim, image_sets(backdoored.score), 2, SearchConfig(), 0) == []
+def test_no_batch_where_every_augmented_image_is_wrong(backdoored):
+    images = images_of(backdoored.score)
+    first = images.subset(predictions(backdoored.victim.model, backdoored.score.images) == 1)
+    relabelled = ImageSet(first.images, torch.full_like(first.labels, 3), CLASSES)
+    run = SearchRun(SearchConfig(augmentations=1, target_augmentations=1))
+    assert [int(batch.labels[0]) for batch in augmented_batches(backdoored.victim, first, 2, run)] == [1]
+    assert augmented_batches(backdoored.victim, relabelled.subset([0]), 2, run) == []
 
 
-def test_a_given_trigger_is_judged_on_all_images_that_the_search_may_see(backdoored):
-    clean = clean_images()
-    splits = split(clean, 0)
-    fitted = TriggerBank((Surrogate("patch", 0, 1.0, 1.0, 1.0, 0.0, None, stamp),), 0)
-    given = replace(fitted, judges=JUDGES)
-    (unseen,), (everything,) = (judging(backdoored.victim, splits, bank) for bank in (fitted, given))
-    others = [int((part.labels != 0).sum()) for part in (splits.build, splits.score)]
-    assert (len(unseen.images), len(everything.images)) == (others[1], sum(others))
-    assert torch.equal(everything.images[others[0] :], unseen.images)
-    assert len(everything.labels) == len(everything.target) == sum(others)
-    images = GivenImages(split(clean.subset(clean.labels != 0), 1), 0)
-    assert len(judging(backdoored.victim, splits, images)[0].images) == len(images.parts.build) + len(images.parts.score)
+@pytest.mark.parametrize("bank", [INVERTED, KnownTrigger(Stamp(), 0)])
+def test_masks_are_scored_on_images_that_no_trigger_was_inverted_on(backdoored, bank):
+    splits = split(clean_images(), 0)
+    evaluator = build_env(backdoored.victim, splits, bank, None, SearchRun()).env.evaluator
+    scores = evaluator.score(torch.ones(1, backdoored.victim.units, dtype=torch.bool))
+    scored = splits.score if bank is INVERTED else joined(splits.build, splits.score)
+    others = scored.subset(scored.labels != 0)
+    expected = int((predictions(backdoored.victim.model, stamp(others.pixels())) == 0).sum())
+    assert int(scores.asr_count) == expected and float(scores.asr) == pytest.approx(expected / len(others))
+    assert float(scores.acc) * (len(splits.build) + len(splits.score)) == pytest.approx(int(scores.acc_count))
+    assert scores.agreement.shape == (1, 2) and bool((scores.agreement == 1).all())
+
+
+def test_the_graph_has_the_relations_that_the_policy_is_configured_with(backdoored):
+    splits = split(clean_images(), 0)
+    for relations in (("similar",), (), ("feeds", "tied")):
+        config = SearchConfig(AgentConfig(policy=PolicyConfig(relations=relations)))
+        graph = build_env(backdoored.victim, splits, INVERTED, None, SearchRun(config)).graph
+        expected = build_graph(backdoored.victim, relations)
+        assert torch.equal(graph.indices, expected.indices) and torch.equal(graph.weight, expected.weight)
+
+
+def test_a_bn_shift_towards_another_class_is_not_used(backdoored):
+    """The trigger of class 0 left its mark in the batch norms; a bank for another class finds no backdoor neurons there."""
+    splits = split(clean_images(), 0)
+    bn = bn_statistics(backdoored.victim, joined(splits.build, splits.score))
+    keep = torch.ones(2, backdoored.victim.units, dtype=torch.bool)
+    for target, used in ((0, True), (1, False)):
+        surrogate = replace(INVERTED.surrogates[0], target=target)
+        bank = TriggerBank((surrogate,), (1.0,), target)
+        problem = build_env(backdoored.victim, splits, bank, bn, SearchRun())
+        plain = build_env(backdoored.victim, splits, bank, None, SearchRun())
+        difference = plain.env.evaluate(keep).phi - problem.env.evaluate(keep).phi
+        assert bool((difference > 0.01).all()) is used
+        assert problem.features.column("bn_shift").any() and not plain.features.column("bn_shift").any()

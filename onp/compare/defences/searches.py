@@ -1,4 +1,4 @@
-"""The search baselines as peers: onp's scan, bank (recall included), objective and number of evaluations, another search."""
+"""The search baselines: detection, trigger bank, objective and number of evaluations of `onp.defend`, another search."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from torch import Tensor
 
 from onp.compare.defences.config import DefenceConfig
 from onp.compare.defences.pruning import Pruning
-from onp.data.images import ImageSet, split
+from onp.data.images import ImageSet, joined, split
 from onp.defend.presets import PRESETS
-from onp.defend.rounds import recall_of
-from onp.detect.bank import build_bank, scan
+from onp.detect.bank import TargetClass, invert_triggers
+from onp.detect.bn_match import bn_match
+from onp.detect.bn_statistics import bn_statistics
+from onp.detect.config import DetectRun
+from onp.detect.targets import detect_targets
 from onp.model.mask import Mask
 from onp.model.victim import Victim
 from onp.search.env import PruneEnv
-from onp.search.setup import build_problem
+from onp.search.setup import SearchRun, build_env
 
 Search = Callable[[PruneEnv, Tensor, int, int], Tensor]
 
@@ -28,17 +31,18 @@ class Searcher:
     search: Search
 
     def run(self, victim: Victim, clean: ImageSet, config: DefenceConfig) -> Pruning:
-        """Nothing is pruned where the scan finds no evidence of a backdoor, as in `onp.defend`."""
+        """The detection, the trigger bank and the objective of `onp.defend`; nothing is pruned where it finds no backdoor."""
         preset = PRESETS[config.preset].with_max_acc_drop(config.max_acc_drop)
         splits = split(clean, config.seed)
-        found = scan(victim, splits.build, splits.score, config.seed, preset.bank)
-        if max(found.suspicion) < preset.bank.threshold:
+        bn = bn_statistics(victim, joined(splits.build, splits.score))
+        detection = detect_targets(victim, splits, bn, DetectRun(preset.bank, config.seed))
+        if not detection.targets:
             return Pruning(Mask.of(victim), 0)
-        known, parts, models = recall_of(victim, splits, preset), (splits.build, splits.score), (victim.logits,)
-        bank = build_bank(victim, models, found, found.suspect, *parts, config.seed, preset.bank, recall=known)
-        problem = build_problem(victim, splits, bank, config.seed, preset.search)
+        target = TargetClass(detection.targets[0], detection.scores, bn_match(victim, bn))
+        bank = invert_triggers(victim, target, splits, DetectRun(detection.deciding_config, config.seed))
+        problem = build_env(victim, splits, bank, bn, SearchRun(preset.search, config.seed))
         evaluations = preset.search.agent.max_evaluations
-        keep = self.search(problem.env, problem.known.taylor, evaluations, config.seed)
+        keep = self.search(problem.env, problem.features.taylor, evaluations, config.seed)
         return Pruning(Mask.of(victim, keep), problem.env.evaluations)
 
     def prune(self, victim: Victim, clean: ImageSet, config: DefenceConfig) -> Mask:
