@@ -1,4 +1,10 @@
-"""The one exception a user's mistake raises."""
+"""The one exception that a user's mistake raises, and what other exceptions say about the machine or the user's files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
 
 
 class InputError(ValueError):
@@ -6,3 +12,36 @@ class InputError(ValueError):
 
     The message is one sentence that says what is wrong and what to do; the command line prints it and exits with 2.
     """
+
+
+@dataclass(frozen=True)
+class DeviceError:
+    """What a RuntimeError of torch says about the machine."""
+
+    sentence: str  #: the beginning of a sentence
+    on_gpu: bool  #: whether the CPU may do what failed
+
+
+def device_error(error: RuntimeError) -> DeviceError | None:
+    """Tell an error of the machine from one of the program.
+
+    Args:
+        error: raised by torch.
+
+    Returns:
+        None for an error of the program.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return DeviceError("The GPU has too little memory", on_gpu=True)
+    # Of the driver: the device is lost, or a kernel failed, after which nothing works on it in this process.
+    if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
+        return DeviceError("The GPU does not answer any more", on_gpu=True)
+    if "can't allocate memory" in str(error):
+        return DeviceError("The machine has too little memory", on_gpu=False)
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an exception and the first line of its text, for a message of one sentence."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}".rstrip(": ")

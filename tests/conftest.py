@@ -15,9 +15,9 @@ from helpers.random_numbers import rng  # noqa: F401 (a fixture)
 
 import onp
 from onp.data.images import ImageSet
-from onp.defend import run
+from onp.defend import run_pipeline
 from onp.defend.config import DefendConfig
-from onp.defend.monitor import Monitor
+from onp.defend.run import Run
 from onp.engine.metrics import accuracy, attack_success, predictions
 from onp.search.features import FeatureBatches, Saliency, node_features
 
@@ -61,7 +61,7 @@ def backdoored(small):
 @pytest.fixture(scope="session")
 def outcome(small, backdoored):
     """A repair of the tiny victim."""
-    return run(small.case(backdoored.victim), DefendConfig(quiet=True), small.PRESET, Monitor(quiet=True))
+    return run_pipeline(small.case(backdoored.victim), Run(DefendConfig(quiet=True), small.PRESET))
 
 
 @pytest.fixture(scope="session")

@@ -23,9 +23,9 @@ from onp.attack.measure import measure
 from onp.attack.poisoning import poisoner_for, with_rates
 from onp.attack.training import train
 from onp.attack.triggers import CraftingBudget
-from onp.data.digest import digest
-from onp.data.fingerprint import labelled_as, sample
-from onp.data.images import ImageSet, Normalisation, load_images
+from onp.data.fingerprint import fingerprint, hash_sample
+from onp.data.images import ImageSet, labelled_as, load_images
+from onp.data.normalisation import Normalisation
 from onp.model.archs import option as arch_option
 from onp.numerics import resolve_device, strict_float32
 
@@ -64,7 +64,7 @@ def train_victim(
     kind = check(config, train_set, test_set)
     if kind is not None:
         config = with_rates(config, kind, train_set.labels)
-    data, some, out = digest(train_set), sample(train_set), Path(config.out)
+    data, some, out = fingerprint(train_set), hash_sample(train_set), Path(config.out)
     check_unused(out, config, data)
     trigger, poisoner = None, None
     with unfinished_run(config, data) as work:

@@ -7,12 +7,12 @@ import logging
 import sys
 from pathlib import Path
 
-from onp.defend import defend
+from onp.defend import Outcome, defend
 from onp.defend.config import DefendConfig
 from onp.defend.demos import DEMOS
 from onp.errors import InputError
 from onp.options import Parser, add_options
-from onp.resume import FOLDER as STATE
+from onp.resume import FOLDER
 
 EPILOG = """\
 exit codes: 0 done (see the decision); 2 something given cannot be used; 3 a backdoor that could not be repaired
@@ -47,18 +47,24 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kept = config.out is not None and (Path(config.out) / STATE).exists()
+        kept = config.out is not None and (Path(config.out) / FOLDER).exists()
         print("Interrupted; " + ("continue with --resume." if kept else "nothing was written."), file=sys.stderr)
         return 130
+    return show(outcome, config)
+
+
+def show(outcome: Outcome, config: DefendConfig) -> int:
+    """Print the report as the options ask, and return the exit code that goes with its decision."""
+    decision = outcome.report.decision
     if config.json:
         print(outcome.report.to_json(), end="")
-        return 3 if outcome.report.decision == "not-repairable" else 0
-    print(outcome.report.to_text(), end="")
-    if config.out is not None:
-        print(f"Written to {config.out}; open report.html there in a browser.")
-    elif outcome.report.decision == "repaired":
-        print("Nothing was written; give --out DIR to keep the repaired checkpoint and the report.")
-    return 3 if outcome.report.decision == "not-repairable" else 0
+    else:
+        print(outcome.report.to_text(), end="")
+        if config.out is not None:
+            print(f"Written to {config.out}; open report.html there in a browser.")
+        elif decision == "repaired":
+            print("Nothing was written; give --out DIR to keep the repaired checkpoint and the report.")
+    return 3 if decision == "not-repairable" else 0
 
 
 if __name__ == "__main__":

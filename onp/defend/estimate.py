@@ -1,4 +1,4 @@
-"""How long a run will take on this machine, told before it starts, and what a quick one leaves out where it would be hours."""
+"""How long a run will take on this machine, and smaller settings for networks of which one pass is expensive on a CPU."""
 
 from __future__ import annotations
 
@@ -7,73 +7,115 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from onp.data.images import ImageSet, Splits
-from onp.defend.expensive import expensive
+from onp.data.images import ImageSet
+from onp.defend.case import Case
 from onp.defend.presets import Preset
-from onp.detect.bank import BankConfig
-from onp.detect.detectors import DRIFT_COPIES
-from onp.detect.inversion import FitConfig
+from onp.defend.run import Run
+from onp.detect.config import DetectConfig, InversionConfig
+from onp.detect.detectors import AUGMENTATIONS
 from onp.detect.pgd import STEPS
 from onp.detect.trigger_families import FAMILIES
 from onp.engine.differentiable import fitting_logits
 from onp.engine.metrics import at_once
+from onp.engine.plan import plan_of
 from onp.model.victim import Victim
 
-WORTH_SAYING = 120.0  # seconds
-BATCH = 16
-FORWARD = 1 / 3  # of a pass forwards and back
-REUSED = 0.5  # share of a mask's passes that prefixes and known masks leave
+# FLOPs of an image's forward pass: a PreActResNet-18 at 32x32 takes 1.2e9, a ResNet-18 at 224x224 4e9. A ResNet-50 at 224x224
+# takes one core 0.2 s an image forwards and back, and a fast run on ten classes makes 20,000 such passes.
+EXPENSIVE = 2e9
+LONG = 120.0  # seconds from which the estimate is shown
+BATCH = 16  # images that are timed together
+FORWARD = 1 / 3  # of the time of a pass forwards and back
+NOT_REUSED = 0.5  # share of a mask's passes that the activation cache and the table of masks leave to be computed
 FEWEST_MASKS, FEWEST_STARTS = 50, 2
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Seconds, as a rule right to a factor of two."""
+    """Seconds, right to a factor of two as a rule."""
 
-    look: float  #: to look for a trigger
-    repair: float  #: to repair what is found
+    detection: float  #: 0 where the trigger is known
+    repair: float  #: where a backdoor is detected
+
+    @property
+    def total(self) -> float:
+        """Of both."""
+        return self.detection + self.repair
 
     def __str__(self) -> str:
-        if not self.look:
+        if not self.detection:
             return f"{_rounded(self.repair)} to repair it"
-        return f"{_rounded(self.look)} to look for a trigger and, if there is one, {_rounded(self.repair)} more to repair it"
+        return (
+            f"{_rounded(self.detection)} to look for a backdoor and, if there is one, {_rounded(self.repair)} more to repair it"
+        )
 
 
-def estimate(victim: Victim, splits: Splits, preset: Preset, search_only: bool) -> Estimate:
-    """From the time that a small batch of the images takes forwards and back, and the number of passes a run needs.
+def scaled_down(run: Run, victim: Victim, expensive: float = EXPENSIVE) -> Run:
+    """The run, with `affordable` settings where it is a fast one.
 
-    search_only: the trigger is known, so that neither looking for one nor fitting others is needed.
+    Args:
+        run: any run.
+        victim: its network.
+        expensive: FLOPs of a forward pass of one image.
     """
-    bank, images = preset.bank, len(splits.build)
-    fitted = 0 if search_only else 2 * len(FAMILIES) * bank.starts * bank.refine.steps * bank.refine.images
-    scored = preset.search.agent.max_evaluations * 2 * len(splits.score) * FORWARD * REUSED
-    looked = 0 if search_only else _looked(victim.classes, images, bank)
-    each = _seconds(victim, splits.build)
-    return Estimate(each * looked, each * (fitted + scored))
+    return replace(run, preset=affordable(victim, run.preset, expensive)) if run.config.preset == "fast" else run
 
 
-def affordable(victim: Victim, preset: Preset) -> Preset:
-    """The preset, for an expensive network on a CPU with half the images a step, the masks and the changed copies."""
-    if not expensive(victim):
+def affordable(victim: Victim, preset: Preset, expensive: float = EXPENSIVE) -> Preset:
+    """The settings; for an expensive network on a CPU with half the images a step, the masks and the augmented images.
+
+    The number of operations decides and not the time, so that a run goes the same way on every CPU.
+
+    Args:
+        victim: the network.
+        preset: the settings.
+        expensive: FLOPs of a forward pass of one image.
+    """
+    if victim.device.type != "cpu" or sum(plan_of(victim).cost) < expensive:
         return preset
-    search, bank = preset.search, preset.bank
-    agent = replace(search.agent, max_evaluations=min(search.agent.max_evaluations, FEWEST_MASKS))
-    search = replace(search, agent=agent, views=(search.views + 1) // 2, target_views=(search.target_views + 1) // 2)
-    starts = min(bank.starts, FEWEST_STARTS)
-    return Preset(replace(bank, scan=_halved(bank.scan), refine=_halved(bank.refine), starts=starts), search)
+    search, detect = preset.search, preset.detect
+    search = replace(
+        search,
+        agent=replace(search.agent, max_evaluations=min(search.agent.max_evaluations, FEWEST_MASKS)),
+        augmentations=_half(search.augmentations),
+        target_augmentations=_half(search.target_augmentations),
+    )
+    starts = min(detect.starts, FEWEST_STARTS)
+    return Preset(replace(detect, scan=_halved(detect.scan), refine=_halved(detect.refine), starts=starts), search)
 
 
-def _halved(config: FitConfig) -> FitConfig:
-    return replace(config, images=(config.images + 1) // 2)
+def announce(case: Case, run: Run, seconds: float | None = None) -> None:
+    """Say how long the run will take, where that is long.
+
+    Args:
+        case: what it works on.
+        run: its settings.
+        seconds: that one image takes forwards and back; measured where it is None.
+    """
+    each = seconds_an_image(case.victim, case.clean.build) if seconds is None else seconds
+    ahead = estimate(case, run.preset, each)
+    if ahead.total >= LONG:
+        quicker = "a GPU is" if run.config.preset == "fast" else "--preset fast or a GPU are"
+        run.monitor.note(f"About {ahead}, on {case.victim.device}; {quicker} quicker.")
 
 
-def _looked(classes: int, images: int, bank: BankConfig) -> float:
-    fitted = len(FAMILIES) * bank.scan.steps + STEPS
-    return classes * bank.scan.images * fitted + (DRIFT_COPIES + 2) * images * FORWARD
+def estimate(case: Case, preset: Preset, seconds: float) -> Estimate:
+    """From the number of passes that a run makes.
+
+    Args:
+        case: what it works on.
+        preset: its settings.
+        seconds: that one image takes forwards and back.
+    """
+    detect, known = preset.detect, case.known_trigger is not None
+    inverted = 0 if known else 2 * len(FAMILIES) * detect.starts * detect.refine.steps * detect.refine.images
+    scored = preset.search.agent.max_evaluations * 2 * len(case.clean.score) * FORWARD * NOT_REUSED
+    detected = 0 if known else _detection_passes(case.victim.classes, len(case.clean.build), detect)
+    return Estimate(seconds * detected, seconds * (inverted + scored))
 
 
-def _seconds(victim: Victim, images: ImageSet) -> float:
-    """Of one image forwards and back, to its pixels."""
+def seconds_an_image(victim: Victim, images: ImageSet) -> float:
+    """Time one image forwards and back, to its pixels, in a small batch."""
     logits = fitting_logits(victim)
     for count in (1, at_once(images.images, BATCH)):  # the first time warms up
         pixels = images.subset(range(min(count, len(images)))).pixels().to(victim.device).requires_grad_()
@@ -82,6 +124,19 @@ def _seconds(victim: Victim, images: ImageSet) -> float:
         float(gradient.sum())  # waits for a GPU
         seconds = (time.monotonic() - start) / len(pixels)
     return seconds
+
+
+def _detection_passes(classes: int, images: int, config: DetectConfig) -> float:
+    steps = len(FAMILIES) * config.scan.steps + STEPS
+    return classes * config.scan.images * steps + (AUGMENTATIONS + 2) * images * FORWARD
+
+
+def _halved(config: InversionConfig) -> InversionConfig:
+    return replace(config, images=_half(config.images))
+
+
+def _half(count: int) -> int:
+    return (count + 1) // 2
 
 
 def _rounded(seconds: float) -> str:

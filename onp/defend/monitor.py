@@ -1,4 +1,4 @@
-"""What a run says while it works, and how long each of its stages took."""
+"""The progress of a run on stderr and in TensorBoard, and how long each of its stages took."""
 
 from __future__ import annotations
 
@@ -16,13 +16,20 @@ from onp import progress
 from onp.errors import InputError
 from onp.search.agent import Update
 
+SCALARS = ("phi", "asr", "expected_acc_loss", "pruned", "entropy", "approx_kl", "clip_fraction")
+
 
 class Monitor:
     """Shows the stages of a run on stderr and keeps their `seconds`, in order.
 
-    verbose: a line for every step of the search; machine: JSON lines instead of text, one object {"event": ...} each;
-    tensorboard: a folder for the scalars of the search and the pictures of the triggers. Raises InputError when
-    TensorBoard is asked for and not installed.
+    Args:
+        quiet: show nothing.
+        verbose: show a line for every step of the search.
+        machine: JSON lines instead of text, one object {"event": ...} each.
+        tensorboard: folder for the scalars of the search and the pictures of the triggers.
+
+    Raises:
+        InputError: TensorBoard is asked for and not installed, or its folder cannot be written.
     """
 
     def __init__(
@@ -31,10 +38,10 @@ class Monitor:
         self.seconds: dict[str, float] = {}
         self._quiet, self._verbose, self._machine = quiet, verbose, machine
         self._board = None if tensorboard is None else _board(tensorboard)
-        self._step = 0
+        self._masks = 0  # scored so far, in all searches
 
-    def say(self, line: str) -> None:
-        """A line by itself."""
+    def note(self, line: str) -> None:
+        """Show a line by itself."""
         if self._machine and not self._quiet:
             progress.event("note", text=line)
         elif not self._quiet:
@@ -56,29 +63,30 @@ class Monitor:
             if machine:
                 progress.event("stage end", name=name, seconds=round(seconds, 3))
 
-    def steps(self, stage: progress.Stage) -> Callable[[Update], None]:
-        """What `search` tells its steps to: masks scored, the reward of the best one and what it does."""
-        told = 0
+    def search_progress(self, stage: progress.Stage) -> Callable[[Update], None]:
+        """What a search calls with each of its steps: shows the masks scored, the reward of the best one and its effect."""
+        shown = 0
 
         def update(step: Update) -> None:
-            nonlocal told
-            masks = step.evaluations - told if step.evaluations >= told else step.evaluations  # a new round counts anew
-            told = step.evaluations
-            self._step += masks
+            nonlocal shown
+            # Each agent run counts its masks from 0.
+            masks = step.evaluations - shown if step.evaluations >= shown else step.evaluations
+            shown = step.evaluations
+            self._masks += masks
             if self._verbose:
                 block = f" block {step.block}" if step.block >= 0 else ""
                 stage.print(
                     f"  {step.stage}{block}: {step.evaluations} masks, reward {step.phi:.4f}, surrogate ASR {step.asr:.4f}, "
-                    f"expected ACC loss {step.drop:.4f}, {step.pruned} units pruned, "
+                    f"expected ACC loss {step.expected_acc_loss:.4f}, {step.pruned} units pruned, "
                     f"entropy {step.entropy:.3f}, KL {step.approx_kl:.4f}"
                 )
             if self._machine and not self._quiet:
                 progress.event("step", **dataclasses.asdict(step))
             if self._board is not None:
-                for name in ("phi", "asr", "drop", "pruned", "entropy", "approx_kl", "clip_fraction"):
-                    self._board.add_scalar(f"search/{name}", getattr(step, name), self._step)
-            note = f"best reward {step.phi:.3f}, surrogate ASR {step.asr:.3f}, {step.pruned} units pruned"
-            stage.advance(masks, note)
+                for name in SCALARS:
+                    self._board.add_scalar(f"search/{name}", getattr(step, name), self._masks)
+            best = f"best reward {step.phi:.3f}, surrogate ASR {step.asr:.3f}, {step.pruned} units pruned"
+            stage.advance(masks, best)
 
         return update
 

@@ -4,46 +4,53 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from onp.detect.bank import BankConfig
-from onp.detect.inversion import FitConfig
+from onp.detect.config import DetectConfig, InversionConfig
 from onp.search.agent import PAPER, AgentConfig
-from onp.search.env import COUNTED, Objective
+from onp.search.objective import Objective
 from onp.search.setup import SearchConfig
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings of the bank and of the search."""
+    """Settings of detection and search."""
 
-    bank: BankConfig
+    detect: DetectConfig
     search: SearchConfig
 
+    def with_objective(self, objective: Objective) -> Preset:
+        """The same with another objective of the search."""
+        return replace(self, search=replace(self.search, objective=objective))
+
     def with_max_acc_drop(self, share: float) -> Preset:
-        """The same with another accuracy budget."""
-        objective = replace(self.search.objective, max_acc_drop=COUNTED * share, budget=share)
-        return replace(self, search=replace(self.search, objective=objective))
+        """The same with another accuracy budget, a share of the images."""
+        return self.with_objective(self.search.objective.with_budget(share))
 
-    def with_trigger_given(self) -> Preset:
-        """The same for the attacker's own trigger: S is then the ASR itself, so that its last per cent counts for more than
-        accuracy within the budget, changed copies and the number of units, and what carriers stand for is seen.
+    def with_known_trigger(self) -> Preset:
+        """The same for a known trigger.
+
+        The ASR is then that of the attack itself, so its last per cent counts for more than accuracy within the budget,
+        agreement on augmented images and the number of units; the backdoor score, which stands for what surrogate triggers
+        miss, counts nothing.
         """
-        given = self.search.objective
-        objective = replace(
-            given, accuracy=given.accuracy / 2, changed=given.changed / 16, size=given.size / 16, remembered=0.0
-        )
-        return replace(self, search=replace(self.search, objective=objective))
+        objective = self.search.objective
+        w_acc, w_augment, w_size = objective.w_acc / 2, objective.w_augment / 16, objective.w_size / 16
+        return self.with_objective(replace(objective, w_acc=w_acc, w_augment=w_augment, w_size=w_size, w_backdoor=0.0))
 
 
-_FAST = BankConfig(scan=FitConfig(steps=40, images=8), refine=FitConfig(steps=40, images=12, keep=0.97), starts=3)
-_THOROUGH = BankConfig(scan=FitConfig(steps=120, images=24), refine=FitConfig(steps=150, images=32, keep=0.97), starts=8)
+_FAST = DetectConfig(
+    scan=InversionConfig(steps=40, images=8), refine=InversionConfig(steps=40, images=12, min_confidence=0.97), starts=3
+)
+_THOROUGH = DetectConfig(
+    scan=InversionConfig(steps=120, images=24), refine=InversionConfig(steps=150, images=32, min_confidence=0.97), starts=8
+)
 
 PRESETS = {
     "fast": Preset(_FAST, SearchConfig(AgentConfig(max_evaluations=100))),
-    "default": Preset(BankConfig(), SearchConfig(AgentConfig(max_evaluations=200))),
-    "thorough": Preset(_THOROUGH, SearchConfig(AgentConfig(max_evaluations=3000, draws=24, flips=0.5), rounds=2)),
-    # The paper reads the activations on clean images and no statistics of the norms.
+    "default": Preset(DetectConfig(), SearchConfig(AgentConfig(max_evaluations=200))),
+    "thorough": Preset(_THOROUGH, SearchConfig(AgentConfig(max_evaluations=3000, samples=24, single_toggles=0.5), rounds=2)),
+    # The paper uses the activations on clean images, and no BN statistics.
     "paper": Preset(
-        BankConfig(refine=replace(BankConfig().refine, recall=0.0)),
-        SearchConfig(replace(PAPER, max_evaluations=1000), Objective(remembered=0.0)),
+        DetectConfig(refine=replace(DetectConfig().refine, bn_match_weight=0.0)),
+        SearchConfig(replace(PAPER, max_evaluations=1000), Objective(w_backdoor=0.0)),
     ),
 }

@@ -24,17 +24,19 @@ from onp.model.state_dicts import prefixes
 from onp.plugins import load_callable
 
 
-def network_for(spec: str, state: Mapping[str, Tensor]) -> nn.Module:
+def network_for(spec: str | HubModel, state: Mapping[str, Tensor]) -> nn.Module:
     """Builds the network that `spec` names, with fresh weights.
 
     spec: a built-in name with options ("preact_resnet18:width=32,classes=10"), "timm:NAME", "torchvision:NAME",
     "config:PATH" (a config.json of timm or transformers) or "package.module:callable" (imported from the current folder
-    too, and called without arguments).
+    too, and called without arguments); or a config.json that was read before.
     state: the checkpoint's tensors; the number of classes of timm and torchvision networks is read off them, and that of
     channels of timm networks.
 
     Raises InputError when the spec is malformed, names nothing, or its package is missing.
     """
+    if isinstance(spec, HubModel):
+        return _described(spec)
     source, _, name = spec.partition(":")
     if source in NETWORKS or not name:
         return build_network(spec)

@@ -81,12 +81,19 @@ def read_config(path: Path) -> HubModel:
     raise InputError(f"{path} describes no timm or transformers model; say with --arch which network the weights belong to.")
 
 
-def companions(model: Path) -> list[Path]:
-    """The files beside a checkpoint from which timm or transformers load it again; none where it is not theirs."""
-    try:
-        read_config(model.parent / CONFIG)
-    except InputError:
-        return []
+def companions(model: Path, known: HubModel | None = None) -> list[Path]:
+    """The files beside a checkpoint from which timm or transformers load it again; none where it is not theirs.
+
+    Args:
+        model: the checkpoint.
+        known: a model whose `config.json` was read before, and need not be read again.
+    """
+    config = model.parent / CONFIG
+    if known is None or known.path != config:
+        try:
+            read_config(config)
+        except InputError:
+            return []
     return [path for name in (CONFIG, PREPROCESSING) if (path := model.parent / name).is_file()]
 
 

@@ -17,7 +17,7 @@ from onp.model import pt2
 from onp.model.arch_spec import PlainClassifier, likely, network_for
 from onp.model.capture import capture
 from onp.model.checkpoint import Checkpoint, load_into, read_checkpoint, renamed
-from onp.model.hub_config import hub_model
+from onp.model.hub_config import SPEC, HubModel, hub_model
 from onp.model.layers import Layer, find_layers
 from onp.numerics import strict_float32
 
@@ -170,7 +170,7 @@ def _channels(network: nn.Module, input_shape: Sequence[int], normalisation: Nor
 
 def load_victim(
     path: Path | str,
-    arch: str | None,
+    arch: str | HubModel | None,
     normalisation: Normalisation,
     input_shape: Sequence[int],
     device: str | torch.device = "cpu",
@@ -185,16 +185,17 @@ def load_victim(
     checkpoint = read_checkpoint(path)
     network: nn.Module
     if checkpoint.kind == "pt2":
-        network, arch = pt2.module(checkpoint.container), "exported program"
+        network, name = pt2.module(checkpoint.container), "exported program"
     elif arch is None:
         fits = likely(checkpoint.state)
         advice = f"they fit --arch {fits}" if fits else "say which network they belong to with --arch"
         raise InputError(f"{path} holds weights only; {advice}.")
     else:
-        network = network_for(arch, checkpoint.state)
+        hub = arch if isinstance(arch, HubModel) else hub_model(arch)
+        spec = str(arch) if hub is None else f"{SPEC}{hub.path}"
+        network, name = network_for(hub or spec, checkpoint.state), spec if hub is None else str(hub)
         names = network.names_in_files() if isinstance(network, PlainClassifier) else {}
         stored, checkpoint = checkpoint.state, renamed(checkpoint, network, names)
-        load_into(network, checkpoint, arch, lambda: likely(stored))
-        arch = str(hub_model(arch) or arch)
+        load_into(network, checkpoint, spec, lambda: likely(stored))
     input_shape = (_channels(network, input_shape, normalisation, device), *input_shape[1:])
-    return victim_from_module(network, normalisation, input_shape, device=device, checkpoint=checkpoint, arch=arch)
+    return victim_from_module(network, normalisation, input_shape, device=device, checkpoint=checkpoint, arch=name)

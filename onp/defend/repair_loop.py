@@ -1,0 +1,174 @@
+"""The repair of one target class after another.
+
+Several classes are repaired only where each reached the threshold in both passes of detection, see `onp.detect.targets`. The
+second one is searched for on the network repaired for the first, if it still reaches the threshold there: pruning often removes
+both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from onp.defend.case import Case
+from onp.defend.run import Run
+from onp.detect.anomaly import DetectionScores
+from onp.detect.bank import Bank, TargetClass, inversion_steps, invert_triggers
+from onp.detect.bn_match import BnMatch, bn_match
+from onp.detect.bn_statistics import BnStatistics, bn_statistics
+from onp.detect.config import DetectConfig
+from onp.detect.scan import scan, scan_steps
+from onp.detect.targets import Detection
+from onp.engine.metrics import accuracy, predictions
+from onp.model.mask import Mask
+from onp.model.prune import prune
+from onp.model.victim import Victim
+from onp.search.mask_search import SearchResult, SurvivingTriggers, search_mask
+from onp.search.setup import SearchRun, batch_of
+
+
+@dataclass(frozen=True, eq=False)
+class Repair:
+    """The repair of one class."""
+
+    target: int
+    search: SearchResult
+
+
+@dataclass(frozen=True, eq=False)
+class Repairs:
+    """The repairs of all target classes."""
+
+    repairs: tuple[Repair, ...]  #: in order; all but the last one work
+    scores_after: tuple[DetectionScores, ...]  #: of the network as repaired so far, after each repair that left classes open
+    mask: Mask  #: of all repairs together
+
+    @property
+    def works(self) -> bool:
+        """Whether every mask stops its triggers within the accuracy budget."""
+        return all(repair.search.works for repair in self.repairs)
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        """The classes, in order."""
+        return tuple(repair.target for repair in self.repairs)
+
+
+def repair_targets(case: Case, detection: Detection | None, bn: BnStatistics, run: Run) -> Repairs | None:
+    """Search a mask for the known trigger, or for each detected target class in turn.
+
+    Every search starts with the network as repaired so far and has what is left of the accuracy budget. The first mask that
+    does not work ends the loop.
+
+    Args:
+        case: network and images.
+        detection: of the network as given; None for a known trigger.
+        bn: BN statistics of the network as given.
+        run: settings, seeds, progress and store.
+
+    Returns:
+        None where no class reached the threshold.
+    """
+    if detection is None:
+        assert case.known_trigger is not None
+        search = search_for(case, case.known_trigger, None, bn, run)
+        return Repairs((Repair(case.known_trigger.target, search),), (), search.mask)
+    config, scores, left = detection.deciding_config, detection.scores, list(detection.targets)
+    run = replace(run, preset=replace(run.preset, detect=config))
+    repaired, keep = case, Mask.of(case.victim).keep
+    repairs: list[Repair] = []
+    scores_after: list[DetectionScores] = []
+    while left:
+        part = after_loss(case, repaired, run).fork("target", len(repairs))
+        # Pruning changes the means of the channels, so triggers match the residual of the network as given only.
+        match = None if repairs else residual_to_match(case.victim, bn, config)
+        bank = inverted_bank(repaired, TargetClass(left[0], scores, match), part)
+        search = search_for(repaired, bank, scores, bn, part)
+        repairs.append(Repair(left[0], search))
+        keep = keep & search.mask.keep
+        if len(left) == 1 or not search.works:
+            break
+        repaired = replace(case, victim=prune(case.victim, Mask.of(case.victim, keep)))
+        bn = bn_statistics(repaired.victim, case.searched)
+        again = run.fork("target", len(repairs)).fork("second_pass")
+        with run.stage("detecting on the repaired network", scan_steps(config)) as stage:
+            scores = scan(repaired.victim, case.clean, bn, again.detecting(stage))
+        scores_after.append(scores)
+        left = [k for k in scores.over(config.threshold) if k in left[1:]]
+    return Repairs(tuple(repairs), tuple(scores_after), Mask.of(case.victim, keep)) if repairs else None
+
+
+def held_out_triggers(
+    case: Case, detection: Detection | None, repairs: Repairs | None, bn: BnStatistics, run: Run
+) -> list[Bank]:
+    """Triggers for each class that was to be repaired, which no decision has seen: the known one, or some inverted again.
+
+    Args:
+        case: network and images.
+        detection: of the network; None for a known trigger.
+        repairs: None where no class reached the threshold.
+        bn: BN statistics of the network.
+        run: settings, progress and store; seeds are those of the "audit".
+    """
+    if repairs is None:
+        return []
+    if detection is None:
+        assert case.known_trigger is not None
+        return [case.known_trigger]
+    config = detection.deciding_config
+    run = replace(run, preset=replace(run.preset, detect=config)).fork("audit")
+    banks: list[Bank] = []
+    for target in repairs.targets:
+        # The residual is that of all backdoors together; it is taken for the first one's.
+        match = None if banks else residual_to_match(case.victim, bn, config)
+        banks.append(inverted_bank(case, TargetClass(target, detection.scores, match), run))
+    return banks
+
+
+def after_loss(case: Case, repaired: Case, run: Run) -> Run:
+    """The run with what is left of the accuracy budget.
+
+    Args:
+        case: with the network as given.
+        repaired: the same with the network as repaired so far, or `case` itself.
+        run: with the whole budget.
+    """
+    if repaired is case:
+        return run
+    spent = max(_accuracy(case) - _accuracy(repaired), 0.0)
+    return replace(run, preset=run.preset.with_objective(run.preset.search.objective.after_loss(spent)))
+
+
+def residual_to_match(victim: Victim, bn: BnStatistics, config: DetectConfig) -> BnMatch | None:
+    """The BN-statistics residual that inverted triggers are to match; None where the settings do not ask for a match."""
+    return bn_match(victim, bn) if config.refine.bn_match_weight else None
+
+
+def inverted_bank(case: Case, target: TargetClass, run: Run) -> Bank:
+    """`onp.detect.bank.invert_triggers` as a stage of the run."""
+    with run.stage("inverting triggers", inversion_steps(run.preset.detect)) as stage:
+        return invert_triggers(case.victim, target, case.clean, run.detecting(stage))
+
+
+def search_for(case: Case, bank: Bank, scores: DetectionScores | None, bn: BnStatistics, run: Run) -> SearchResult:
+    """`onp.search.mask_search.search_mask` as a stage of the run.
+
+    Args:
+        case: network and images.
+        bank: triggers of the target class.
+        scores: of detection; None for a known trigger, whose bank is never extended.
+        bn: BN statistics of the network.
+        run: settings, seed, progress and store.
+    """
+    search, extend = run.preset.search, None
+    if scores is not None:
+        inversion = run.detecting()
+        extend = SurvivingTriggers(case.victim, case.clean, scores, inversion, search.anomalous)
+    with run.stage("searching for the mask", search.agent.max_evaluations) as stage:
+        progress = run.monitor.search_progress(stage)
+        settings = SearchRun(search, run.seed, store=run.store, progress=progress, extend_bank=extend)
+        return search_mask(case.victim, case.clean, bank, bn, settings)
+
+
+def _accuracy(case: Case) -> float:
+    batch = batch_of(case.victim, case.searched)
+    return accuracy(batch.labels, predictions(case.victim.model, batch.images)).value
