@@ -1,0 +1,19 @@
+"""Formulas for mkdocs: GitHub's notation for LaTeX becomes MathML, which browsers draw without a script."""
+
+import re
+from typing import Any
+
+from latex2mathml.converter import convert
+
+BLOCK = re.compile(r"^```math\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"\$`(.+?)`\$", re.DOTALL)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Replace ```math blocks and $`inline`$ formulas."""
+    markdown = BLOCK.sub(lambda found: f'<div class="formula">{_mathml(found[1], "block")}</div>', markdown)
+    return INLINE.sub(lambda found: _mathml(found[1], "inline"), markdown)
+
+
+def _mathml(latex: str, display: str) -> str:
+    return convert(" ".join(latex.split()), display=display)
