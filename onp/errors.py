@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -45,3 +46,15 @@ def first_line(error: BaseException) -> str:
     """The kind of an exception and the first line of its text, for a message of one sentence."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0][:200]}".rstrip(": ")
+
+
+def printable(text: object, longest: int = 200) -> str:
+    """A name from a file as it may stand in a message: on one line, without control characters and marks of direction."""
+    line = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(text)[:longest])
+    return line + ("..." if len(str(text)) > longest else "")
+
+
+def first_few(names: Iterable[object], count: int = 3) -> str:
+    """The first few names, as they may stand in a message, and how many more there are."""
+    names = list(names)
+    return ", ".join(map(printable, names[:count])) + (f" and {len(names) - count} more" if len(names) > count else "")

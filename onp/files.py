@@ -1,7 +1,87 @@
-"""Writing files so that a reader never sees half of one."""
+"""Files: untrusted ones are read within limits, and our own are written so that a reader never sees half of one."""
+
+from __future__ import annotations
 
 import os
+import stat
+import threading
 from pathlib import Path
+from typing import Literal
+
+from onp.errors import InputError
+
+SHARE = 0.5  # of the free memory, that the content of one image set or checkpoint may take
+
+
+class ByteBudget:
+    """How many bytes one image set or checkpoint may still take in memory; threads may share it.
+
+    Args:
+        total: bytes; half of the machine's free memory where it is not given.
+    """
+
+    def __init__(self, total: int | None = None) -> None:
+        self.left = int(SHARE * free_memory()) if total is None else total
+        self._lock = threading.Lock()
+
+    def take(self, count: int, what: object) -> None:
+        """Take `count` bytes before they are read.
+
+        Raises:
+            InputError: that many are not left; the message names `what`.
+        """
+        with self._lock:
+            if count > self.left:
+                raise InputError(
+                    f"{what} unpacks to more than this machine's memory can hold ({count / 2**20:,.0f} MiB more); "
+                    "it is damaged, or give a smaller one."
+                )
+            self.left -= count
+
+
+def free_memory() -> int:
+    """Bytes that programs can still have without swapping; 4 GiB where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return 4 * 2**30
+
+
+def file_kind(path: Path) -> Literal["file", "folder", "other"] | None:
+    """What lies at `path`, links followed: None for nothing, "other" for a device, pipe or socket.
+
+    Raises:
+        InputError: the system cannot say, as for a name that is too long or in a folder that one may not enter.
+    """
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"The path {str(path)[:100]} cannot be used ({reason}); give another one.") from error
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
+
+
+def read_regular(path: Path, limit: int) -> bytes:
+    """The content of a file from a stranger: of no device, pipe or socket, and at most `limit` bytes.
+
+    Raises:
+        InputError: it is none of these, or cannot be read.
+    """
+    try:
+        # Without waiting, since opening a pipe waits for a writer.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+        with os.fdopen(descriptor, "rb") as file:
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise InputError(f"{path} is no ordinary file; remove it.")
+            if found.st_size > limit:
+                raise InputError(f"The file {path} has {found.st_size} bytes, and {limit} at most are read of such a file.")
+            return file.read(limit)
+    except OSError as error:
+        raise InputError(f"The file {path} cannot be read ({error.strerror}); repair or remove it.") from error
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

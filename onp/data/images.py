@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from onp.data.decode import Form
 from onp.data.load import read
 from onp.errors import InputError
 
-MINIMUM_IMAGES = 20
+MINIMUM_IMAGES = 20  #: that a set needs, clean or triggered
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +119,7 @@ def load_images(
 
     Raises InputError for anything missing, damaged, unlabelled or of no known format.
     """
-    raw = read(os.fspath(path), (size, size) if isinstance(size, int) else size, channels, labelled)
+    raw = read(os.fspath(path), Form((size, size) if isinstance(size, int) else size, channels, labelled))
     return ImageSet(torch.from_numpy(raw.images), torch.from_numpy(raw.labels), raw.class_names)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from onp.errors import InputError
 
 FILES = frozenset({"metadata.csv", "metadata.jsonl"})
+CLASSES = 1_000_000  #: at most; a larger label is a mistake
 LABELS = ("label", "labels", "fine_label", "class", "category")  #: what a column of classes may be called, best first
 
 Name = tuple[str, ...]  # a path inside a folder or archive
@@ -49,22 +50,35 @@ def labels_from(where: str, metadata: dict[Name, bytes], names: Sequence[Name]) 
 
 
 def numbered(where: str, classes: Sequence[Any], class_names: Sequence[str] = ()) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Labels `[N]` and class names of `classes`, numbers that count `class_names`, or names themselves.
+    """Labels int64 `[N]` and class names of `classes`, numbers that count `class_names`, or names themselves.
 
-    Raises InputError for what is neither, and for numbers below 0 or beyond the names.
+    Raises:
+        InputError: an entry is neither, or a number below 0 or beyond the names.
     """
     try:
         labels = np.array([int(str(one)) for one in classes], dtype=np.int64)
+    except OverflowError as error:
+        raise InputError(f"{where} has a label of more than 63 bits; its labels must count the classes from 0.") from error
     except ValueError as error:
         if not all(isinstance(one, str) and one for one in classes):
             raise InputError(f"Some images have no class in {where}; give each a number or a name.") from error
-        names = sorted(set(classes))
-        return np.array([names.index(one) for one in classes], dtype=np.int64), tuple(names)
-    names = list(map(str, class_names or range(labels.max() + 1)))
-    if labels.min() < 0 or labels.max() >= len(names):
-        wrong = labels.min() if labels.min() < 0 else labels.max()
-        raise InputError(f"{where} has the label {wrong}; its labels must be 0 to {len(names) - 1}.")
-    return labels, tuple(names)
+        position = {name: label for label, name in enumerate(sorted(set(classes)))}
+        return np.array([position[one] for one in classes], dtype=np.int64), tuple(position)
+    return labels, check_labels(where, labels, class_names)
+
+
+def check_labels(where: str, labels: np.ndarray, class_names: Sequence[str]) -> tuple[str, ...]:
+    """The names of the classes that integer labels `[N]` count: those given, or numbers.
+
+    Raises:
+        InputError: a label is below 0, beyond the names, or not below `CLASSES`.
+    """
+    lowest, highest = int(labels.min()), int(labels.max())
+    count = len(class_names) or min(highest + 1, CLASSES)
+    if lowest < 0 or highest >= count:
+        counted = f"0 to {count - 1}" if lowest >= 0 else "the classes of the network, counted from 0"
+        raise InputError(f"{where} has the label {lowest if lowest < 0 else highest}; its labels must be {counted}.")
+    return tuple(class_names) or tuple(map(str, range(count)))
 
 
 def _rows(file: str, name: str, content: bytes) -> list[dict[str, Any]]:
@@ -73,7 +87,7 @@ def _rows(file: str, name: str, content: bytes) -> list[dict[str, Any]]:
         if name.endswith(".csv"):
             return list(csv.DictReader(io.StringIO(text), strict=True))
         rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (ValueError, csv.Error) as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         raise InputError(f"{file} cannot be read; it is damaged, or not UTF-8.") from error
     if not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{file} holds something other than an object a line.")

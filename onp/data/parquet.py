@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from onp.data.image_folder import Name, Size, decode, stack
+from onp.data.decode import Form, decode, stack
 from onp.data.metadata import LABELS, numbered
 from onp.errors import InputError
 
@@ -31,7 +31,7 @@ def table_files(path: Path) -> list[Path]:
 
 
 def read_table(
-    where: str, path: Path, files: list[Path], inner: str, size: Size | None, channels: int | None
+    where: str, path: Path, files: list[Path], inner: str, form: Form
 ) -> tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]:
     """Images uint8 `[N, C, H, W]`, labels int64 `[N]` (None where no image has a class) and class names of the split
     `inner`, which may be left out where there is one.
@@ -60,7 +60,7 @@ def read_table(
                         image, label = _columns(where, batch.schema.names, features)
                     chosen = batch.select([name for name in (image, label) if name]).to_pydict()
                     numbers = range(len(images), len(images) + len(chosen[image]))
-                    each = partial(_decoded, where, size, channels)
+                    each = partial(_decoded, where, form)
                     images += pool.map(each, numbers, chosen[image])
                     classes += chosen[label] if label else []
             except (arrow.ArrowException, OSError, KeyError) as error:
@@ -106,7 +106,7 @@ def _features(schema: Any) -> dict[str, Any]:
 def _columns(where: str, names: list[str], features: dict[str, Any]) -> tuple[str, str | None]:
     """The columns of the images and of their classes, by the kind that datasets notes or by their names."""
 
-    def column(kind: str, known: Name) -> str | None:
+    def column(kind: str, known: tuple[str, ...]) -> str | None:
         noted = [name for name in names if isinstance(features.get(name), dict) and features[name].get("_type") == kind]
         return next((name for name in (*known, *noted[:1]) if name in (noted or names)), None)
 
@@ -116,8 +116,8 @@ def _columns(where: str, names: list[str], features: dict[str, Any]) -> tuple[st
     return image, column("ClassLabel", LABELS)
 
 
-def _decoded(where: str, size: Size | None, channels: int | None, number: int, cell: Any) -> np.ndarray:
+def _decoded(where: str, form: Form, number: int, cell: Any) -> np.ndarray:
     content = cell.get("bytes") if isinstance(cell, dict) else cell
     if not isinstance(content, bytes):
         raise InputError(f"Image {number} of {where} is not in the file itself; save the set with its images embedded.")
-    return decode(f"{number} of {where}", content, size, channels)
+    return decode(f"{number} of {where}", content, form)

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from onp.data.images import ImageSet
 from onp.engine.metrics import accuracy, predictions
-from onp.errors import InputError
-from onp.model.state_dicts import some
+from onp.errors import InputError, first_few
 from onp.model.victim import Victim
 
 USELESS = 0.2  # of the way from chance to certainty: an accuracy below that means another network or other images
@@ -69,6 +68,6 @@ def _other_order(victim: Victim, clean: ImageSet, predicted: Tensor, least: floa
     missing = victim.classes - len(clean.class_names)
     gap = f"; {missing} of its {victim.classes} classes have no folder, so that later ones count wrong" if missing else ""
     return (
-        f", but would be on {100 * right:.0f} % with the classes in another order ({some(moved)}){gap}; "
+        f", but would be on {100 * right:.0f} % with the classes in another order ({first_few(moved)}){gap}; "
         "count the labels, or name the folders, by its class numbers."
     )

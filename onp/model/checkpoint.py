@@ -16,12 +16,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from onp.errors import InputError, first_line
+from onp.errors import InputError, first_few, first_line
+from onp.files import file_kind
 from onp.model import pt2
 from onp.model.numpy_values import STAND_INS, settled
-from onp.model.state_dicts import USUAL, Copy, Place, choose, copies, file_and_key, prefixes, some, states, with_tensors
+from onp.model.state_dicts import USUAL_KEYS, Copy, Place, choose_weights, copies, file_and_key, prefixes, states, with_tensors
 
 FOREIGN = frozenset({".onnx", ".h5", ".hdf5", ".keras", ".pb", ".tflite", ".mlmodel", ".engine"})  #: others' formats
+SHARED = 16  # how often the bytes of a file may be part of tensors; with tied weights some are twice
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _CONVERT = "where you trust the file, load it and re-save only its weights: torch.save(model.state_dict(), 'weights.pt')"
 
@@ -81,11 +83,12 @@ def read_checkpoint(location: Path | str) -> Checkpoint:
         raise InputError(f"The checkpoint {path} cannot be read: {error.strerror}.") from error
     if (foreign := _foreign(path, head)) is not None:
         raise InputError(f"{path} is {foreign}.")
-    names = _members(path) if head.startswith(b"PK\x03\x04") else []
+    members = _members(path) if head.startswith(b"PK\x03\x04") else []
+    names = [member.filename for member in members]
     # The content decides, not the suffix: a pickle may be called model.safetensors.
     if pt2.is_archive(names):
-        members = pt2.read_members(path)
-        checkpoint = Checkpoint(path, "pt2", pt2.state_dict(members), container=members)
+        content = pt2.read_members(path)
+        checkpoint = Checkpoint(path, "pt2", pt2.state_dict(content), container=content)
     elif path.suffix == ".safetensors" or head[8:9] == b"{":
         checkpoint = _read_safetensors(path)
     else:
@@ -98,11 +101,13 @@ def read_checkpoint(location: Path | str) -> Checkpoint:
 
 def check_file(path: Path) -> None:
     """Raises InputError for a checkpoint that is not there, and for a folder without what says what it holds."""
-    if path.is_dir():
+    kind = file_kind(path)
+    if kind == "folder":
         raise InputError(f"{path} is a folder without a config.json; give the checkpoint file in it.")
-    if not path.exists():
-        where = "nothing is downloaded, give a file or folder of this machine"
-        raise InputError(f"There is no checkpoint {path}; {where}.")
+    if kind == "other":
+        raise InputError(f"{path} is a device or pipe; give a checkpoint file.")
+    if kind is None:
+        raise InputError(f"There is no checkpoint {path}; nothing is downloaded, give a file or folder of this machine.")
 
 
 def _foreign(path: Path, head: bytes) -> str | None:
@@ -121,19 +126,25 @@ def _read_safetensors(path: Path) -> Checkpoint:
         with safe_open(path, framework="pt") as file:
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
             metadata = file.metadata()
-    except SafetensorError as error:
+        states(state)
+    except (SafetensorError, ValueError) as error:
         raise InputError(f"{path} is not a complete safetensors file ({error}); download or copy it again.") from error
     if not state:
         raise InputError(f"{path} holds no tensors.")
     return Checkpoint(path, "safetensors", state, container=state, metadata=metadata)
 
 
-def _members(path: Path) -> list[str]:
+def _members(path: Path) -> list[zipfile.ZipInfo]:
+    """What a zip file says it holds; torch writes nothing compressed, so nothing may become larger than the file."""
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.namelist()
-    except (zipfile.BadZipFile, OSError) as error:
+            members = archive.infolist()
+    except Exception as error:  # zipfile raises many kinds on damaged bytes
         raise InputError(f"{path} is cut off or damaged ({first_line(error)}); download or copy it again.") from error
+    stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+    if not stored or sum(member.file_size for member in members) > path.stat().st_size:
+        raise InputError(f"{path} is a compressed zip file, which torch does not write; save the weights with torch.save.")
+    return members
 
 
 def _read_torch(path: Path, head: bytes, names: list[str], wanted: str) -> Checkpoint:
@@ -146,6 +157,7 @@ def _read_torch(path: Path, head: bytes, names: list[str], wanted: str) -> Check
             warnings.simplefilter("ignore")  # deprecations of old storage types inside torch
             with torch.serialization.safe_globals(STAND_INS):
                 content = settled(torch.load(path, map_location="cpu", weights_only=True))
+        found = states(content)
     except pickle.UnpicklingError as error:
         # Everything but tensors and plain containers ends here, before any of it is built.
         raise InputError(f"{path} holds pickled Python objects, which can run code when opened; {_CONVERT}.") from error
@@ -153,26 +165,36 @@ def _read_torch(path: Path, head: bytes, names: list[str], wanted: str) -> Check
         raise InputError(f"{path} is a damaged torch file ({first_line(error)}); download or copy it again.") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} holds a {type(content).__name__}, not a state dict.")
-    found = states(content)
     if not found:
         raise InputError(
-            f"{path} holds no state dict: its entries are {some(map(str, content)) or 'none'}, weights are tensors by name, "
-            f"at the top or in a dict under {', '.join(USUAL)} or another key."
+            f"{path} holds no state dict: its entries are {first_few(content) or 'none'}, weights are tensors by name, "
+            f"at the top or in a dict under {', '.join(USUAL_KEYS)} or another key."
         )
-    place = choose(path, found, wanted)
+    place = choose_weights(path, found, wanted)
     return Checkpoint(path, "torch", found[place], place=place, container=content)
 
 
 def _check_values(path: Path, state: Mapping[str, Tensor]) -> None:
     odd = [name for name, t in state.items() if t.layout != torch.strided or t.is_quantized or t.is_meta]
     if odd:
-        raise InputError(f"{path} holds sparse, quantised or empty tensors ({some(odd)}); save plain float weights.")
+        raise InputError(f"{path} holds sparse, quantised or empty tensors ({first_few(odd)}); save plain float weights.")
     odd = [f"{name} is {t.dtype}" for name, t in state.items() if t.is_floating_point() and t.dtype not in _DTYPES]
     if odd:
-        raise InputError(f"{path} holds weights of a type that cannot be repaired ({some(odd)}); save float32 weights.")
+        raise InputError(f"{path} holds weights of a type that cannot be repaired ({first_few(odd)}); save float32 weights.")
+    _check_storage(path, state)
     bad = [name for name, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if bad:
-        raise InputError(f"{path} has NaN or infinite values in {some(bad)}; the checkpoint is broken.")
+        raise InputError(f"{path} has NaN or infinite values in {first_few(bad)}; the checkpoint is broken.")
+
+
+def _check_storage(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that repeat a few stored numbers: each takes the memory of all its entries once it is read or copied."""
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in state.items()}
+    odd = [name for name, tensor in state.items() if sizes[name] > tensor.untyped_storage().nbytes()]
+    if odd:
+        raise InputError(f"{path} holds tensors larger than what is stored of them ({first_few(odd)}); save plain weights.")
+    if sum(sizes.values()) > SHARED * path.stat().st_size:
+        raise InputError(f"{path} holds the same numbers under many names; save plain weights.")
 
 
 def renamed(checkpoint: Checkpoint, network: nn.Module, names: Mapping[str, str]) -> Checkpoint:
@@ -210,17 +232,24 @@ def load_into(network: nn.Module, checkpoint: Checkpoint, arch: str, better: Cal
         and not (tensor.numel() and tensor.data_ptr() in present)
     ]
     extra = [name for name in checkpoint.state if name not in wanted]
-    misfit = [
-        f"{name} is {_describe(checkpoint.state[name])} in the file and {_describe(tensor)} in the network"
+    mistyped = [
+        name
         for name, tensor in wanted.items()
         if name in checkpoint.state and _describe(checkpoint.state[name]) != _describe(tensor)
     ]
+    misfit = [
+        f"{name} is {_describe(checkpoint.state[name])} in the file and {_describe(tensor)} in the network"
+        for name, tensor in wanted.items()
+        if name in mistyped
+    ]
     found = {"missing": missing, "unknown to the network": extra, "of another shape or type": misfit}
-    problems = [f"{text}: {len(names)} ({some(names, 2)})" for text, names in found.items() if names]
+    problems = [f"{text}: {len(names)} ({first_few(names, 2)})" for text, names in found.items() if names]
     if problems:
         summary = "; ".join(problems)
-        fits = better()
-        advice = f"they fit --arch {fits}" if fits else "check the architecture"
+        if not missing and not extra and all(checkpoint.state[name].shape == wanted[name].shape for name in mistyped):
+            advice = "save them in the network's types"
+        else:
+            advice = f"they fit --arch {fits}" if (fits := better()) else "check the architecture"
         raise InputError(f"{checkpoint.path} does not fit {arch}: tensors {summary}; {advice}.")
     network.load_state_dict(checkpoint.state, strict=False)
 

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from onp.errors import InputError, first_line
+from onp.errors import InputError, first_line, printable
 from onp.model.capture import plain, silenced
 
 Members = dict[str, bytes]
@@ -74,15 +74,18 @@ def read_members(path: Path) -> Members:
     members: Members = {}
     try:
         with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
+            for member in archive.infolist():
+                name = member.filename
+                if member.compress_type != zipfile.ZIP_STORED or member.file_size > path.stat().st_size:
+                    raise InputError(f"{path} is a compressed zip file, which torch does not write; re-export the program.")
                 inner = name.partition("/")[2]
                 if _DROPPED.fullmatch(inner):
                     # The loader asks for this member and skips it when it is empty.
                     members |= {name: b""} if inner.startswith("data/sample_inputs/") else {}
                 elif not _KEPT.fullmatch(inner) or name in members:
                     raise InputError(
-                        f"{path} holds '{name}', which may run code when opened; re-export the program with a current "
-                        "torch: torch.export.save(torch.export.export(model, inputs), 'model.pt2')."
+                        f"{path} holds '{printable(name)}', which may run code when opened; re-export the program with "
+                        "a current torch: torch.export.save(torch.export.export(model, inputs), 'model.pt2')."
                     )
                 else:
                     members[name] = archive.read(name)
@@ -105,6 +108,9 @@ def _check_config(document: Any) -> None:
             raise InputError(f"tensor {name} is a pickle, which can run code; re-export it from plain tensors.")
         _check_name("parameter_name", name)
         _check(entry["tensor_meta"])
+        size, stride = ([number["as_int"] for number in entry["tensor_meta"][field]] for field in ("sizes", "strides"))
+        if any(count > 1 and step < 1 for count, step in zip(size, stride, strict=True)):
+            raise InputError(f"tensor {printable(name)} repeats a few stored numbers; re-export it from plain tensors.")
 
 
 def _clean_program(document: Any) -> dict[str, Any]:
@@ -185,8 +191,18 @@ def state_dict(members: Mapping[str, bytes]) -> dict[str, Tensor]:
 
 
 def module(members: Mapping[str, bytes]) -> fx.GraphModule:
-    """The program as a module whose state-dict keys are those of `state_dict`."""
-    return plain(_load(members))
+    """The program as a module whose state-dict keys are those of `state_dict`.
+
+    Raises:
+        InputError: it is not one from a batch of images to logits.
+    """
+    exported = _load(members)
+    try:
+        return plain(exported)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"The exported program is damaged ({first_line(error)}); re-export it.") from error
 
 
 def patch(members: Mapping[str, bytes], edits: Mapping[str, Tensor]) -> Members:

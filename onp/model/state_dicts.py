@@ -11,13 +11,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from onp.errors import InputError
+from onp.errors import InputError, first_few, printable
+from onp.files import file_kind
 
 Place = tuple[str, ...]  # the keys that lead to a dict
 
 # What training code calls the weights that it goes on with, best known first.
-USUAL = ("state_dict", "model_state_dict", "model", "net", "model_state", "network", "weights")
+USUAL_KEYS = ("state_dict", "model_state_dict", "model", "net", "model_state", "network", "weights")
 DEEPEST = 3  # dicts within dicts
+LONGEST_NAME = 1000  # characters; that of a tensor in a network of ten modules within each other has some 100
+ENTRIES = 1_000_000  # of all dicts; training code keeps tens of thousands
 
 
 @dataclass(frozen=True)
@@ -35,36 +38,58 @@ class Copy:
 def file_and_key(location: Path | str) -> tuple[Path, str]:
     """PATH and KEY of `PATH::KEY`; the key is empty where none is given."""
     name, mark, key = str(location).rpartition("::")
-    return (Path(name), key) if mark and not Path(location).exists() else (Path(location), "")
+    return (Path(name), key) if mark and file_kind(Path(location)) is None else (Path(location), "")
 
 
-def states(content: object, place: Place = ()) -> dict[Place, dict[str, Tensor]]:
-    """The tensors of every dict in `content` that has more of them than of other things, weights among them, by the keys that
-    lead to it."""
-    if not isinstance(content, dict):
-        return {}
-    tensors = {key: each.detach() for key, each in content.items() if isinstance(key, str) and isinstance(each, Tensor)}
-    weights = 2 * len(tensors) > len(content) and any(each.dim() >= 2 for each in tensors.values())
-    found = {place: tensors} if weights else {}
-    if len(place) < DEEPEST:
-        for key, each in content.items():
-            found |= states(each, (*place, key)) if isinstance(key, str) else {}
+def states(content: object) -> dict[Place, dict[str, Tensor]]:
+    """The tensors of every dict in `content` that has more of them than of other things, weights among them.
+
+    Returns:
+        By the at most `DEEPEST` keys that lead to the dict; a dict under several keys is found under each.
+
+    Raises:
+        ValueError: a tensor's name is longer than `LONGEST_NAME`, or there are more than `ENTRIES`.
+    """
+    found: dict[Place, dict[str, Tensor]] = {}
+    waiting: list[tuple[Place, object]] = [((), content)]
+    entries = 0
+    while waiting:
+        place, inner = waiting.pop()
+        if not isinstance(inner, dict):
+            continue
+        entries += len(inner)
+        if entries > ENTRIES:  # as when all entries of a dict are one other dict, whose entries are one other again
+            raise ValueError(f"more than {ENTRIES} entries in dicts within each other")
+        tensors = {key: each.detach() for key, each in inner.items() if isinstance(key, str) and isinstance(each, Tensor)}
+        if max(map(len, tensors), default=0) > LONGEST_NAME:
+            raise ValueError(f"a tensor has a name of more than {LONGEST_NAME} characters")
+        if 2 * len(tensors) > len(inner) and any(each.dim() >= 2 for each in tensors.values()):
+            found[place] = tensors
+        if len(place) < DEEPEST:
+            # Backwards, so that the first comes off the end first.
+            waiting += [((*place, key), each) for key, each in reversed(inner.items()) if isinstance(key, str)]
     return found
 
 
-def choose(path: object, found: Collection[Place], wanted: str) -> Place:
+def choose_weights(path: object, found: Collection[Place], wanted: str) -> Place:
     """The place to take the weights from: `wanted` ("KEY/KEY"), or where that is empty the usual one.
 
-    Raises InputError where there is none, or none that is meant for sure.
+    Raises:
+        InputError: there is none, or several and no usual one.
     """
     named = {"/".join(place): place for place in found}
     if wanted:
         if wanted not in named:
-            raise InputError(f"{path} has no weights under {wanted}; it has {some(filter(None, named)) or 'them at its top'}.")
+            raise InputError(
+                f"{path} has no weights under {printable(wanted)}; "
+                f"it has {first_few(filter(None, named)) or 'them at its top'}."
+            )
         return named[wanted]
-    usual: list[Place] = [place for place in ((), *((key,) for key in USUAL)) if place in found]
+    usual: list[Place] = [place for place in ((), *((key,) for key in USUAL_KEYS)) if place in found]
     if not usual and len(named) > 1:
-        raise InputError(f"{path} has weights under {some(named, 8)}; choose with --model {path}::{next(iter(named))}.")
+        raise InputError(
+            f"{path} has weights under {first_few(named, 8)}; choose with --model {path}::{printable(next(iter(named)))}."
+        )
     return (usual or list(found))[0]
 
 
@@ -82,9 +107,14 @@ def prefixes(names: Iterable[str], wanted: Collection[str]) -> list[tuple[str, i
 def copies(
     found: Mapping[Place, Mapping[str, Tensor]], place: Place, prefix: str, bare: Mapping[str, str], state: Mapping[str, Tensor]
 ) -> tuple[Copy, ...]:
-    """The further copies of the weights `state` that lie at `place` under `prefix`.
+    """The further copies of weights in a file, such as their moving average.
 
-    bare: the network's names by those in the file without the prefix.
+    Args:
+        found: the state dicts of the file.
+        place: of the weights.
+        prefix: of the names of the weights there.
+        bare: the network's names by those in the file without the prefix.
+        state: the weights by the network's names.
     """
     complete = []
     for where, tensors in found.items():
@@ -109,9 +139,3 @@ def with_tensors(content: Any, place: Place, tensors: Mapping[str, Tensor]) -> A
         new = tensor.to(old.dtype)
         made[name] = nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new
     return made
-
-
-def some(names: Iterable[str], count: int = 3) -> str:
-    """The first few names and how many more there are, for a message."""
-    names = list(names)
-    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from scipy.stats import binomtest
 from torch import Tensor
 
+from onp.errors import first_few
 from onp.data.images import ImageSet
 from onp.defend.report.audit import Audit
 from onp.defend.report.sections import Decision
 from onp.engine.metrics import Share
 from onp.model.checkpoint import Checkpoint
-from onp.model.state_dicts import some
 
 FEW_IMAGES, FEW_CLASSES = 200, 6  # below which detection is called weak
 WEAK_TRIGGER = 0.2  # ASR below which an image change is no backdoor trigger
@@ -112,7 +112,7 @@ def further_copies(checkpoint: Checkpoint | None, decision: Decision) -> tuple[s
     """What became of further copies of the weights in the checkpoint, in a sentence; empty where there are none."""
     if checkpoint is None or not checkpoint.copies:
         return ()
-    copies = some(map(str, checkpoint.copies))
+    copies = first_few(map(str, checkpoint.copies))
     if decision == "repaired":
         return (f"The checkpoint holds the weights more than once ({copies}): the repaired weights replace all copies.",)
     place = "/".join(checkpoint.copies[0].place)
