@@ -66,7 +66,7 @@ def main() -> None:
             for seed in options.seeds:
                 splits = split(load_images(data), seed)
                 bn = bn_statistics(victim, joined(splits.build, splits.score))
-                scores = scan(victim, splits, bn, DetectRun(PRESETS[preset].bank, seed))
+                scores = scan(victim, splits, bn, DetectRun(PRESETS[preset].detect, seed))
                 row: dict[str, Any] = card | {"preset": preset, "defence_seed": seed}
                 row |= {"score": max(scores.score), "predicted_target": scores.predicted_target}
                 row |= {"anomaly_index": {name: [round(k, 2) for k in index] for name, index in scores.anomaly_index.items()}}
@@ -74,7 +74,7 @@ def main() -> None:
                 print(card["name"], preset, seed, f"score {row['score']:.2f} class {row['predicted_target']}", flush=True)
     summary = {}
     for preset in options.presets:
-        threshold = PRESETS[preset].bank.threshold
+        threshold = PRESETS[preset].detect.threshold
         mine = [row for row in rows if row["preset"] == preset]
         clean = [row["score"] for row in mine if row["target"] is None]
         hit = [row["score"] if row["predicted_target"] == row["target"] else 0.0 for row in mine if row["target"] is not None]

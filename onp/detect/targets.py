@@ -56,12 +56,10 @@ class Detection:
     def targets(self) -> tuple[int, ...]:
         """The classes to repair: the highest score first; others only where they reach the threshold in both passes."""
         threshold = self.config.threshold
-        highest, *others = self.scores.over(threshold) or [None]
-        if highest is None:
-            return ()
+        reached = self.scores.over(threshold)
         if self.second is None:
-            return (highest,)
-        return highest, *(k for k in others if k is not None and self.first.score[k] >= threshold)
+            return tuple(reached[:1])
+        return (*reached[:1], *(k for k in reached[1:] if self.first.score[k] >= threshold))
 
 
 def ambiguous(scores: DetectionScores, threshold: float) -> bool:

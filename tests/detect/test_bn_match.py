@@ -10,7 +10,7 @@ from onp.data.images import ImageSet, Splits
 from onp.data.normalisation import Normalisation
 from onp.detect.anomaly import DetectionScores
 from onp.detect.bank import FALLBACK_FAMILIES, FAMILY_NAMES, TargetClass, invert_triggers
-from onp.detect.bn_match import bn_match
+from onp.detect.bn_match import BnMatch, bn_match
 from onp.detect.bn_statistics import bn_statistics
 from onp.detect.config import DetectConfig, DetectRun, InversionConfig
 from onp.detect.inversion import InversionTask, invert
@@ -152,13 +152,17 @@ def test_a_preset_can_leave_the_match_out(planted):
     assert all(each.bn_match is None for each in bank_of(victim, clean, matched(victim, clean), config).surrogates)
 
 
+class Opposite(BnMatch):
+    """A residual that every trigger changes the features against."""
+
+    def of_images(self, images, triggered):
+        return -0.5
+
+
 def test_families_that_neither_cost_nor_match_supports_are_left_out(planted):
     victim, clean = planted
     match = matched(victim, clean)
-    # Triggers that lead to class 2 change the features as the planted one does: against the negated residual.
-    negated = replace(match, norms=tuple(replace(norm, direction=-norm.direction) for norm in match.norms), reliability=1.0)
-    refine = InversionConfig(steps=60, images=16, min_confidence=0.97, bn_match_weight=1e-6)
-    bank = bank_of(victim, clean, negated, DetectConfig(refine=refine))
+    bank = bank_of(victim, clean, Opposite(match.forward, match.norms, reliability=1.0))
     assert [each.family for each in bank.surrogates] == ["pgd"] and bank.weights == (1.0,)
 
 

@@ -4,12 +4,14 @@ import pytest
 import torch
 from torch import nn
 
-from onp.defend.config import DefendConfig
-from onp.defend.inputs import read_case, with_demo
+from onp.data.images import split
+from onp.data.normalisation import Normalisation
+from onp.defend.demos import ARCH, NORM, clean_images, demo
 from onp.detect.config import DetectRun, InversionConfig
 from onp.detect.inversion import InversionTask, invert, success_rate
 from onp.detect.trigger_families import FAMILIES
 from onp.engine.metrics import at_once
+from onp.model.victim import load_victim
 from onp.resume import Store
 
 FAMILY = {family.name: family for family in FAMILIES}
@@ -60,13 +62,14 @@ def test_a_low_frequency_perturbation_is_cheapest_where_one_was_planted():
 
 
 def test_the_embedded_wanet_is_reached_by_a_small_warp_and_another_class_is_not():
-    case = read_case(with_demo(DefendConfig(demo="wanet")))
-    build, score = case.splits.build, case.splits.score
-    task = InversionTask([case.victim.logits], build.pixels(), build.labels, (0, 1))
+    victim = load_victim(demo("wanet").model, ARCH, Normalisation.parse(NORM), (1, 28, 28))
+    splits = split(clean_images(), 0)
+    build, score = splits.build, splits.score
+    task = InversionTask([victim.logits], build.pixels(), build.labels, (0, 1))
     found = invert(FAMILY["warp"], task, InversionConfig(steps=50, images=12, min_confidence=0.9), DetectRun())
     assert found.worked.tolist() == [True, False]
     assert float(found.cost[0]) < 0.5 * float(found.cost[1])
-    assert success_rate(case.victim.logits, lambda x: found.apply(x, 0), score.pixels(), score.labels, 0) > 0.8
+    assert success_rate(victim.logits, lambda x: found.apply(x, 0), score.pixels(), score.labels, 0) > 0.8
 
 
 def test_inversion_serves_every_model_and_repeats_itself():

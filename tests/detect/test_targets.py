@@ -66,7 +66,7 @@ def test_the_last_pass_decides_scores_settings_and_verdict():
 @pytest.fixture(scope="module")
 def network(small, backdoored):
     clean = split(small.clean_images(), 0)
-    config = small.PRESET.bank
+    config = small.PRESET.detect
     bn = bn_statistics(backdoored.victim, joined(clean.build, clean.score))
     first = scan(backdoored.victim, clean, bn, DetectRun(config, seed=7))
     return SimpleNamespace(victim=backdoored.victim, clean=clean, bn=bn, config=config, first=first)
