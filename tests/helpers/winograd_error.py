@@ -1,7 +1,7 @@
 """How far a convolution by Winograd's minimal filtering may be from the exact one, derived from the operations it consists of.
 
-Every rounding of an intermediate value v makes an error of at most u |v| with u = 2^-24. Rounding errors are nearly independent of
-each other and of mean zero, so their squares add up (Higham and Mary 2019, A New Approach to Probabilistic Rounding Error
+Every rounding of an intermediate value v makes an error of at most u |v| with u = 2^-24. Rounding errors are nearly independent
+of each other and of mean zero, so their squares add up (Higham and Mary 2019, A New Approach to Probabilistic Rounding Error
 Analysis, https://doi.org/10.1137/18M1226312). The transforms carry them to the output as in Barabasz, Anderson, Soodhalter and
 Gregg 2020, Error Analysis and Improving the Accuracy of Winograd Convolution for Deep Neural Networks,
 https://arxiv.org/abs/1803.10986, with the squares of the matrices' entries in place of their absolute values.
