@@ -19,7 +19,7 @@ from onp.attack.checks import check
 from onp.attack.config import AttackConfig
 from onp.attack.folder import check_unused, unfinished_run, write_victim
 from onp.attack.making import make_trigger
-from onp.attack.measure import measure
+from onp.attack.measure import measure_victim
 from onp.attack.poisoning import poisoner_for, with_rates
 from onp.attack.training import train
 from onp.attack.triggers import CraftingBudget
@@ -76,9 +76,9 @@ def train_victim(
             trigger = poisoner.trigger
         weights = {key: _stored(value, config.dtype) for key, value in network.state_dict().items()}
         network.load_state_dict(weights)
-        norm, device = Normalisation.parse(config.norm), resolve_device(config.device)
+        network, norm = network.to(resolve_device(config.device)), Normalisation.parse(config.norm)
         with strict_float32():
-            figures = measure(network, test_set, norm, trigger, config.target, device)
+            figures = measure_victim(network, test_set, norm, trigger, config.target)
         card = {
             **config.settings(),
             **figures,

@@ -2,45 +2,45 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 
 import torch
 from torch import nn
 
 from onp.attack.triggers import Trigger
-from onp.data.images import ImageSet, Normalisation
+from onp.data.images import ImageSet
+from onp.data.normalisation import Normalisation
+from onp.engine.metrics import batches_of, measure
+from onp.engine.scoring import TriggeredBatch
 
 
 @torch.no_grad()
-def measure(
-    network: nn.Module,
-    data: ImageSet,
-    norm: Normalisation,
-    trigger: Trigger | None,
-    target: int,
-    device: torch.device,
-    batch: int = 500,
+def measure_victim(
+    network: nn.Module, images: ImageSet, norm: Normalisation, trigger: Trigger | None, target: int
 ) -> dict[str, float]:
-    """ACC on clean images, ASR and RA on triggered images that are not of the class they are led to; float32, eval mode.
+    """Measure a network in float32, on its own device.
 
-    That class is `target`, or y + 1 for an all-to-all trigger, for which `target` plays no part; nan without such images.
+    Args:
+        network: is switched to evaluation mode.
+        images: clean test images.
+        norm: of the network.
+        trigger: None for a clean network, of which only the ACC is measured.
+        target: the class that the trigger leads to; unused where the trigger leads every class y to y + 1.
+
+    Returns:
+        "acc", and with a trigger "asr" and "ra" on the images of other classes than they are led to; nan without such images.
     """
-    network = network.eval().to(device)
-    clean_hits = attack_hits = robust_hits = victims = 0
-    for start in range(0, len(data), batch):
-        part = data.subset(torch.arange(start, min(start + batch, len(data))))
-        images, labels = part.pixels().to(device), part.labels
-        logits = network(norm(images))
-        clean_hits += int((logits.argmax(1).cpu() == labels).sum())
-        if trigger is None:
-            continue
-        goals = trigger.goals(labels, target, logits.shape[1])
-        other = labels != goals
-        guess = network(norm(trigger(images[other.to(device)]))).argmax(1).cpu()
-        attack_hits += int((guess == goals[other]).sum())
-        robust_hits += int((guess == labels[other]).sum())
-        victims += int(other.sum())
-    result = {"acc": clean_hits / len(data)}
-    if trigger is not None:
-        result |= {name: hits / victims if victims else math.nan for name, hits in (("asr", attack_hits), ("ra", robust_hits))}
-    return result
+    network.eval()
+    device = next(network.parameters()).device
+
+    def triggered(trigger: Trigger) -> Iterator[TriggeredBatch]:
+        classes = network(norm(images.subset(range(1)).pixels().to(device))).shape[1]
+        for batch in batches_of(images, Normalisation.parse("none"), device):
+            goals = trigger.goals(batch.labels, target, classes)
+            yield TriggeredBatch(trigger.name, norm(trigger(batch.images)), batch.labels, goals)
+
+    found = measure(network, batches_of(images, norm, device), triggered=triggered(trigger) if trigger else ())
+    figures = {"acc": found.acc.value}
+    if found.asr is not None and found.ra is not None:
+        figures |= {"asr": found.asr.value, "ra": found.ra.value}
+    return figures

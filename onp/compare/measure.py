@@ -3,41 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from onp.attack.triggers import Trigger
-from onp.compare.defences.pruning import Curve
+from onp.compare.defences import Curve, Pruning
 from onp.data.images import ImageSet
 from onp.engine.evaluator import Evaluator
-from onp.engine.metrics import predictions
+from onp.engine.metrics import measure
 from onp.engine.scoring import Batch, TriggeredBatch
 from onp.model.victim import Victim
 
 
 @dataclass(frozen=True, eq=False)
-class Truth:
-    """Evaluation images of one victim, normalised: clean [N, C, H, W], and the same images with the trigger, if there is one.
+class GroundTruth:
+    """Evaluation images of one victim, with and without its trigger; on the victim's device."""
 
-    labels, goals int64 [N]: true classes, and the classes that the trigger leads to.
-    """
+    clean: Tensor  #: float32 `[N, C, H, W]`, normalised
+    labels: Tensor  #: int64 `[N]`
+    triggered: Tensor | None  #: float32 `[N, C, H, W]`, normalised: the same images with the trigger; None without one
+    goals: Tensor  #: int64 `[N]`, the class that the trigger leads each image to
 
-    clean: Tensor
-    labels: Tensor
-    triggered: Tensor | None
-    goals: Tensor
-
-    def measure(self, model: nn.Module) -> dict[str, float]:
-        """ACC; with a trigger ASR and RA on the images whose class is not the goal, and the ASR of no trigger at all."""
-        answers = predictions(model, self.clean)
-        figures = {"acc": _share(answers == self.labels)}
-        if self.triggered is not None:
-            others = self.goals != self.labels
-            led = predictions(model, self.triggered)
-            figures["asr"] = _share((led == self.goals)[others])
-            figures["ra"] = _share((led == self.labels)[others])
-            figures["asr_untriggered"] = _share((answers == self.goals)[others])
+    def figures(self, model: nn.Module) -> dict[str, float]:
+        """ACC; with a trigger ASR and RA on the images whose class is not the goal, and the ASR without the trigger."""
+        triggered = [] if self.triggered is None else [TriggeredBatch("trigger", self.triggered, self.labels, self.goals)]
+        found = measure(model, [Batch(self.clean, self.labels)], self.goals, triggered)
+        figures = {"acc": found.acc.value}
+        if found.asr is not None and found.ra is not None and found.asr_clean is not None:
+            figures |= {"asr": found.asr.value, "ra": found.ra.value, "asr_untriggered": found.asr_clean.value}
         return figures
 
     def along(self, victim: Victim, curve: Curve) -> tuple[list[float], list[float]]:
@@ -49,17 +44,44 @@ class Truth:
         return scores.acc.tolist(), scores.asr[:, 0].tolist() if batches else []
 
 
-def truth_of(victim: Victim, images: ImageSet, trigger: Trigger | None, target: int) -> Truth:
-    """The evaluation images of `victim` and what its trigger makes of them."""
+def ground_truth(victim: Victim, images: ImageSet, trigger: Trigger | None, target: int) -> GroundTruth:
+    """The evaluation images of `victim`, and the same with its trigger, which leads to `target` or to the next class."""
     pixels, labels = images.pixels(), images.labels.to(victim.device)
     clean = victim.normalisation(pixels.to(victim.device))
     if trigger is None:
-        return Truth(clean, labels, None, torch.full_like(labels, target))
+        return GroundTruth(clean, labels, None, torch.full_like(labels, target))
     with torch.no_grad():
         triggered = torch.cat([trigger(part) for part in pixels.split(500)])
     goals = trigger.goals(images.labels, target, victim.classes)
-    return Truth(clean, labels, victim.normalisation(triggered.to(victim.device)), goals.to(victim.device))
+    return GroundTruth(clean, labels, victim.normalisation(triggered.to(victim.device)), goals.to(victim.device))
 
 
-def _share(hits: Tensor) -> float:
-    return float(hits.double().mean())
+def oracle_threshold(victim: Victim, truth: GroundTruth, pruning: Pruning, max_acc_drop: float) -> dict[str, Any]:
+    """The curve of a pruning on test images, and its oracle: the lowest test ASR at a test ACC within the budget.
+
+    No defence may choose its threshold like this; it shows what the rule that sees clean images alone loses.
+
+    Returns:
+        Columns of a table's row; those of the oracle are missing without a trigger.
+    """
+    curve = pruning.curve
+    assert curve is not None
+    acc, asr = truth.along(victim, curve)
+    row: dict[str, Any] = {
+        "threshold": None if pruning.chosen is None else curve.thresholds[pruning.chosen],
+        "curve": {
+            "threshold": curve.thresholds,
+            "pruned": (~curve.masks).sum(1).tolist(),
+            "acc_held_out": pruning.acc,
+            "acc": acc,
+            "asr": asr,
+        },
+    }
+    if asr:
+        unpruned = truth.figures(victim.model)
+        points: list[tuple[float, float, float | None]] = [(unpruned["asr"], unpruned["acc"], None)]
+        points += [
+            (asr[i], acc[i], t) for i, t in enumerate(curve.thresholds) if unpruned["acc"] - acc[i] <= max_acc_drop + 1e-9
+        ]
+        row["asr_oracle"], row["acc_oracle"], row["threshold_oracle"] = min(points, key=lambda point: point[0])
+    return row

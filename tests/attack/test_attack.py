@@ -10,10 +10,11 @@ from helpers.easy_victims import ARCH, config, easy_images, stopping_images
 from safetensors.torch import load_file
 
 from onp.attack import train_victim
-from onp.attack.measure import measure
+from onp.attack.measure import measure_victim
 from onp.attack.triggers import TRIGGERS, CraftingBudget, load_trigger
-from onp.data.fingerprint import check_apart, labelled_as, marks
-from onp.data.images import ImageSet, Normalisation
+from onp.data.fingerprint import check_overlap, image_hashes
+from onp.data.images import ImageSet, labelled_as
+from onp.data.normalisation import Normalisation
 from onp.engine.metrics import attack_success
 from onp.errors import InputError
 from onp.model.archs import build_network
@@ -74,7 +75,7 @@ def test_attacks_that_a_tiny_network_learns_in_seconds(attack, more, tmp_path, c
     network = build_network(ARCH).eval()
     network.load_state_dict(load_file(tmp_path / "out" / "model.safetensors"))
     norm = Normalisation.parse("half")
-    assert measure(network, test_set, norm, trigger, 0, torch.device("cpu"))["asr"] == pytest.approx(result["asr"], abs=0.01)
+    assert measure_victim(network, test_set, norm, trigger, 0)["asr"] == pytest.approx(result["asr"], abs=0.01)
     with torch.no_grad():
         guess = network(norm(test_set.pixels())).argmax(1)
     without = attack_success(test_set.labels, guess, trigger.goals(test_set.labels, 0, 3))
@@ -168,7 +169,7 @@ def test_test_images_are_counted_as_the_training_images_and_are_others(tmp_path,
     with pytest.raises(InputError, match="30 of the 30 test images are among the training images"):
         victim_in(settings, train_set, train_set.subset(range(30)), tmp_path / "twice")
     few = ImageSet(*(torch.cat((getattr(test_set, part), getattr(train_set, part)[:2])) for part in ("images", "labels")), ())
-    check_apart(marks(train_set), 600, few, "test images")
+    check_overlap(image_hashes(train_set), 600, few, "test images")
     assert caplog.messages == ["2 of the 92 test images are among the training images."]
     assert labelled_as(test_set, ("0", "1", "2"), "The test data") is test_set, "as many of each: in one order"
     unknown = ImageSet(last.images, last.labels - 2, ("bottom",))
