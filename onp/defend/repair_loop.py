@@ -7,21 +7,20 @@ both.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from onp.defend.case import Case
 from onp.defend.run import Run
 from onp.detect.anomaly import DetectionScores
 from onp.detect.bank import Bank, TargetClass, inversion_steps, invert_triggers
-from onp.detect.bn_match import BnMatch, bn_match
+from onp.detect.bn_match import bn_match
 from onp.detect.bn_statistics import BnStatistics, bn_statistics
-from onp.detect.config import DetectConfig
 from onp.detect.scan import scan, scan_steps
 from onp.detect.targets import Detection
 from onp.engine.metrics import accuracy, predictions
 from onp.model.mask import Mask
 from onp.model.prune import prune
-from onp.model.victim import Victim
 from onp.search.mask_search import SearchResult, SurvivingTriggers, search_mask
 from onp.search.setup import SearchRun, batch_of
 
@@ -53,7 +52,33 @@ class Repairs:
         return tuple(repair.target for repair in self.repairs)
 
 
-def repair_targets(case: Case, detection: Detection | None, bn: BnStatistics, run: Run) -> Repairs | None:
+SearchFor = Callable[[Case, Bank, DetectionScores | None, BnStatistics, Run], SearchResult]
+"""Searches the mask for one bank, as `search_for` does: from case, bank, detection scores, BN statistics and run."""
+
+
+def search_for(case: Case, bank: Bank, scores: DetectionScores | None, bn: BnStatistics, run: Run) -> SearchResult:
+    """`onp.search.mask_search.search_mask` as a stage of the run.
+
+    Args:
+        case: network and images.
+        bank: triggers of the target class.
+        scores: of detection; None for a known trigger, whose bank is never extended.
+        bn: BN statistics of the network.
+        run: settings, seed, progress and store.
+    """
+    search, extend = run.preset.search, None
+    if scores is not None:
+        inversion = run.detecting()
+        extend = SurvivingTriggers(case.victim, case.clean, scores, inversion, search.anomalous)
+    with run.stage("searching for the mask", search.agent.max_evaluations) as stage:
+        progress = run.monitor.search_progress(stage)
+        settings = SearchRun(search, run.seed, store=run.store, progress=progress, extend_bank=extend)
+        return search_mask(case.victim, case.clean, bank, bn, settings)
+
+
+def repair_targets(
+    case: Case, detection: Detection | None, bn: BnStatistics, run: Run, search_for: SearchFor = search_for
+) -> Repairs | None:
     """Search a mask for the known trigger, or for each detected target class in turn.
 
     Every search starts with the network as repaired so far and has what is left of the accuracy budget. The first mask that
@@ -64,6 +89,7 @@ def repair_targets(case: Case, detection: Detection | None, bn: BnStatistics, ru
         detection: of the network as given; None for a known trigger.
         bn: BN statistics of the network as given.
         run: settings, seeds, progress and store.
+        search_for: searches the mask of one target class; the agent's unless a baseline takes its place.
 
     Returns:
         None where no class reached the threshold.
@@ -80,7 +106,7 @@ def repair_targets(case: Case, detection: Detection | None, bn: BnStatistics, ru
     while left:
         part = after_loss(case, repaired, run).fork("target", len(repairs))
         # Pruning changes the means of the channels, so triggers match the residual of the network as given only.
-        match = None if repairs else residual_to_match(case.victim, bn, config)
+        match = None if repairs else bn_match(case.victim, bn)
         bank = inverted_bank(repaired, TargetClass(left[0], scores, match), part)
         search = search_for(repaired, bank, scores, bn, part)
         repairs.append(Repair(left[0], search))
@@ -119,7 +145,7 @@ def held_out_triggers(
     banks: list[Bank] = []
     for target in repairs.targets:
         # The residual is that of all backdoors together; it is taken for the first one's.
-        match = None if banks else residual_to_match(case.victim, bn, config)
+        match = None if banks else bn_match(case.victim, bn)
         banks.append(inverted_bank(case, TargetClass(target, detection.scores, match), run))
     return banks
 
@@ -138,35 +164,10 @@ def after_loss(case: Case, repaired: Case, run: Run) -> Run:
     return replace(run, preset=run.preset.with_objective(run.preset.search.objective.after_loss(spent)))
 
 
-def residual_to_match(victim: Victim, bn: BnStatistics, config: DetectConfig) -> BnMatch | None:
-    """The BN-statistics residual that inverted triggers are to match; None where the settings do not ask for a match."""
-    return bn_match(victim, bn) if config.refine.bn_match_weight else None
-
-
 def inverted_bank(case: Case, target: TargetClass, run: Run) -> Bank:
     """`onp.detect.bank.invert_triggers` as a stage of the run."""
     with run.stage("inverting triggers", inversion_steps(run.preset.detect)) as stage:
         return invert_triggers(case.victim, target, case.clean, run.detecting(stage))
-
-
-def search_for(case: Case, bank: Bank, scores: DetectionScores | None, bn: BnStatistics, run: Run) -> SearchResult:
-    """`onp.search.mask_search.search_mask` as a stage of the run.
-
-    Args:
-        case: network and images.
-        bank: triggers of the target class.
-        scores: of detection; None for a known trigger, whose bank is never extended.
-        bn: BN statistics of the network.
-        run: settings, seed, progress and store.
-    """
-    search, extend = run.preset.search, None
-    if scores is not None:
-        inversion = run.detecting()
-        extend = SurvivingTriggers(case.victim, case.clean, scores, inversion, search.anomalous)
-    with run.stage("searching for the mask", search.agent.max_evaluations) as stage:
-        progress = run.monitor.search_progress(stage)
-        settings = SearchRun(search, run.seed, store=run.store, progress=progress, extend_bank=extend)
-        return search_mask(case.victim, case.clean, bank, bn, settings)
 
 
 def _accuracy(case: Case) -> float:

@@ -126,10 +126,8 @@ def prior_shift(bn: BnStatistics) -> Tensor | None:
     last = bn.late[-1] if bn.late else None
     if last is None or last.clean.shape[1] < CHANNELS_PER_CLASS * len(classes):
         return None
-    assert last.cropped is not None
     # On clean networks the crops' direction alone would look like a larger share of the class that odd images are taken for.
-    moved = (last.cropped.mean(0) - last.clean.mean(0)) / last.std
-    weights = combination(torch.column_stack((last.class_directions(bn.labels), moved)), last.shift())[:-1]
+    weights = combination(torch.column_stack((last.class_directions(bn.labels), last.crop_direction())), last.shift())[:-1]
     return torch.zeros(bn.classes).index_copy(0, classes, weights.float())
 
 
