@@ -21,7 +21,8 @@ from onp.engine.plan import Plan
 from onp.engine.scoring import Batch, TriggeredBatch
 from onp.engine.steps import ConvStep, LinearStep
 from onp.model.archs import build_network
-from onp.model.victim import Layer, Victim, load_victim, victim_from_module
+from onp.model.layers import Layer
+from onp.model.victim import Victim, load_victim, victim_from_module
 
 TESTS = Path(__file__).parent.parent / "tests"
 PRUNED = 0.05

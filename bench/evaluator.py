@@ -45,9 +45,10 @@ from evaluator_baselines import Hooks, Ours, peers
 from torch import Tensor
 
 from onp.defend.report.environment import hardware, versions
-from onp.engine.plan import build_plan
+from onp.engine.plan import plan_of
 from onp.files import write_atomically
-from onp.model.victim import Layer, Victim
+from onp.model.layers import Layer
+from onp.model.victim import Victim
 
 
 def agree(case: Case, hooks: Hooks, candidates: list, masks: Tensor) -> None:
@@ -102,7 +103,7 @@ def measure(case: Case, options: argparse.Namespace, rates: Rates, write: Callab
             [members[0] for members in groups(victim)],
         ),
     }
-    plan, value_bytes = build_plan(victim), 4 if ours.evaluator.precision == "float32" else 2
+    plan, value_bytes = plan_of(victim), 4 if ours.evaluator.precision == "float32" else 2
     rows: dict[str, dict[str, Any]] = {}
     of_peers: dict[str, dict[str, float]] = {}
     about = {"images": case.images, "units": victim.units, "peers": of_peers, "workloads": rows}

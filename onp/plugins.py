@@ -24,7 +24,7 @@ def load_callable(spec: str, what: str, choices: str) -> Callable[..., Any]:
         found: Any = importlib.import_module(module_name)
         for part in name.split("."):
             found = getattr(found, part)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if module_name.endswith(".py"):
             dotted = module_name.removesuffix(".py").strip("./").replace("/", ".")
             raise InputError(f"'{spec}' names a file; write {dotted}:{name}, in the folder it lies in.") from error

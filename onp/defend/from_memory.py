@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -53,7 +54,7 @@ def case_from_memory(given: Given, run: Run) -> Case:
         raise InputError("The model has no parameters, so there is nothing to prune.")
     shape = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
     normalisation, arch = Normalisation.parse(norm), type(model).__name__
-    victim = victim_from_module(model, normalisation, shape, device=first.device, arch=arch)
+    victim = dataclasses.replace(victim_from_module(model, normalisation, shape, device=first.device), arch=arch)
     clean = ImageSet(pixels, labels.long().cpu(), _class_names(given.class_names, victim.classes))
     classes = len(clean.class_names)
     if int(clean.labels.min()) < 0 or int(clean.labels.max()) >= classes:

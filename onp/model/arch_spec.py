@@ -85,10 +85,11 @@ def _call(spec: str, build: Callable[..., Any], **options: Any) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the user's or the package's own making
             return build(**options)
-    except Exception as error:
+    except (Exception, SystemExit) as raised:
+        error: BaseException = raised
         reasons = [first_line(error)]
         while error.__cause__ is not None:
-            error = error.__cause__  # type: ignore[assignment]
+            error = error.__cause__
         reasons += [first_line(error)] if first_line(error) not in reasons else []
         raise InputError(f"Building '{spec}' failed ({'; '.join(reasons)}).") from error
 

@@ -96,6 +96,8 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     try:
         # Copies, because export leaves its marks on the tensors it is given.
         return torch.export.export(model, (example.clone(),), dynamic_shapes=dynamic, strict=False)
+    except OSError as error:
+        raise InputError(f"torch.export cannot write what it needs to ({first_line(error)}); free some space.") from error
     except Exception as error:
         reason = first_line(error)
     # Code that branches on the batch size cannot be captured for every size, but the branch taken for an ordinary batch

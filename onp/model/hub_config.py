@@ -1,4 +1,4 @@
-"""Checkpoints with a `config.json` beside them, as timm and transformers save image classifiers: what that file tells.
+"""Checkpoints with a `config.json` beside them, as timm and transformers save image classifiers.
 
 It is read as data. Nothing is fetched, and nothing in it names code or other files to load: what would is refused or left out.
 """
@@ -12,12 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from onp.data.images import ImageSet
+from onp.data.metadata import CLASSES
 from onp.data.normalisation import Normalisation
-from onp.errors import InputError
+from onp.errors import InputError, first_few, printable
+from onp.files import read_regular
 
 SPEC = "config:"  #: an architecture that a config.json describes is written config:PATH
 CONFIG = "config.json"
 PREPROCESSING = "preprocessor_config.json"
+MAX_BYTES = 64 * 2**20  #: of a config
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # Options of timm that open or download files, and of transformers that download weights or kernels or import code.
 _TIMM_FILES = re.compile(r"pretrained.*|checkpoint_path|cache_dir|model_name")
@@ -44,15 +47,16 @@ class HubModel:
     def in_order(self, images: ImageSet) -> ImageSet:
         """The images with labels counted as the network counts its classes, where both name them alike.
 
-        Raises InputError where only some names are alike, or none and there are more or fewer of them.
+        Raises:
+            InputError: only some names are alike, or none and there are more or fewer of them.
         """
         named = set(images.class_names)
         numbers = all(name.isdigit() for name in named)
         if not self.class_names or not images.labelled or not (numbers or named & set(self.class_names)):
             if self.class_names and images.labelled and len(named) != len(self.class_names):
                 raise InputError(
-                    f"None of the data's {len(named)} classes ({', '.join(images.class_names[:3])}, ...) is among the model's "
-                    f"{len(self.class_names)} ({', '.join(self.class_names[:3])}, ...); name them as {self.path} does."
+                    f"None of the data's {len(named)} classes ({first_few(images.class_names)}) is among the model's "
+                    f"{len(self.class_names)} ({first_few(self.class_names)}); name them as {self.path} does."
                 )
             return images
         return images.relabelled(self.class_names)
@@ -66,7 +70,8 @@ def hub_model(spec: str | None) -> HubModel | None:
 def read_config(path: Path) -> HubModel:
     """Read the `config.json` of a timm or transformers image classifier, and the preprocessing that lies beside it.
 
-    Raises InputError for one that is damaged, of something else, or asks for other files or code.
+    Raises:
+        InputError: it is damaged, of something else, or asks for other files or code.
     """
     config = _json(path)
     try:
@@ -76,7 +81,7 @@ def read_config(path: Path) -> HubModel:
             return _transformers(path, config)
     except InputError:
         raise
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except Exception as error:  # whatever values of other kinds and sizes than these packages write lead to
         raise InputError(f"{path} is not what timm or transformers write; give --arch, --norm and the weights file.") from error
     raise InputError(f"{path} describes no timm or transformers model; say with --arch which network the weights belong to.")
 
@@ -114,10 +119,9 @@ def weights_in(folder: Path) -> Path:
 
 
 def _json(path: Path) -> dict[str, Any]:
+    content = read_regular(path, MAX_BYTES)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"The config {path} cannot be read: {error.strerror}.") from error
+        found = json.loads(content.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is no JSON file; download or copy it again.") from error
     if not isinstance(found, dict):
@@ -131,11 +135,13 @@ def _timm(path: Path, config: dict[str, Any]) -> HubModel:
     options = dict(config.get("model_args") or {})
     refused = [name for name in options if _TIMM_FILES.fullmatch(name)]
     if refused or not re.fullmatch(r"\w[\w.]*", config["architecture"]):
-        what = f"the option {refused[0]}" if refused else f"the architecture {config['architecture']!r}"
+        what = f"the option {printable(refused[0])}" if refused else f"the architecture {printable(config['architecture'])!r}"
         raise InputError(f"{path} asks for {what}, which names other files; remove it or give --arch.")
     size = trained.get("input_size")
     classes = config.get("num_classes", trained.get("num_classes"))
     options = {"num_classes": classes} | options if classes is not None else options
+    if int(options.get("num_classes", 1)) > CLASSES:
+        raise InputError(f"{path} says that the model has more than {CLASSES} classes; it is damaged.")
     channels = int(options.setdefault("in_chans", size[0] if size else 3))
     names = config.get("label_names") or trained.get("label_names") or ()
     if isinstance(names, dict):
@@ -156,7 +162,7 @@ def _transformers(path: Path, config: dict[str, Any]) -> HubModel:
     """https://huggingface.co/docs/transformers/main_classes/configuration; the images' side is in a file of its own."""
     made_for = config.get("architectures") or ["ForImageClassification"]
     if not any("ForImageClassification" in name for name in made_for):
-        raise InputError(f"{path} describes a {made_for[0]}, not an image classifier.")
+        raise InputError(f"{path} describes a {printable(made_for[0])}, not an image classifier.")
     backbone = [name for name in _BACKBONES if config.get(name)]
     if backbone:
         raise InputError(f"{path} asks for another model's weights ({backbone[0]}); give --arch package.module:callable.")

@@ -99,7 +99,7 @@ def shrink(repaired: Victim, mask: Mask) -> Shrunk:
 def _groups(victim: Victim, mask: Mask) -> list[list[tuple[Layer, set[int]]]]:
     """Layers tied channel by channel, each with its pruned channels; groups that lost nothing are left out."""
     groups: dict[int, list[tuple[Layer, set[int]]]] = {}
-    for layer, keep in zip(victim.layers, mask.views().values(), strict=True):
+    for layer, keep in zip(victim.layers, mask.by_layer().values(), strict=True):
         groups.setdefault(layer.group, []).append((layer, set((~keep).nonzero()[:, 0].tolist())))
     return [group for group in groups.values() if any(units for _, units in group)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from onp.data.normalisation import Normalisation
-from onp.errors import InputError, first_line
+from onp.errors import InputError, device_error, first_line
 from onp.model import pt2
 from onp.model.arch_spec import PlainClassifier, likely, network_for
 from onp.model.capture import capture
@@ -20,8 +21,6 @@ from onp.model.checkpoint import Checkpoint, load_into, read_checkpoint, renamed
 from onp.model.hub_config import SPEC, HubModel, hub_model
 from onp.model.layers import Layer, find_layers
 from onp.numerics import strict_float32
-
-__all__ = ["Layer", "Victim", "load_victim", "victim_from_module"]
 
 ROUNDING = 5e-3  # of the spread of logits; a random ResNet-50 of 224x224 reaches 6e-4, dropout of one pixel in fifty 0.1
 
@@ -51,8 +50,8 @@ class Victim:
     input_shape: tuple[int, int, int]  #: C, H, W
     classes: int
     normalisation: Normalisation
-    checkpoint: Checkpoint | None  #: the file it came from; None for a module given directly
-    arch: str
+    checkpoint: Checkpoint | None = None  #: the file it came from; None for a module given directly
+    arch: str = "module"
 
     @property
     def units(self) -> int:
@@ -76,18 +75,29 @@ def victim_from_module(
     classes: int | None = None,
     *,
     device: str | torch.device = "cpu",
-    checkpoint: Checkpoint | None = None,
-    arch: str = "module",
 ) -> Victim:
-    """Builds a Victim from a copy of `model`; `classes` (checked when given) is the width of its logits.
+    """Capture a copy of a network.
 
-    Raises InputError when the network does not take images of `input_shape`, does not give [N, classes] logits, is not
-    deterministic per image, cannot be captured, or has no prunable unit.
+    Args:
+        model: takes normalised images and returns logits.
+        normalisation: of the images.
+        input_shape: C, H, W of an image.
+        classes: the width of the logits, which is checked where it is given.
+        device: where the copy computes, in float32.
+
+    Raises:
+        InputError: the network cannot be copied, does not take images of `input_shape`, does not give [N, classes] logits, is
+            not deterministic per image, cannot be captured, or has no prunable unit.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations inside torch's copy of exported graphs
-        network = copy.deepcopy(model)
-    network = network.to(device=device, dtype=torch.float32).eval()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations inside torch's copy of exported graphs
+            network = copy.deepcopy(model)
+        network = network.to(device=device, dtype=torch.float32).eval()
+    except (Exception, SystemExit) as error:
+        if isinstance(error, RuntimeError) and device_error(error) is not None:
+            raise
+        raise InputError(f"The network cannot be copied or moved to {device} ({first_line(error)}).") from error
     channels, height, width = input_shape
     generator = torch.Generator().manual_seed(0)
     # An odd size for the graph, so that a batch size written into it does not look like a number of channels.
@@ -111,7 +121,7 @@ def victim_from_module(
         reasons = "; ".join(f"{name} {reason}" for name, reason in skipped[:3])
         raise InputError(f"The network has no prunable unit ({reasons or 'no conv or linear layer'}).")
     shape = (int(channels), int(height), int(width))
-    return Victim(network, program, layers, skipped, shape, logits.shape[1], normalisation, checkpoint, arch)
+    return Victim(network, program, layers, skipped, shape, logits.shape[1], normalisation)
 
 
 def _dry_run(network: nn.Module, x: Tensor, normalisation: Normalisation) -> Tensor:
@@ -121,13 +131,15 @@ def _dry_run(network: nn.Module, x: Tensor, normalisation: Normalisation) -> Ten
     with torch.no_grad():
         try:
             logits, again, pair = network(x), network(x), network(x[:2])
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise InputError(f"The network does not take images of shape {shape}: {first_line(error)}.") from error
     if not torch.equal(x, before):
         raise InputError("The network changes its input in place; write x = x - mean in place of x -= mean.")
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != len(x) or logits.shape[1] < 2:
         found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise InputError(f"The network must return logits [N, classes], but for {len(x)} images it returned {found}.")
+    if not logits.is_floating_point():
+        raise InputError(f"The network's logits are {logits.dtype}; make them floating-point numbers.")
     if not torch.isfinite(logits).all():
         raise InputError("The network's logits are not finite numbers, even on random images.")
     if bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones(len(logits), device=logits.device), atol=1e-3):
@@ -152,15 +164,14 @@ def _same(some: Tensor, logits: Tensor) -> bool:
 def _channels(network: nn.Module, input_shape: Sequence[int], normalisation: Normalisation, device: str | torch.device) -> int:
     """1 for 3 or 3 for 1 channels of the images, where the network refuses them and takes the other; else what is given."""
     given, height, width = (int(size) for size in input_shape)
-    network = network.to(device=device, dtype=torch.float32).eval()
 
     def takes(channels: int) -> bool:
         if len(normalisation.mean) not in (1, channels):
             return False
         try:
             with torch.no_grad():
-                network(torch.zeros(2, channels, height, width, device=device))
-        except Exception:  # whatever the user's code raises; `_dry_run` tells what it was
+                network.to(device=device, dtype=torch.float32).eval()(torch.zeros(2, channels, height, width, device=device))
+        except (Exception, SystemExit):  # whatever the user's code raises; `_dry_run` says what it was
             return False
         return True
 
@@ -175,12 +186,18 @@ def load_victim(
     input_shape: Sequence[int],
     device: str | torch.device = "cpu",
 ) -> Victim:
-    """Reads the untrusted checkpoint `path` into the network `arch` and captures it.
+    """Read an untrusted checkpoint into its network and capture it.
 
-    arch: see `onp.model.arch_spec.network_for`; not needed for an exported program (.pt2), which brings its own.
-    input_shape: C, H, W of the images; the victim's has 1 channel in place of 3, or 3 in place of 1, where the network takes
-    only those. Computation is in float32 whatever the checkpoint's dtype.
-    Raises InputError for every checkpoint, architecture or image shape that cannot be used.
+    Args:
+        path: of the checkpoint, or PATH::KEY.
+        arch: see `onp.model.arch_spec.network_for`; not needed for an exported program (.pt2), which brings its own.
+        normalisation: of the images.
+        input_shape: C, H, W of the images; the victim's has 1 channel in place of 3, or 3 in place of 1, where the network
+            takes only those.
+        device: where the network computes, in float32 whatever the checkpoint's dtype.
+
+    Raises:
+        InputError: the checkpoint, the architecture or the shape of the images cannot be used.
     """
     checkpoint = read_checkpoint(path)
     network: nn.Module
@@ -198,4 +215,5 @@ def load_victim(
         stored, checkpoint = checkpoint.state, renamed(checkpoint, network, names)
         load_into(network, checkpoint, spec, lambda: likely(stored))
     input_shape = (_channels(network, input_shape, normalisation, device), *input_shape[1:])
-    return victim_from_module(network, normalisation, input_shape, device=device, checkpoint=checkpoint, arch=name)
+    victim = victim_from_module(network, normalisation, input_shape, device=device)
+    return dataclasses.replace(victim, checkpoint=checkpoint, arch=name)

@@ -79,7 +79,7 @@ def check_saved(victim, mask, before: dict, after: dict) -> None:
     """`after` is `before` with the pruned rows zero and every other bit as it was; it computes what prune() does."""
     assert list(before) == list(after)
     expected = {name: tensor.clone() for name, tensor in before.items()}
-    for layer, view in zip(victim.layers, mask.views().values(), strict=True):
+    for layer, view in zip(victim.layers, mask.by_layer().values(), strict=True):
         for key in (layer.weight, layer.bias, *layer.norm):
             if key is not None:
                 expected[key][~view] = 0

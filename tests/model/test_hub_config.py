@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from onp.data.normalisation import Normalisation
 from onp.defend.config import DefendConfig
 from onp.defend.resolve import with_hub
 from onp.errors import InputError
-from onp.model.hub_config import companions, hub_model, read_config
+from onp.model.hub_config import companions, read_config
 from onp.model.prune import prune, save_checkpoint
 from onp.model.victim import Victim, load_victim
 
@@ -47,11 +48,11 @@ def written(folder: Path, config: object, images: object = None) -> Path:
     return folder / "config.json"
 
 
-def load(config: DefendConfig) -> Victim:
-    hub = hub_model(config.arch)
+def load(folder: Path) -> Victim:
+    config, hub = with_hub(DefendConfig(model=str(folder)))
     assert hub is not None and config.norm is not None and config.image_size is not None
     shape = (hub.channels, config.image_size, config.image_size)
-    return load_victim(str(config.model), config.arch, Normalisation.parse(config.norm), shape)
+    return load_victim(str(config.model), hub, Normalisation.parse(config.norm), shape)
 
 
 def test_a_timm_config(tmp_path):
@@ -114,14 +115,17 @@ def test_configs_that_are_refused(tmp_path, config, message):
 def test_what_options_say_comes_first(tmp_path):
     written(tmp_path, TIMM)
     save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
-    filled = with_hub(DefendConfig(model=str(tmp_path)))
+    filled, hub = with_hub(DefendConfig(model=str(tmp_path)))
+    assert hub == read_config(tmp_path / "config.json")
     assert filled.model == str(tmp_path / "model.safetensors")
     assert filled.arch == f"config:{tmp_path / 'config.json'}" and filled.image_size == 10
     assert filled.norm == "0.5,0.4,0.3/0.2,0.2,0.1"
-    assert with_hub(DefendConfig(model=filled.model)) == filled, "the file stands for its folder"
+    assert with_hub(DefendConfig(model=filled.model)) == (filled, hub), "the file stands for its folder"
     given = DefendConfig(model=filled.model, arch="resnet18", norm="half", image_size=12)
-    assert with_hub(given) == given
-    assert with_hub(DefendConfig(model=filled.model, norm="half")).norm == "half"
+    assert with_hub(given) == (given, None)
+    other = written(tmp_path / "other", TIMM | {"num_classes": 9})
+    assert with_hub(replace(given, arch=f"config:{other}"))[1].options["num_classes"] == 9
+    assert with_hub(DefendConfig(model=filled.model, norm="half"))[0].norm == "half"
 
 
 def test_folders_without_one_file_of_weights(tmp_path):
@@ -164,7 +168,7 @@ def test_a_folder_of_timm(tmp_path, monkeypatch):
     network = create_model("tiny", False, 4, 3, 6).eval()
     # The prefix is the one that transformers' wrapper of timm models adds.
     save_file({"timm_model." + name: tensor for name, tensor in network.state_dict().items()}, tmp_path / "model.safetensors")
-    victim = load(with_hub(DefendConfig(model=str(tmp_path))))
+    victim = load(tmp_path)
     assert victim.arch == "timm tiny" and victim.classes == 4 and victim.units == 6
     images = torch.rand(2, 3, 10, 10)
     torch.testing.assert_close(victim.logits(images), network(victim.normalisation(images)))
@@ -177,7 +181,7 @@ def test_a_missing_package_is_named(tmp_path, monkeypatch):
         written(tmp_path, config, IMAGES)
         save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
         with pytest.raises(InputError, match=f"needs {package}; install it with: pip install {package}"):
-            load(with_hub(DefendConfig(model=str(tmp_path))))
+            load(tmp_path)
 
 
 SIZES = {
@@ -197,7 +201,7 @@ def test_a_folder_of_transformers_and_back(tmp_path, model_type):
     original = auto.from_config(transformers.AutoConfig.for_model(model_type, num_labels=3, **SIZES[model_type])).eval()
     original.save_pretrained(tmp_path / "in")
     (tmp_path / "in" / "preprocessor_config.json").write_text(json.dumps(IMAGES | {"size": 16}))
-    victim = load(with_hub(DefendConfig(model=str(tmp_path / "in"))))
+    victim = load(tmp_path / "in")
     images = torch.rand(2, 3, 16, 16)
     with torch.no_grad():
         torch.testing.assert_close(victim.logits(images), original(victim.normalisation(images)).logits, rtol=1e-4, atol=1e-5)

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import types
 
-import numpy as np
 import pytest
 import torch
 
@@ -21,22 +20,21 @@ def victim(layers=LAYERS):
     )
 
 
-@pytest.mark.parametrize("suffix", [".json", ".npz"])
 @pytest.mark.parametrize("density", [0.0, 0.5, 1.0])
-def test_round_trip(tmp_path, suffix, density):
+def test_round_trip(tmp_path, density):
     mask = Mask.of(victim(), torch.rand(12) < density)
-    mask.save(tmp_path / f"mask{suffix}")
-    loaded = load_mask(tmp_path / f"mask{suffix}", victim())
+    mask.save(tmp_path / "mask.json")
+    loaded = load_mask(tmp_path / "mask.json", victim())
     assert loaded.layers == mask.layers == LAYERS
     assert torch.equal(loaded.keep, mask.keep)
-    assert [file.name for file in tmp_path.iterdir()] == [f"mask{suffix}"]
+    assert [file.name for file in tmp_path.iterdir()] == ["mask.json"]
 
 
-def test_views_and_pruned_agree_with_the_flat_mask():
+def test_layers_and_pruned_agree_with_the_flat_mask():
     keep = torch.tensor([1, 1, 1, 1, 0, 1, 1, 0, 1, 1, 1, 0], dtype=torch.bool)
     mask = Mask.of(victim(), keep)
     assert mask.pruned() == {"layer1.0.conv1": [0, 3], "head.0": [0]}
-    assert torch.equal(torch.cat(list(mask.views().values())), keep)
+    assert torch.equal(torch.cat(list(mask.by_layer().values())), keep)
     assert torch.equal(Mask.from_pruned(LAYERS, mask.pruned()).keep, keep)
     assert Mask.of(victim()).keep.all()
 
@@ -87,6 +85,8 @@ def test_a_mask_of_another_model_is_refused(tmp_path, layers):
         {"layers": [{"name": "stem", "units": 4, "pruned": [True]}]},
         {"layers": [{"name": "stem", "pruned": []}]},
         {"layers": None},
+        {"layers": [{"name": "stem", "units": 2**32, "pruned": []}], "units": 2**32, "pruned_units": 0},
+        {"layers": [{"name": "stem", "units": -1, "pruned": []}]},
     ],
 )
 def test_bad_json_is_refused(tmp_path, change):
@@ -98,12 +98,10 @@ def test_bad_json_is_refused(tmp_path, change):
 
 
 def test_other_files_are_refused(tmp_path):
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="no mask"):
         load_mask(tmp_path / "nothing.json")
-    for name, content in {"a.json": b"{", "b.json": b"[]", "c.npz": b"PK", "d.json": b"\xff\xfe\x00"}.items():
+    for name, content in {"a.json": b"{", "b.json": b"[]", "c.json": b"PK", "d.json": b"\xff\xfe\x00"}.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match="not a mask"):
             load_mask(tmp_path / name)
-    np.savez(tmp_path / "pickled.npz", keep=np.array([{}]), names=np.array(["a"]), units=np.array([1]))
-    with pytest.raises(InputError, match="not a mask"):
-        load_mask(tmp_path / "pickled.npz")
+

@@ -48,7 +48,7 @@ def test_the_smaller_network_answers_as_the_masked_one(arch, tmp_path):
     assert shrunk.removed and shrunk.parameters[1] < shrunk.parameters[0]
     for name, count in shrunk.removed.items():
         assert shrunk.network.get_submodule(name).weight.shape[0] == repaired.model.get_submodule(name).weight.shape[0] - count
-    pruned = {name for name, keep in mask.views().items() if not keep.all()}
+    pruned = {name for name, keep in mask.by_layer().items() if not keep.all()}
     assert pruned <= shrunk.removed.keys() | shrunk.kept.keys(), "every pruned layer is accounted for"
 
 
@@ -103,7 +103,7 @@ def test_without_the_package_one_sentence_says_what_to_install(monkeypatch):
 
 def test_the_report_and_the_folder_hold_it(outcome, tmp_path, report_schema):
     report = replace(outcome.report, shrunk=shrink(outcome.victim, outcome.mask))
-    write_outputs(tmp_path / "out", report, outcome.diagnostics, outcome.mask, outcome.victim)
+    write_outputs(replace(outcome, report=report), str(tmp_path / "out"))
     assert (tmp_path / "out" / "shrunk.pt2").exists()
     document = json.loads((tmp_path / "out" / "report.json").read_text())
     report_schema.validate(document)

@@ -1,23 +1,28 @@
 """`--tune`: training after the pruning, apart from what the pruning alone did."""
 
 import json
+from dataclasses import replace
 
 import torch
 from safetensors.torch import load_file
 
-from onp import defend as module
-from onp.defend import defend
+from onp.defend import run_pipeline
 from onp.defend.config import DefendConfig
 from onp.defend.demos import demo
+from onp.defend.inputs import read_case
+from onp.defend.outputs import write_outputs
+from onp.defend.run import Run
 
 
-def test_tuning_is_reported_apart_and_keeps_pruned_units_at_zero(tmp_path, monkeypatch, report_schema):
-    monkeypatch.setattr(module, "TUNING_PASSES", 1500)
+def test_tuning_is_reported_apart_and_keeps_pruned_units_at_zero(tmp_path, report_schema):
     victim = demo("badnets")
     known = DefendConfig(
         demo="badnets", trigger=str(victim.trigger), preset="fast", tune="ft", out=str(tmp_path / "out"), quiet=True
     )
-    outcome = defend(known)
+    with Run.open(known) as run:
+        run = replace(run, preset=replace(run.preset, tuning_passes=1500))
+        outcome = run_pipeline(read_case(run), run)
+        write_outputs(outcome, known.out)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     report_schema.validate(report)
     assert report["decision"] == "repaired" and report["tuned"]["method"] == "ft" and 0 < report["tuned"]["der"] <= 1

@@ -163,7 +163,7 @@ def test_what_was_pruned_stays_pruned(backdoored, pictures, name):
     mask = Mask.of(victim, keep)
     tuned = tune_pruned(prune(victim, mask), mask, name, pictures, replace(CONFIG, passes=1500))
     state = tuned.model.state_dict()
-    for layer, view in zip(tuned.layers, mask.views().values(), strict=True):
+    for layer, view in zip(tuned.layers, mask.by_layer().values(), strict=True):
         assert not state[layer.weight][~view].any() and bool(state[layer.weight][view].flatten(1).any(1).all())
         assert not any(state[key][~view].any() for key in layer.norm)
 
