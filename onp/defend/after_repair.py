@@ -8,10 +8,9 @@ from onp.defend.report.sections import Tuned
 from onp.defend.run import Run
 from onp.model.mask import Mask
 from onp.model.shrink import Shrunk, shrink
-from onp.model.tuning import TuneConfig, tune_pruned
+from onp.model.tuning import tune_pruned
+from onp.model.tuning.config import TuneConfig
 from onp.model.victim import Victim
-
-TUNING_PASSES = 1_000_000  # images a stage of tuning may process; more than any method's recipe needs for a few hundred
 
 
 def tune_repaired(pruned: Victim, mask: Mask, clean: ImageSet, audit: Audit, run: Run) -> tuple[Victim, Tuned | None]:
@@ -31,7 +30,7 @@ def tune_repaired(pruned: Victim, mask: Mask, clean: ImageSet, audit: Audit, run
     if method is None:
         return pruned, None
     with run.stage("training the repaired network"):
-        settings = TuneConfig(seed=run.seed, passes=TUNING_PASSES, quiet=config.quiet or config.json)
+        settings = TuneConfig(seed=run.seed, passes=run.preset.tuning_passes, quiet=config.quiet or config.json)
         trained = tune_pruned(pruned, mask, method, clean, settings)
         figures = measure_figures(trained, audit.data)
     return trained, Tuned(method, figures, der(audit.before, figures))

@@ -81,7 +81,8 @@ def affordable(victim: Victim, preset: Preset, expensive: float = EXPENSIVE) -> 
         target_augmentations=_half(search.target_augmentations),
     )
     starts = min(detect.starts, FEWEST_STARTS)
-    return Preset(replace(detect, scan=_halved(detect.scan), refine=_halved(detect.refine), starts=starts), search)
+    detect = replace(detect, scan=_halved(detect.scan), refine=_halved(detect.refine), starts=starts)
+    return replace(preset, detect=detect, search=search)
 
 
 def announce(case: Case, run: Run, seconds: float | None = None) -> None:

@@ -12,10 +12,11 @@ from onp.search.setup import SearchConfig
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings of detection and search."""
+    """Settings of detection, search and tuning."""
 
     detect: DetectConfig
     search: SearchConfig
+    tuning_passes: int = 1_000_000  #: images a stage of --tune may process; no recipe needs as many for a few hundred images
 
     def with_objective(self, objective: Objective) -> Preset:
         """The same with another objective of the search."""

@@ -5,11 +5,11 @@ from __future__ import annotations
 from scipy.stats import binomtest
 from torch import Tensor
 
-from onp.errors import first_few
 from onp.data.images import ImageSet
 from onp.defend.report.audit import Audit
 from onp.defend.report.sections import Decision
 from onp.engine.metrics import Share
+from onp.errors import first_few
 from onp.model.checkpoint import Checkpoint
 
 FEW_IMAGES, FEW_CLASSES = 200, 6  # below which detection is called weak

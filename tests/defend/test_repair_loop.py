@@ -1,0 +1,189 @@
+"""Repairs of one class after another, on tiny networks with real backdoors and detections made by hand."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from onp.data.images import joined
+from onp.defend import run_pipeline
+from onp.defend.case import Case
+from onp.defend.config import DefendConfig
+from onp.defend.repair_loop import after_loss, held_out_triggers, repair_targets
+from onp.defend.report.build import decide
+from onp.defend.run import Run
+from onp.detect.anomaly import DetectionScores
+from onp.detect.bn_statistics import bn_statistics
+from onp.detect.scan import scan
+from onp.detect.targets import Detection
+from onp.engine.metrics import attack_success, predictions
+from onp.errors import InputError
+from onp.model.prune import prune
+from onp.numerics import derive_seed
+from onp.resume import Store
+
+
+@pytest.fixture(scope="module")
+def case(small, backdoored):
+    """The tiny victim, whose class 0 is the target of a backdoor that nobody knows."""
+    return replace(small.case(backdoored.victim), known_trigger=None)
+
+
+@pytest.fixture(scope="module")
+def bn(case):
+    return bn_statistics(case.victim, case.searched)
+
+
+@pytest.fixture(scope="module")
+def scores(case, bn, small):
+    """What detection measures."""
+    return scan(case.victim, case.clean, bn, Run(DefendConfig(), small.PRESET).detecting())
+
+
+def with_scores(scores, *values):
+    """The same measurements with other scores by class."""
+    return DetectionScores(scores.log_costs, scores.anomaly_index, values)
+
+
+def a_run(small, share=0.05, **changes):
+    return replace(Run(DefendConfig(max_acc_drop=share, quiet=True), small.PRESET.with_max_acc_drop(share)), **changes)
+
+
+def attack_left(backdoored, victim):
+    (triggered,) = backdoored.score_triggered
+    return attack_success(triggered.labels, predictions(victim.model, triggered.images), 0).value
+
+
+@pytest.fixture(scope="module")
+def clear(case, bn, scores, small):
+    """A clear detection of class 0 and its repair."""
+    detection = Detection(with_scores(scores, 9.0, 5.2, 0.0, 0.0), None, small.PRESET.detect)
+    return detection, repair_targets(case, detection, bn, a_run(small))
+
+
+def test_a_clear_detection_is_one_repair(clear, backdoored, case):
+    _, repairs = clear
+    assert repairs.targets == (0,) and repairs.scores_after == () and repairs.works and decide(repairs) == "repaired"
+    assert torch.equal(repairs.mask.keep, repairs.repairs[0].search.mask.keep)
+    assert attack_left(backdoored, prune(case.victim, repairs.mask)) < 0.3 < 0.8 < attack_left(backdoored, case.victim)
+
+
+def test_no_target_is_no_repair(case, bn, scores, small):
+    nothing = Detection(with_scores(scores, 3.0, 1.0, 0.0, 0.0), None, small.PRESET.detect)
+    assert repair_targets(case, nothing, bn, a_run(small)) is None and decide(None) == "no-backdoor-evidence"
+    assert held_out_triggers(case, nothing, None, bn, a_run(small)) == []
+
+
+def test_the_budget_of_later_repairs_is_what_is_left(case, small, clear):
+    run = a_run(small)
+    whole = run.preset.search.objective
+    assert after_loss(case, case, run) is run
+    keep = torch.ones(case.victim.units, dtype=torch.bool)
+    keep[:16] = False  # the whole first layer
+    ruined = replace(case, victim=prune(case.victim, replace(clear[1].mask, keep=keep)))
+    left = after_loss(case, ruined, run).preset.search.objective
+    assert left.acc_budget == left.counted_acc_drop == 0.0 < whole.counted_acc_drop < whole.acc_budget
+    assert replace(left, acc_budget=whole.acc_budget, counted_acc_drop=whole.counted_acc_drop) == whole
+    # A repair that costs nothing leaves everything.
+    same = replace(case, victim=prune(case.victim, replace(clear[1].mask, keep=torch.ones_like(keep))))
+    assert after_loss(case, same, run).preset.search.objective == whole
+
+
+@pytest.fixture(scope="module")
+def two(case, bn, scores, small):
+    """A second pass with two targets, in which every class reaches the threshold on any network."""
+    config = replace(small.PRESET.detect, threshold=0.0)
+    first, second = with_scores(scores, 6.0, -1.0, 5.5, 0.0), with_scores(scores, 6.0, 5.0, 5.5, 5.4)
+    detection = Detection(first, second, replace(config, scan=replace(config.scan, steps=6)))
+    assert detection.targets == (0, 2, 3)
+    run = a_run(small, 0.2)
+    return detection, run, repair_targets(case, detection, bn, run)
+
+
+def test_a_class_that_still_reaches_the_threshold_is_repaired_on_the_repaired_network(case, two):
+    detection, run, repairs = two
+    assert repairs.targets[0] == 0 and 1 not in repairs.targets, "class 1 was below the threshold in the first pass"
+    assert len(repairs.scores_after) == len(repairs.repairs) - 1 or repairs.works
+    first = repairs.repairs[0].search
+    assert first.works and repairs.scores_after, "the first repair left classes open"
+    repaired = replace(case, victim=prune(case.victim, first.mask))
+    again = derive_seed(derive_seed(run.seed, "target", 1), "second_pass")
+    assert again == run.seed + 10_500
+    settings = replace(run.detecting(), config=detection.deciding_config, seed=again)
+    expected = scan(repaired.victim, case.clean, bn_statistics(repaired.victim, case.searched), settings)
+    assert repairs.scores_after[0].log_costs == expected.log_costs
+    left = [k for k in expected.over(0.0) if k in (2, 3)]
+    assert repairs.targets[1] == left[0], "the one with the highest score is next"
+    together = first.mask.keep.clone()
+    for repair in repairs.repairs[1:]:
+        together &= repair.search.mask.keep
+    assert torch.equal(repairs.mask.keep, together)
+
+
+def test_every_target_has_held_out_triggers_of_its_own(case, bn, clear, small):
+    detection, repairs = clear
+    run = a_run(small)
+    (bank,) = held_out_triggers(case, detection, repairs, bn, run)
+    assert bank.target == 0
+    searched = repairs.repairs[0].search.bank
+    images = case.clean.holdout
+    for ours, theirs in zip(bank.batches(case.victim, images), searched.batches(case.victim, images), strict=False):
+        assert not torch.equal(ours.images, theirs.images), "no decision has seen them"
+
+
+def test_what_one_class_leaves_unrepaired_is_no_repair(case, clear):
+    """A second class whose triggers no mask stops."""
+    _, repairs = clear
+    search = repairs.repairs[0].search
+    hopeless = replace(search, asr_before=float(search.outcome.asr))
+    both = replace(repairs, repairs=(*repairs.repairs, replace(repairs.repairs[0], target=2, search=hopeless)))
+    assert not hopeless.works and not both.works and decide(both) == "not-repairable"
+
+
+def test_a_network_that_cannot_be_repaired_is_left_as_it_is(case, small):
+    """Without any accuracy to give, no mask is acceptable that loses an image."""
+    run = a_run(small, 0.0, preset=small.PRESET.with_max_acc_drop(0.0))
+    impatient = replace(run.preset.search, agent=replace(run.preset.search.agent, max_evaluations=2))
+    outcome = run_pipeline(case, replace(run, preset=replace(run.preset, search=impatient)))
+    report = outcome.report
+    assert report.decision == "not-repairable" and bool(outcome.mask.keep.all()) and report.pruned_count == 0
+    assert outcome.victim is case.victim and report.before is report.after
+    assert report.before.asr_surrogate, "its held-out triggers are measured all the same"
+
+
+class Filled(Store):
+    """A store that lets nothing be computed or kept."""
+
+    def write(self, name, content):
+        raise AssertionError(f"{name} is computed again")
+
+    def append(self, name, line):
+        assert name == "seconds.jsonl", f"{name} is computed again"
+
+
+def test_a_wrong_first_target_is_put_right_and_a_resumed_run_agrees(case, bn, scores, small, backdoored, tmp_path):
+    first, second = with_scores(scores, 4.9, 0.0, 5.0, 0.0), with_scores(scores, 6.0, 0.0, 1.0, 0.0)
+    detection = Detection(first, second, small.PRESET.detect)
+    assert first.predicted_target == 2 and detection.targets == (0,)
+    found = []
+    for kind in (Store, Filled):
+        run = a_run(small, store=kind(tmp_path))
+        run.begin(case)
+        repairs = repair_targets(case, detection, bn, run)
+        banks = held_out_triggers(case, detection, repairs, bn, run)
+        found.append((repairs, banks))
+    (repairs, (bank,)), (again, (same,)) = found
+    assert repairs.works and torch.equal(repairs.mask.keep, again.mask.keep)
+    for one, other in zip(bank.surrogates, same.surrogates, strict=True):
+        assert one.cost == other.cost and one.success == other.success
+    assert attack_left(backdoored, prune(case.victim, repairs.mask)) < 0.3
+
+
+def test_a_run_on_another_case_is_not_continued(case, small, tmp_path):
+    a_run(small, store=Store(tmp_path)).begin(case)
+    a_run(small, store=Store(tmp_path)).begin(case)
+    clean = replace(case.clean, holdout=joined(case.clean.holdout, case.clean.holdout))
+    with pytest.raises(InputError, match="started with another data"):
+        a_run(small, store=Store(tmp_path)).begin(Case(case.victim, clean))
+    with pytest.raises(InputError, match="another max-acc-drop"):
+        a_run(small, 0.1, store=Store(tmp_path)).begin(case)
