@@ -121,7 +121,7 @@ class Run:
     def detecting(self, stage: progress.Stage | None = None) -> DetectRun:
         """What detection and inversion are run with; `stage` shows their steps."""
         run = DetectRun(self.preset.detect, self.seed, store=self.store)
-        return run if stage is None else dataclasses.replace(run, tick=stage.advance)
+        return run if stage is None else dataclasses.replace(run, progress=stage.advance)
 
     @property
     def seconds(self) -> float:

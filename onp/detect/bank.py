@@ -91,7 +91,7 @@ class TargetClass:
 
     label: int
     scores: DetectionScores
-    match: BnMatch | None = None  #: the residual that triggers are to match too; None where it says nothing
+    match: BnMatch | None = None  #: the residual that triggers are to match too; None where there is none
 
 
 def triggered_batch(
@@ -141,7 +141,7 @@ def invert_triggers(
     match = target.match if config.refine.bn_match_weight else None
     pixels, labels = clean.build.pixels().to(victim.device), clean.build.labels.to(victim.device)
     models = tuple(fitting_logits(model) for model in (victim, repaired) if model is not None)
-    unseen = _Unseen(models, clean.score.pixels().to(victim.device), clean.score.labels.to(victim.device), target.label)
+    validation = _Validation(models, clean.score.pixels().to(victim.device), clean.score.labels.to(victim.device), target.label)
     indices = {name: target.scores.anomaly_index[name][target.label] for name in FAMILY_NAMES}
     anomalous = {name: clipped(index) for name, index in indices.items()}
     reliability = 0.0 if match is None else match.reliability
@@ -155,7 +155,7 @@ def invert_triggers(
         if not anomalous[family.name] and match is None:
             continue
         triggers = _with_stronger(invert(family, task, config.refine, run), target.scores.log_costs[family.name])
-        surrogate = _surrogate(triggers, indices[family.name], unseen, match, config.minimum_success)
+        surrogate = _surrogate(triggers, indices[family.name], validation, match, config.minimum_success)
         if surrogate is None:
             continue
         weight = anomalous[family.name] + MATCH_WEIGHT * reliability * max(surrogate.bn_match or 0.0, 0.0) ** 4
@@ -165,7 +165,7 @@ def invert_triggers(
     if anomalous[PGD] or not surrogates:
         radius = pgd_radius(pixels)
         attack = partial(targeted_examples, victim, target=target.label, radius=radius)
-        rate = success_rate(victim.logits, attack, unseen.images, unseen.labels, target.label)
+        rate = success_rate(victim.logits, attack, validation.images, validation.labels, target.label)
         if rate >= config.minimum_success or not surrogates:
             surrogates.append(Surrogate(PGD, target.label, indices[PGD], rate, radius, None, attack))
             weights.append(anomalous[PGD] or 1.0)
@@ -173,7 +173,7 @@ def invert_triggers(
 
 
 @dataclass(frozen=True, eq=False)
-class _Unseen:
+class _Validation:
     """Clean images that no trigger was inverted on, and the networks that triggers must work on."""
 
     models: tuple[Logits, ...]
@@ -183,13 +183,13 @@ class _Unseen:
 
 
 def _surrogate(
-    triggers: InvertedTriggers, index: float, unseen: _Unseen, match: BnMatch | None, minimum_success: float
+    triggers: InvertedTriggers, index: float, validation: _Validation, match: BnMatch | None, minimum_success: float
 ) -> Surrogate | None:
-    """The triggers that lead `minimum_success` of unseen images to the target on every network; None where no trigger does."""
+    """The triggers that lead `minimum_success` of the images to the target on every network; None where no trigger does."""
     rates = [
         min(
-            success_rate(model, partial(triggers.apply, row=row), unseen.images, unseen.labels, unseen.target)
-            for model in unseen.models
+            success_rate(model, partial(triggers.apply, row=row), validation.images, validation.labels, validation.target)
+            for model in validation.models
         )
         for row in range(len(triggers.targets))
     ]
@@ -197,10 +197,10 @@ def _surrogate(
     if not rows:
         return None
     apply = partial(_alternate, triggers, rows)
-    others = unseen.images[unseen.labels != unseen.target]
+    others = validation.images[validation.labels != validation.target]
     return Surrogate(
         family=triggers.family.name,
-        target=unseen.target,
+        target=validation.target,
         anomaly_index=index,
         success=max(rates),
         cost=float(triggers.cost[rows].min()),

@@ -19,8 +19,8 @@ from torch import Tensor, fx
 from onp.data.augment import random_crops
 from onp.data.images import ImageSet
 from onp.model.capture import op_name
+from onp.model.channel_flow import CHANNELWISE
 from onp.model.interpret import constant, run_graph
-from onp.model.layers import CHANNELWISE
 from onp.model.victim import Victim
 
 SHARE = 0.1  # of the training images, assumed to carry the trigger; the residual is divided by it

@@ -37,14 +37,14 @@ class DetectConfig:
         return replace(self, scan=replace(self.scan, steps=steps[0]), refine=replace(self.refine, steps=steps[1]))
 
 
-class Tick(Protocol):
+class ProgressCallback(Protocol):
     """Counts steps as done, as `onp.progress.Stage.advance` does; `known`: an earlier run did them."""
 
     def __call__(self, steps: int = 1, *, known: bool = False) -> None: ...
 
 
-def no_tick(steps: int = 1, *, known: bool = False) -> None:
-    """A `Tick` that shows nothing."""
+def no_progress(steps: int = 1, *, known: bool = False) -> None:
+    """A `ProgressCallback` that shows nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,6 +53,6 @@ class DetectRun:
 
     config: DetectConfig = DetectConfig()
     seed: int = 0
-    tick: Tick = no_tick
+    progress: ProgressCallback = no_progress
     store: Store | None = None  #: where inverted triggers are kept, to resume a run
     values_at_once: int = VALUES_AT_ONCE  #: pixel values in a batch; changes memory and speed only

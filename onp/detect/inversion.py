@@ -67,20 +67,20 @@ def invert(family: Family, task: InversionTask, config: InversionConfig, run: De
     """
     steps = 0
 
-    def tick() -> None:
+    def step_done() -> None:
         nonlocal steps
         steps += 1
-        run.tick()
+        run.progress()
 
     def compute() -> dict[str, Tensor]:
-        best, worked = _optimised(family, task, config, run, tick)
+        best, worked = _optimised(family, task, config, run, step_done)
         with torch.no_grad():
             cost = family.cost(best)
         return dict(zip(family.parameter_names, best, strict=True)) | {"cost": cost, "worked": worked}
 
     values = compute() if run.store is None else run.store.tensors(_key(family, task, config, run), compute)
     if not steps:
-        run.tick(config.steps, known=True)
+        run.progress(config.steps, known=True)
     values = {name: value.to(task.images.device) for name, value in values.items()}
     parameters = tuple(values[name] for name in family.parameter_names)
     return InvertedTriggers(family, task.targets, parameters, values["cost"], values["worked"])
@@ -113,7 +113,7 @@ def _key(family: Family, task: InversionTask, config: InversionConfig, run: Dete
 
 
 def _optimised(
-    family: Family, task: InversionTask, config: InversionConfig, run: DetectRun, tick: Callable[[], None]
+    family: Family, task: InversionTask, config: InversionConfig, run: DetectRun, step_done: Callable[[], None]
 ) -> tuple[tuple[Tensor, ...], Tensor]:
     """Parameters of the best trigger per target, and whether it worked, bool `[G]`."""
     images, targets, match = task.images, task.targets, task.match
@@ -160,7 +160,7 @@ def _optimised(
         optimiser.step()
         if step % 3 == 2:
             weight = torch.where(running > high, weight * 1.5, torch.where(running < low, weight / 1.5, weight))
-        tick()
+        step_done()
     worked = least.isfinite()
     for kept, value in zip(best, parameters, strict=True):
         kept[~worked] = value.detach()[~worked]

@@ -34,7 +34,7 @@ def scan(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectRun) -> Det
     """
     build, score = clean.build, clean.score
     pixels, labels = build.pixels().to(victim.device), build.labels.to(victim.device)
-    unseen, unseen_labels = score.pixels().to(victim.device), score.labels.to(victim.device)
+    validation, validation_labels = score.pixels().to(victim.device), score.labels.to(victim.device)
     classes = tuple(range(victim.classes))
     costs: dict[str, tuple[float, ...]] = {}
     distances = latent_distances(victim, build)
@@ -50,7 +50,7 @@ def scan(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectRun) -> Det
     task = InversionTask((logits,), pixels, labels, classes)
     for family in FAMILIES:
         triggers = invert(family, task, run.config.scan, run)
-        rates = [success_rate(logits, partial(triggers.apply, row=k), unseen, unseen_labels, k) for k in classes]
+        rates = [success_rate(logits, partial(triggers.apply, row=k), validation, validation_labels, k) for k in classes]
         costs[family.name] = log_costs(triggers.cost.cpu(), torch.tensor(rates))
     reached = target_probability(victim, pixels, labels, run.seed, run.config.scan.images)
     costs[PGD] = log_costs(torch.ones_like(reached), reached)

@@ -88,10 +88,10 @@ def detect_targets(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectR
         stages: shows the progress of each pass.
     """
     with stages("detecting the target class", scan_steps(run.config)) as stage:
-        first = scan(victim, clean, bn, replace(run, tick=stage.advance))
+        first = scan(victim, clean, bn, replace(run, progress=stage.advance))
     if not ambiguous(first, run.config.threshold):
         return Detection(first, None, run.config)
     again = replace(run, config=run.config.second_pass(), seed=run.seed + SECOND_PASS_SEED)
     with stages("detecting the target class again, with more steps", scan_steps(again.config)) as stage:
-        second = scan(victim, clean, bn, replace(again, tick=stage.advance))
+        second = scan(victim, clean, bn, replace(again, progress=stage.advance))
     return Detection(first, second, run.config)

@@ -41,7 +41,7 @@ def test_the_weights_of_every_bank_sum_to_1():
 
 def test_only_anomalous_families_are_inverted_and_weigh_by_their_index(backdoored, small):
     clean, steps = split(small.clean_images(), 0), []
-    run = DetectRun(CONFIG, tick=lambda count=1, known=False: steps.append(count))
+    run = DetectRun(CONFIG, progress=lambda count=1, known=False: steps.append(count))
     bank = invert_triggers(backdoored.victim, TargetClass(0, anomalous("patch")), clean, run)
     assert [each.family for each in bank.surrogates] == ["patch"] and sum(bank.weights) == pytest.approx(1)
     assert len(steps) == CONFIG.refine.steps < inversion_steps(CONFIG)

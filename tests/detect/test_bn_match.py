@@ -129,7 +129,7 @@ def test_with_a_match_the_trigger_that_matches_best_is_kept_and_not_the_cheapest
 
 
 def bank_of(victim, clean, match, config=CONFIG):
-    """The bank of class 2, for which no family is anomalous; triggers are inverted and judged on all images."""
+    """The bank of class 2, for which no family is anomalous; triggers are inverted and validated on all images."""
     splits = Splits(clean, clean, clean)
     return invert_triggers(victim, TargetClass(2, NO_ANOMALY, match), splits, DetectRun(config))
 

@@ -120,17 +120,17 @@ def store(tmp_path):
 def test_a_resumed_inversion_is_read_and_counts_its_steps_as_known(store):
     images, labels = corner_images()
     task, config = InversionTask([Corner()], images, labels, (2, 0)), InversionConfig(steps=5, images=4)
-    ticks = []
+    counted = []
 
-    def tick(steps=1, *, known=False):
-        ticks.append((steps, known))
+    def progress(steps=1, *, known=False):
+        counted.append((steps, known))
 
-    first = invert(FAMILY["patch"], task, config, DetectRun(tick=tick, store=store))
-    assert ticks == [(1, False)] * 5
-    ticks.clear()
+    first = invert(FAMILY["patch"], task, config, DetectRun(progress=progress, store=store))
+    assert counted == [(1, False)] * 5
+    counted.clear()
     unusable = InversionTask([None], images, labels, (2, 0))  # a model that cannot be asked
-    second = invert(FAMILY["patch"], unusable, config, DetectRun(tick=tick, store=store))
-    assert ticks == [(5, True)]
+    second = invert(FAMILY["patch"], unusable, config, DetectRun(progress=progress, store=store))
+    assert counted == [(5, True)]
     for one, other in zip(first.parameters, second.parameters, strict=True):
         assert torch.equal(one, other)
     assert torch.equal(first.cost, second.cost) and torch.equal(first.worked, second.worked)
