@@ -25,7 +25,7 @@ from onp.search.setup import batch_of
 PATH_STEPS = 32  # most points of the pruning path
 CHANGED_IMAGES = 24  # most changed images that are shown
 DRAWN_UNITS = 48  # most pruned units in the drawing of the graph
-NEIGHBOURS = 4  # strongest edges drawn for each of them
+NEIGHBOURS = 2  # strongest edges drawn for each of them
 BINS = 10  # of the confidence histogram
 
 

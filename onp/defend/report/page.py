@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
+import re
 from collections import defaultdict
 from dataclasses import dataclass
 from functools import partial
@@ -12,14 +13,14 @@ from pathlib import PurePath
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 from PIL import Image
 from torch import Tensor
 
 from onp.defend.report.diagnostics import NEIGHBOURS, Diagnostics
 from onp.defend.report.environment import hardware, versions
-from onp.defend.report.report import Report
+from onp.defend.report.report import ACC, ASR_CLEAN, RA_TRUE, Report, shares
 from onp.defend.report.sentences import HEADLINES, NEXT_STEPS
-from onp.detect.known_trigger import KNOWN
 from onp.engine.metrics import Share
 
 # Pixels of the longer side, so that a page with many images stays small: of triggers, and of images whose class changed.
@@ -38,6 +39,7 @@ def render(report: Report, diagnostics: Diagnostics) -> str:
     )
     environment.filters["percent"] = lambda value, digits=1: f"{100 * value:.{digits}f}\u202f%"
     environment.filters |= {"png": png, "thumbnail": partial(png, side=THUMBNAIL)}
+    environment.filters["options"] = options
     environment.globals["difference"] = difference
     names = diagnostics.class_names
     # The network may know classes of which no image was given.
@@ -62,6 +64,11 @@ def render(report: Report, diagnostics: Diagnostics) -> str:
         settings={name: value for name, value in settings.items() if value is not None},
         versions=versions() | {name: value for name, value in hardware().items() if value is not None},
     )
+
+
+def options(text: str) -> Markup:
+    """The text, escaped, with the command-line options in it as code."""
+    return Markup(re.sub(r"(?<!\S)(--[a-z][a-z-]*)", r"<code>\1</code>", str(escape(text))))
 
 
 def png(image: Tensor, side: int = PICTURE) -> str:
@@ -92,23 +99,15 @@ class Row:
 
 
 def _rows(report: Report) -> list[Row]:
-    before, after = report.before, report.after
-    table: list[tuple[str, str, bool, Share | None, Share | None]] = [
-        ("Accuracy (ACC)", "clean images that are given their own class", True, before.acc, after.acc)
+    meaning = {
+        ACC: "clean images given their own class",
+        ASR_CLEAN: "other clean images given the target class by mistake",
+        RA_TRUE: "the same images given their own class",
+    }
+    return [
+        Row(name, meaning.get(name, "triggered images given the target class"), name in (ACC, RA_TRUE), before, after)
+        for name, before, after in shares(report.before, report.after)
     ]
-    for family, share in before.asr_surrogate.items():
-        given = family == KNOWN
-        name, origin = (
-            ("ASR, given trigger", "the given trigger") if given else (f"Surrogate ASR, {family}", "triggers of this kind")
-        )
-        text = f"images of other classes that {origin} turn{'s' if given else ''} into the target class"
-        table.append((name, text, False, share, after.asr_surrogate[family]))
-    text = "clean images of other classes that are given the target class anyway: the errors that no repair removes"
-    table.append(("ASR without a trigger", text, False, before.asr_clean, after.asr_clean))
-    text = "images of other classes that the attacker's trigger turns into the target class; used for measuring only"
-    table.append(("ASR, true trigger", text, False, before.asr, after.asr))
-    table.append(("RA, true trigger", "the same triggered images that are given their own class", True, before.ra, after.ra))
-    return [Row(name, text, high, old, new) for name, text, high, old, new in table if old is not None and new is not None]
 
 
 def _highest_surrogate(report: Report) -> tuple[Share, Share] | None:

@@ -14,11 +14,13 @@ from onp.defend.presets import Preset
 from onp.defend.report.audit import Figures, der
 from onp.defend.report.environment import hardware, versions
 from onp.defend.report.sections import BudgetSection, DataSection, Decision, DetectionSection, ModelSection, Tuned
+from onp.detect.known_trigger import KNOWN
 from onp.engine.metrics import Share
 from onp.model.shrink import Shrunk
 
 SCHEMA_VERSION = 1
 WIDTH = 98  # columns of wrapped text
+ACC, ASR_CLEAN, ASR_TRUE, RA_TRUE = "ACC, clean images", "ASR without a trigger", "ASR, true trigger", "RA, true trigger"
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,17 +124,15 @@ class Report:
         return f"{masks} masks evaluated, {self.budget.masks_per_second:.1f} a second, " if masks else ""
 
 
-ASR_CLEAN = "ASR without a trigger"
-
-
 def shares(before: Figures, after: Figures) -> list[tuple[str, Share, Share]]:
     """Name, share before and share after of every figure that was measured, in the order of a table."""
-    rows: list[tuple[str, Share | None, Share | None]] = [("ACC, clean images", before.acc, after.acc)]
+    rows: list[tuple[str, Share | None, Share | None]] = [(ACC, before.acc, after.acc)]
     for family, share in before.asr_surrogate.items():
-        rows.append((f"surrogate ASR, {family}", share, after.asr_surrogate[family]))
+        name = "ASR, known trigger" if family == KNOWN else f"surrogate ASR, {family}"
+        rows.append((name, share, after.asr_surrogate[family]))
     rows.append((ASR_CLEAN, before.asr_clean, after.asr_clean))
-    rows.append(("ASR, true trigger", before.asr, after.asr))
-    rows.append(("RA, true trigger", before.ra, after.ra))
+    rows.append((ASR_TRUE, before.asr, after.asr))
+    rows.append((RA_TRUE, before.ra, after.ra))
     return [(name, old, new) for name, old, new in rows if old is not None and new is not None]
 
 
