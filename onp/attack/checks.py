@@ -9,8 +9,9 @@ import torch
 from onp.attack.config import AttackConfig
 from onp.attack.training import load_weights
 from onp.attack.triggers import TRIGGERS, Trigger
-from onp.data.fingerprint import check_apart, marks
-from onp.data.images import ImageSet, Normalisation
+from onp.data.fingerprint import check_overlap, image_hashes
+from onp.data.images import ImageSet
+from onp.data.normalisation import Normalisation
 from onp.errors import InputError
 from onp.model.archs import build_network
 from onp.model.archs import option as arch_option
@@ -28,7 +29,7 @@ def check(config: AttackConfig, train_set: ImageSet, test_set: ImageSet) -> type
     kind = TRIGGERS.get(config.attack)
     _check_numbers(config, kind)
     _check_images(config, train_set, test_set)
-    check_apart(marks(train_set), len(train_set), test_set, "test images")
+    check_overlap(image_hashes(train_set), len(train_set), test_set, "test images")
     resolve_device(config.device)
     if kind is not None and not kind.all_to_all and bool((test_set.labels == config.target).all()):
         raise InputError("All test images are of the target class, so no ASR can be measured; give images of other classes.")

@@ -16,7 +16,8 @@ from onp.attack.poisoning import choose_poisoned
 from onp.attack.training import load_weights, train
 from onp.attack.triggers import Crafting, CraftingBudget, LabelConsistent, Trigger, load_trigger
 from onp.attack.triggers.label_consistent import perturb
-from onp.data.images import ImageSet, Normalisation
+from onp.data.images import ImageSet
+from onp.data.normalisation import Normalisation
 from onp.errors import InputError
 from onp.files import write_atomically
 from onp.model.archs import build_network

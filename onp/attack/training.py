@@ -19,7 +19,8 @@ from onp.attack.config import AttackConfig
 from onp.attack.poisoning import Poisoner, poisoner_for
 from onp.attack.triggers import Trigger
 from onp.data.augment import shifted
-from onp.data.images import ImageSet, Normalisation
+from onp.data.images import ImageSet
+from onp.data.normalisation import Normalisation
 from onp.errors import InputError
 from onp.model.archs import build_network, option
 from onp.numerics import resolve_device

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from typing import Any
 
 from onp.compare import CompareConfig, compare
 from onp.errors import InputError
@@ -32,10 +31,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    options: dict[str, Any] = vars(parser().parse_args(arguments))
+    config = CompareConfig(**vars(parser().parse_args(arguments)))
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in options.items()}
-    config = CompareConfig(**given)
     try:
         rows = compare(config)
     except InputError as error:

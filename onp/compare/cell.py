@@ -9,22 +9,22 @@ from typing import Any
 import torch
 
 from onp.attack.triggers import load_trigger
-from onp.compare.defences import DefenceConfig, defence
-from onp.compare.defences.pruning import Pruning
-from onp.compare.measure import Truth, truth_of
+from onp.compare.defences import DefenceConfig, Pruning, defence
+from onp.compare.measure import ground_truth, oracle_threshold
 from onp.compare.victims import VictimFiles
-from onp.data.images import ImageSet, Normalisation, load_images
+from onp.data.images import ImageSet, load_images
+from onp.data.normalisation import Normalisation
 from onp.defend import defend
 from onp.defend.config import DefendConfig
 from onp.defend.report.environment import hardware, versions
 from onp.engine.metrics import defence_effectiveness
 from onp.errors import InputError
 from onp.model.mask import Mask
-from onp.model.prune import repair
+from onp.model.prune import prune
 from onp.model.tuning import tune_pruned
 from onp.model.tuning.ft import fine_tuned
 from onp.model.victim import Victim, load_victim
-from onp.numerics import repeatable, strict_float32
+from onp.numerics import repeatable, resolve_device, strict_float32
 
 REACTIVATION_EPOCHS = 5
 
@@ -48,14 +48,14 @@ class Cell:
 
 
 @dataclass(frozen=True, eq=False)
-class Treated:
+class Defended:
     """What a defence made of the victim."""
 
     victim: Victim
     decision: str  #: repaired, or why nothing was changed
     evaluations: int = 0
     mask: Mask | None = None  #: None for a defence that prunes nothing
-    pruning: Pruning | None = None
+    pruning: Pruning | None = None  #: how the mask was chosen, of a baseline defence
 
 
 def run_cell(cell: Cell) -> dict[str, Any]:
@@ -74,51 +74,53 @@ def _run(cell: Cell) -> dict[str, Any]:
     clean, evaluation = load_images(files.clean), load_images(files.evaluation)
     evaluation = evaluation.relabelled(clean.class_names)
     shape = (clean.images.shape[1], clean.images.shape[2], clean.images.shape[3])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    victim = load_victim(files.model, files.arch, Normalisation.parse(files.norm), shape, device)
+    victim = load_victim(files.model, files.arch, Normalisation.parse(files.norm), shape, resolve_device("auto"))
     start = time.monotonic()
-    treated = treat(cell, victim, clean)
+    defended = apply_defence(cell, victim, clean)
     seconds = time.monotonic() - start
 
-    truth = truth_of(victim, evaluation, load_trigger(files.trigger) if files.trigger else None, files.target)
-    before, after = truth.measure(victim.model), truth.measure(treated.victim.model)
+    truth = ground_truth(victim, evaluation, load_trigger(files.trigger) if files.trigger else None, files.target)
+    before, after = truth.figures(victim.model), truth.figures(defended.victim.model)
     row: dict[str, Any] = {f"{name}_before": value for name, value in before.items()} | after
     if "asr" in after:
         row["der"] = defence_effectiveness(before["acc"], after["acc"], before["asr"], after["asr"])
-    again = fine_tuned(treated.victim, clean, DefenceConfig(seed=cell.seed), REACTIVATION_EPOCHS, "re-activation").eval()
-    row |= {f"{name}_reactivated": value for name, value in truth.measure(again).items() if name in ("acc", "asr")}
-    row |= {"decision": treated.decision, "seconds": seconds, "evaluations": treated.evaluations, "units": victim.units}
+    again = fine_tuned(defended.victim, clean, DefenceConfig(seed=cell.seed), REACTIVATION_EPOCHS, "re-activation").eval()
+    row |= {f"{name}_reactivated": value for name, value in truth.figures(again).items() if name in ("acc", "asr")}
+    row |= {"decision": defended.decision, "seconds": seconds, "evaluations": defended.evaluations, "units": victim.units}
     row["where"] = ", ".join(f"{name} {value}" for name, value in (hardware() | versions()).items())
-    if treated.mask is not None:
-        row["pruned"] = int((~treated.mask.keep).sum())
-    if treated.pruning is not None and treated.pruning.curve is not None:
-        row |= peek(victim, truth, treated.pruning, before, cell.max_acc_drop)
+    if defended.mask is not None:
+        row["pruned"] = int((~defended.mask.keep).sum())
+    if defended.pruning is not None and defended.pruning.curve is not None:
+        row |= oracle_threshold(victim, truth, defended.pruning, cell.max_acc_drop)
     return row
 
 
 @repeatable()
-def treat(cell: Cell, victim: Victim, clean: ImageSet) -> Treated:
-    """Run the defence; it sees the victim and the clean images. On a GPU the peers train in TF32, as their own code does."""
+def apply_defence(cell: Cell, victim: Victim, clean: ImageSet) -> Defended:
+    """Run the defence; it sees the victim and the clean images.
+
+    On a GPU the baseline defences train in TF32, as their own code does.
+    """
     name, _, tuning = cell.defence.partition("+")
-    config = DefenceConfig(seed=cell.seed, passes=cell.passes, max_acc_drop=cell.max_acc_drop, preset=cell.preset)
+    config = DefenceConfig(seed=cell.seed, passes=cell.passes, max_acc_drop=cell.max_acc_drop)
     if name == "onp":
-        treated = _onp(cell)
+        defended = _onp(cell)
     else:
-        pruning = defence(name)(victim, clean, config)
-        if isinstance(pruning, Victim):
+        made = defence(name, cell.preset)(victim, clean, config)
+        if isinstance(made, Victim):
             if tuning:
                 raise InputError(f"The defence '{name}' trains already, so it takes no +{tuning}.")
-            return Treated(pruning, "tuned")
-        decision = "repaired" if not bool(pruning.mask.keep.all()) else "nothing pruned"
-        treated = Treated(repair(victim, pruning.mask), decision, pruning.evaluations, pruning.mask, pruning)
-    # A defence that saw no backdoor has nothing to tune away.
-    if tuning and treated.mask is not None and treated.decision == "repaired":
-        tuned = tune_pruned(treated.victim, treated.mask, tuning, clean, config)
-        return Treated(tuned, treated.decision, treated.evaluations, treated.mask)
-    return treated
+            return Defended(made, "tuned")
+        decision = "repaired" if not bool(made.mask.keep.all()) else "nothing pruned"
+        defended = Defended(prune(victim, made.mask), decision, made.evaluations, made.mask, made)
+    # A defence that detected no backdoor has nothing to tune away.
+    if tuning and defended.mask is not None and defended.decision == "repaired":
+        tuned = tune_pruned(defended.victim, defended.mask, tuning, clean, config)
+        return Defended(tuned, defended.decision, defended.evaluations, defended.mask)
+    return defended
 
 
-def _onp(cell: Cell) -> Treated:
+def _onp(cell: Cell) -> Defended:
     files = cell.victim
     outcome = defend(
         DefendConfig(
@@ -133,31 +135,4 @@ def _onp(cell: Cell) -> Treated:
         )
     )
     report = outcome.report
-    return Treated(outcome.victim, report.decision, report.budget.evaluations, outcome.mask)
-
-
-def peek(victim: Victim, truth: Truth, pruning: Pruning, untouched: dict[str, float], max_acc_drop: float) -> dict[str, Any]:
-    """The curve on test images, and the oracle: the lowest test ASR at a test ACC within the budget.
-
-    No defence may choose its threshold like this; it shows what the clean-only rule loses.
-    """
-    curve = pruning.curve
-    assert curve is not None
-    acc, asr = truth.along(victim, curve)
-    row: dict[str, Any] = {
-        "threshold": None if pruning.chosen is None else curve.thresholds[pruning.chosen],
-        "curve": {
-            "threshold": curve.thresholds,
-            "pruned": (~curve.masks).sum(1).tolist(),
-            "acc_held_out": pruning.acc,
-            "acc": acc,
-            "asr": asr,
-        },
-    }
-    if asr:
-        points: list[tuple[float, float, float | None]] = [(untouched["asr"], untouched["acc"], None)]
-        points += [
-            (asr[i], acc[i], t) for i, t in enumerate(curve.thresholds) if untouched["acc"] - acc[i] <= max_acc_drop + 1e-9
-        ]
-        row["asr_oracle"], row["acc_oracle"], row["threshold_oracle"] = min(points, key=lambda point: point[0])
-    return row
+    return Defended(outcome.victim, report.decision, report.budget.evaluations, outcome.mask)

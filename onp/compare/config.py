@@ -7,17 +7,18 @@ from dataclasses import dataclass
 import torch
 
 from onp.attack.triggers import TRIGGERS
-from onp.compare.defences import PRUNERS, TUNERS, defence
-from onp.data.images import Normalisation
+from onp.compare.defences import PRUNERS, SEARCHES, TUNERS, defence, defence_names
+from onp.data.normalisation import Normalisation
 from onp.defend.presets import PRESETS
 from onp.errors import InputError
 from onp.model.archs import build_network
 from onp.model.tuning import TUNERS as TUNING_METHODS
+from onp.numerics import check_max_acc_drop, check_seed
 from onp.options import option
 
 BUNDLED = "bundled"
 MOST_THREADS = 1024  # more than any machine has; torch would start them all
-DEFENCES = ("onp", *PRUNERS, "fp+ft", *TUNERS)
+DEFENCES = ("onp", *PRUNERS, *SEARCHES, "fp+ft", *TUNERS)
 # Options that every cell of one table must share; attacks, defences, networks, data and seeds may grow.
 SHARED = ("preset", "max_acc_drop", "passes", "clean", "evaluation", "epochs", "victim_seed", "threads")
 
@@ -27,50 +28,82 @@ class CompareConfig:
     """Which victims, which defences, and how they are measured."""
 
     out: str = option(
-        "", "folder of the table; the same command continues a killed run, more names add cells", metavar="DIR", required=True
+        "",
+        "folder of the table; the same command continues a killed run, more names add cells",
+        metavar="DIR",
+        required=True,
+        group="output",
     )
     victims: tuple[str, ...] = option(
         (),
         "ready victims: folders written by onp.attack (with --test-data), or 'bundled' for the embedded ones "
         "(default without --attacks)",
         metavar="DIR",
+        group="the victims",
     )
     attacks: tuple[str, ...] = option(
-        (), "attacks to train victims with; 'none' trains a clean network, whose repairs are false ones", metavar="NAME"
+        (),
+        "attacks to train victims with; 'none' trains a clean network, whose repairs are false ones",
+        metavar="NAME",
+        group="the victims",
     )
     defences: tuple[str, ...] = option(
         DEFENCES,
-        "onp, a peer, package.module:callable for one of your own, or a pruning followed by a tuning, such as clp+ft-sam",
+        "onp, a baseline defence, package.module:callable for one of your own, or a pruning followed by a tuning, such as "
+        "clp+ft-sam",
         metavar="NAME",
+        group="the defences",
     )
     archs: tuple[str, ...] = option(
-        ("preact_resnet18:width=16",), "built-in networks; classes= and channels= follow the data", metavar="SPEC"
+        ("preact_resnet18:width=16",),
+        "built-in networks; classes= and channels= follow the data",
+        metavar="SPEC",
+        group="the victims",
     )
-    data: tuple[str, ...] = option((), "training images of the victims, one or several sets", metavar="PATH")
+    data: tuple[str, ...] = option(
+        (), "training images of the victims, one or several sets", metavar="PATH", group="the victims"
+    )
     test_data: tuple[str, ...] = option(
         (),
         "images the victims were not trained on, for each --data: some for the defences, the rest for measuring",
         metavar="PATH",
+        group="the victims",
     )
-    norm: tuple[str, ...] = option(("cifar10",), "normalisation for each --data, or one for all", metavar="NAME")
-    seeds: tuple[int, ...] = option((0,), "seeds of the defences: split, initial values, order", metavar="N", type=int)
-    victim_seed: int = option(0, "seed of the victims' training", metavar="N")
-    epochs: int = option(20, "epochs of the victims' training", metavar="N")
-    clean: int = option(500, "clean images a defence gets (bundled victims bring their own)", metavar="N")
-    evaluation: int = option(2000, "other images to measure on, at most", metavar="N")
-    preset: str = option("default", "of onp and of the search baselines", choices=tuple(PRESETS))
-    max_acc_drop: float = option(0.01, "accuracy that a repair may cost, as a share of the images", metavar="SHARE")
+    norm: tuple[str, ...] = option(
+        ("cifar10",), "normalisation for each --data, or one for all", metavar="NAME", group="the victims"
+    )
+    seeds: tuple[int, ...] = option(
+        (0,), "seeds of the defences: split, initial values, order", metavar="N", type=int, group="the defences"
+    )
+    victim_seed: int = option(0, "seed of the victims' training", metavar="N", group="the victims")
+    epochs: int = option(20, "epochs of the victims' training", metavar="N", group="the victims")
+    clean: int = option(
+        500, "clean images a defence gets (bundled victims bring their own)", metavar="N", group="the measurement"
+    )
+    evaluation: int = option(2000, "other images to measure on, at most", metavar="N", group="the measurement")
+    preset: str = option("default", "of onp and of the search baselines", choices=tuple(PRESETS), group="the defences")
+    max_acc_drop: float = option(
+        0.01, "accuracy that a repair may cost, as a share of the images", metavar="SHARE", group="the defences"
+    )
     passes: int = option(
-        200_000, "images each stage of a peer may send forward and backward; longer recipes are cut short", metavar="N"
+        200_000,
+        "images each stage of a baseline defence may send forward and backward; longer recipes are cut short",
+        metavar="N",
+        group="the defences",
     )
-    threads: int = option(0, "threads of a cell (0: as many as torch takes); part of what a result depends on", metavar="N")
+    threads: int = option(
+        0, "threads of a cell (0: as many as torch takes); part of what a result depends on", metavar="N", group="the machine"
+    )
     ray: str | None = option(
-        None, "run cells through Ray: auto, or the address of a cluster that sees --out", metavar="ADDRESS"
+        None, "run cells through Ray: auto, or the address of a cluster that sees --out", metavar="ADDRESS", group="the machine"
     )
     gpu_share: float = option(
-        1.0, "with --ray and GPUs: what a cell takes of one, 0.25 for four cells on each; 0 computes without", metavar="SHARE"
+        1.0,
+        "with --ray and GPUs: what a cell takes of one, 0.25 for four cells on each; 0 computes without",
+        metavar="SHARE",
+        group="the machine",
     )
-    quiet: bool = option(False, "no progress")
+    quiet: bool = option(False, "no progress", group="output")
 
     def settings(self) -> dict[str, object]:
         """What all cells of one table share."""
@@ -89,9 +122,9 @@ class CompareConfig:
         for name in ("clean", "evaluation", "epochs", "passes"):
             if getattr(self, name) < 1:
                 raise InputError(f"--{name} must be at least 1, not {getattr(self, name)}.")
-        for flag, value in (*(("--seeds", seed) for seed in self.seeds), ("--victim-seed", self.victim_seed)):
-            if not 0 <= value < 2**31:
-                raise InputError(f"{flag} takes numbers from 0 to {2**31 - 1}, not {value}.")
+        for seed in self.seeds:
+            check_seed(seed, "--seeds")
+        check_seed(self.victim_seed, "--victim-seed")
         if not 0 <= self.threads <= MOST_THREADS:
             raise InputError(f"--threads is a number up to {MOST_THREADS}, 0 for as many as torch takes, not {self.threads}.")
         for attack in self.attacks:
@@ -102,8 +135,7 @@ class CompareConfig:
                 build_network(arch)
         for norm in self.norm:
             Normalisation.parse(norm)
-        if not 0 <= self.max_acc_drop < 1:
-            raise InputError(f"--max-acc-drop is a share of the images, 0.01 for one point, not {self.max_acc_drop}.")
+        check_max_acc_drop(self.max_acc_drop)
         if not 0 <= self.gpu_share <= 1:
             raise InputError(f"--gpu-share is a share of one GPU, 0.25 for a quarter, not {self.gpu_share}.")
         if self.preset not in PRESETS:
@@ -123,10 +155,10 @@ class CompareConfig:
 def check_defence(name: str) -> None:
     """Raises InputError unless `name` is a defence, or a pruning and a tuning joined by +."""
     first, plus, second = name.partition("+")
-    prunes = first == "onp" or first in PRUNERS or ":" in first
+    prunes = first == "onp" or first in PRUNERS or first in SEARCHES or ":" in first
     if not (prunes and (not plus or second in TUNING_METHODS)) and not (first in TUNERS and not plus):
         raise InputError(
-            f"There is no defence '{name}'; choose from onp, {', '.join((*PRUNERS, *TUNERS))}, package.module:callable, or "
+            f"There is no defence '{name}'; choose from onp, {', '.join(defence_names())}, package.module:callable, or "
             f"PRUNING+TUNING with one of {', '.join(TUNING_METHODS)}."
         )
     if ":" in first:

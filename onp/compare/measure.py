@@ -28,20 +28,23 @@ class GroundTruth:
 
     def figures(self, model: nn.Module) -> dict[str, float]:
         """ACC; with a trigger ASR and RA on the images whose class is not the goal, and the ASR without the trigger."""
-        triggered = [] if self.triggered is None else [TriggeredBatch("trigger", self.triggered, self.labels, self.goals)]
-        found = measure(model, [Batch(self.clean, self.labels)], self.goals, triggered)
-        figures = {"acc": found.acc.value}
-        if found.asr is not None and found.ra is not None and found.asr_clean is not None:
-            figures |= {"asr": found.asr.value, "ra": found.ra.value, "asr_untriggered": found.asr_clean.value}
+        clean, goals = [Batch(self.clean, self.labels)], None if self.triggered is None else self.goals
+        measured = measure(model, clean, goals, self._attacks())
+        figures = {"acc": measured.acc.value}
+        if measured.asr is not None and measured.ra is not None and measured.asr_clean is not None:
+            figures |= {"asr": measured.asr.value, "ra": measured.ra.value, "asr_untriggered": measured.asr_clean.value}
         return figures
 
     def along(self, victim: Victim, curve: Curve) -> tuple[list[float], list[float]]:
         """Test ACC and ASR of every mask of a curve; no ASR without a trigger."""
-        batches = []
-        if self.triggered is not None:
-            batches.append(TriggeredBatch("trigger", self.triggered, self.labels, self.goals))
-        scores = Evaluator(victim, Batch(self.clean, self.labels), batches).score(curve.masks)
-        return scores.acc.tolist(), scores.asr[:, 0].tolist() if batches else []
+        attacks = self._attacks()
+        scores = Evaluator(victim, Batch(self.clean, self.labels), attacks).score(curve.masks)
+        return scores.acc.tolist(), scores.asr[:, 0].tolist() if attacks else []
+
+    def _attacks(self) -> list[TriggeredBatch]:
+        if self.triggered is None:
+            return []
+        return [TriggeredBatch("trigger", self.triggered, self.labels, self.goals)]
 
 
 def ground_truth(victim: Victim, images: ImageSet, trigger: Trigger | None, target: int) -> GroundTruth:

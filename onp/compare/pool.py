@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -17,53 +18,22 @@ Result = TypeVar("Result")
 RETRIES = 3  # of a task whose worker died
 
 
-def run_all(
-    task: Callable[[Item], Result], items: Sequence[Item], ray: str | None = None, threads: int = 1, gpu_share: float = 1.0
-) -> Iterator[tuple[Item, Result | Exception]]:
-    """Yields every item with its result, or with the exception that its task raised, as they are done.
+@dataclass(frozen=True)
+class Workers:
+    """Who runs the tasks."""
 
-    ray: None runs them here in order; "auto" takes the cluster that runs on this machine or starts one; else its address.
-    There each task takes `threads` CPUs and, where there are GPUs, `gpu_share` of one and its memory; one whose worker is
-    killed starts again, `RETRIES` times at most.
-    Raises InputError where Ray is asked for and cannot be used.
-    """
-    if not items:
-        return
-    if ray is None:
-        for item in items:
-            try:
-                result: Result | Exception = task(item)
-            except Exception as error:
-                result = error
-            yield item, result
-        return
-    with _cluster(ray) as cluster:
-        # A worker that asks for no GPU sees none.
-        share = gpu_share if cluster.cluster_resources().get("GPU", 0) else 0.0
-        options = {"num_cpus": max(1, threads), "num_gpus": share, "max_retries": RETRIES}
-        remote = cluster.remote(_within).options(**options)
-        waiting = {remote.remote(share, task, item): item for item in items}
-        while waiting:
-            (done,), _ = cluster.wait(list(waiting), num_returns=1)
-            try:
-                result = cluster.get(done)
-            except cluster.exceptions.RayTaskError as error:
-                result = error.cause if isinstance(error.cause, Exception) else error
-            except cluster.exceptions.RayError as error:
-                result = error
-            yield waiting.pop(done), result
-
-
-def _within(share: float, task: Callable[[Item], Result], item: Item) -> Result:
-    """`task(item)` in a process that takes no more than `share` of a GPU's memory."""
-    if 0 < share < 1 and torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(share)
-    return task(item)
+    ray: str | None = None  #: None: this process; "auto": the cluster of this machine, started where none runs; else an address
+    threads: int = 1  #: CPUs that a task takes of a cluster
+    gpu_share: float = 1.0  #: what a task takes of a GPU and its memory, where a cluster has GPUs
 
 
 @contextmanager
-def _cluster(address: str) -> Iterator[Any]:
-    """The ray module, connected; disconnected afterwards where it was not connected before."""
+def connected(address: str) -> Iterator[Any]:
+    """The ray module, connected to a cluster; disconnected afterwards where it was not connected before.
+
+    Raises:
+        InputError: Ray is not installed, or there is no such cluster.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
@@ -83,3 +53,57 @@ def _cluster(address: str) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def run_all(
+    task: Callable[[Item], Result],
+    items: Sequence[Item],
+    workers: Workers = Workers(),
+    connect: Callable[[str], AbstractContextManager[Any]] = connected,
+) -> Iterator[tuple[Item, Result | Exception]]:
+    """Run a task on every item; a failed one does not stop the others.
+
+    Args:
+        task: importable by the workers of a cluster. One whose worker is killed starts again, `RETRIES` times at most.
+        items: what it is called with.
+        workers: who runs it.
+        connect: from an address, the ray module in a context in which it is connected.
+
+    Yields:
+        Each item with its result, or with the exception that its task raised, as they are done.
+
+    Raises:
+        InputError: Ray is asked for and cannot be used.
+    """
+    if not items:
+        return
+    if workers.ray is None:
+        for item in items:
+            try:
+                result: Result | Exception = task(item)
+            except Exception as error:
+                result = error
+            yield item, result
+        return
+    with connect(workers.ray) as cluster:
+        # A worker that asks for no GPU sees none.
+        share = workers.gpu_share if cluster.cluster_resources().get("GPU", 0) else 0.0
+        options = {"num_cpus": max(1, workers.threads), "num_gpus": share, "max_retries": RETRIES}
+        remote = cluster.remote(_within_share).options(**options)
+        waiting = {remote.remote(share, task, item): item for item in items}
+        while waiting:
+            (done,), _ = cluster.wait(list(waiting), num_returns=1)
+            try:
+                result = cluster.get(done)
+            except cluster.exceptions.RayTaskError as error:
+                result = error.cause if isinstance(error.cause, Exception) else error
+            except cluster.exceptions.RayError as error:
+                result = error
+            yield waiting.pop(done), result
+
+
+def _within_share(share: float, task: Callable[[Item], Result], item: Item) -> Result:
+    """`task(item)` in a process that takes no more than `share` of a GPU's memory."""
+    if 0 < share < 1 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(share)
+    return task(item)

@@ -6,14 +6,15 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from onp.attack import AttackConfig, attack
 from onp.attack.folder import UNFINISHED
 from onp.compare.config import BUNDLED, CompareConfig
-from onp.compare.datasets import Cuts, short, slug
-from onp.data.digest import digest
-from onp.data.fingerprint import check_apart, marks
-from onp.data.images import Normalisation, load_images
+from onp.compare.datasets import Datasets, short_name, slug
+from onp.data.fingerprint import check_overlap, fingerprint, image_hashes
+from onp.data.images import load_images
+from onp.data.normalisation import Normalisation
 from onp.defend.demos import DEMOS, demo
 from onp.errors import InputError
 from onp.model.archs import option as arch_option
@@ -21,7 +22,7 @@ from onp.model.archs import option as arch_option
 
 @dataclass(frozen=True)
 class VictimFiles:
-    """Where a victim and its images lie, and what is known of its attack; the attack is for measuring only."""
+    """Where a victim and its images lie, and its attack; the attack is for measuring only."""
 
     name: str
     attack: str  #: none for a clean network
@@ -37,121 +38,135 @@ class VictimFiles:
 
 @dataclass(frozen=True)
 class Training:
-    """A victim to be trained: `onp.attack` with these."""
+    """A victim to be trained, and where its files will lie."""
 
     config: AttackConfig
     fingerprint: str  #: of the training images
+    files: VictimFiles
+
+    @property
+    def done(self) -> bool:
+        """Whether the victim is there already: its card is written last."""
+        return (Path(self.config.out) / "card.json").exists()
 
 
-def bundled() -> list[VictimFiles]:
+def bundled_victims() -> list[VictimFiles]:
     """The embedded victims."""
-    found = []
+    victims = []
     for name in DEMOS:
-        folder = demo(name).model.parent
-        found.append(_from_card(read_card(folder), name, folder, "fashion-mnist", demo(name).clean, demo(name).evaluation))
-    return found
+        folder, images = demo(name).model.parent, (demo(name).clean, demo(name).evaluation)
+        victims.append(_with_card(folder, read_card(folder), name, "fashion-mnist", images))
+    return victims
 
 
-def ready(config: CompareConfig, cuts: Cuts) -> list[VictimFiles]:
+def ready_victims(config: CompareConfig, datasets: Datasets) -> list[VictimFiles]:
     """The victims named by `config.victims`; the default where nothing is to be trained is the embedded ones.
 
-    Raises InputError for a folder that onp.attack did not write, and for ready victims without images to measure with.
+    Raises:
+        InputError: a folder that onp.attack did not write, or ready victims without images to measure with.
     """
     names = config.victims or (() if config.attacks else (BUNDLED,))
-    found: list[VictimFiles] = []
+    victims: list[VictimFiles] = []
     for name in names:
         if name == BUNDLED:
-            found += bundled()
+            victims += bundled_victims()
             continue
         if len(config.test_data) != 1:
             raise InputError("--victims DIR needs one --test-data: images that the victims were not trained on.")
-        card, test_data = read_card(Path(name)), config.test_data[0]
+        folder, test_data = Path(name), config.test_data[0]
+        card = read_card(folder)
         channels = arch_option(card["arch"], "channels", 3)
         if "sample" in card:
-            images = cuts.read(test_data, channels)
-            check_apart(card["sample"].split(), card["train_images"], images, f"images of --test-data {test_data}")
-        clean, evaluation = cuts.cut(test_data, channels, tuple(card.get("class_names") or ()))
-        found.append(_from_card(card, Path(name).absolute().name, Path(name), short(test_data), clean, evaluation))
-    return found
+            images = datasets.read(test_data, channels)
+            check_overlap(card["sample"].split(), card["train_images"], images, f"images of --test-data {test_data}")
+        splits = datasets.split(test_data, channels, tuple(card.get("class_names") or ()))
+        victims.append(_with_card(folder, card, folder.absolute().name, short_name(test_data), splits))
+    return victims
 
 
-def trainings(config: CompareConfig, folder: Path, cuts: Cuts) -> list[tuple[Training, VictimFiles]]:
-    """The victims of `config.attacks` x archs x data, to be trained where their card is missing.
+def planned_trainings(config: CompareConfig, datasets: Datasets) -> list[Training]:
+    """The victims of `config.attacks` x archs x data, each trained once in the table's folder.
 
-    Raises InputError for whatever would make every training fail, and where a victim of that name was trained with others.
+    Raises:
+        InputError: something that would make every training fail, or a victim of that name trained with other settings.
     """
-    plans = []
+    trainings = []
     for index, (data, test_data) in enumerate(zip(config.data, config.test_data, strict=True) if config.attacks else ()):
         norm = config.norm[index if len(config.norm) > 1 else 0]
-        for arch in config.archs:
-            channels = arch_option(arch, "channels", cuts.read(test_data).images.shape[1])
-            arch, images, clean, evaluation = _fitted(arch, norm, data, test_data, channels, cuts)
-            for attack_name in config.attacks:
-                name = slug(f"{attack_name}-{arch}-{short(data)}-{config.victim_seed}")
-                out = folder / "victims" / name
-                attack_config = AttackConfig(
+        for given in config.archs:
+            channels = arch_option(given, "channels", datasets.read(test_data).images.shape[1])
+            pair = data, test_data
+            arch, class_names = _fitted(given, norm, pair, channels, datasets)
+            clean, evaluation = datasets.split(test_data, channels, class_names)
+            images = datasets.training_fingerprint(data, channels)
+            for name in config.attacks:
+                slugged = slug(f"{name}-{arch}-{short_name(data)}-{config.victim_seed}")
+                folder = Path(config.out) / "victims" / slugged
+                recipe = AttackConfig(
                     data=data,
                     test_data=test_data,
-                    out=str(out),
+                    out=str(folder),
                     quiet=True,
-                    attack=attack_name,
+                    attack=name,
                     arch=arch,
                     norm=norm,
                     epochs=config.epochs,
                     seed=config.victim_seed,
                 )
-                trigger = None if attack_name == "none" else str(out / "trigger.safetensors")
                 files = VictimFiles(
-                    name,
-                    attack_name,
-                    arch,
-                    short(data),
-                    norm,
-                    attack_config.target,
-                    str(out / "model.safetensors"),
-                    trigger,
-                    str(clean),
-                    str(evaluation),
+                    name=slugged,
+                    attack=name,
+                    arch=arch,
+                    data=short_name(data),
+                    norm=norm,
+                    target=recipe.target,
+                    model=str(folder / "model.safetensors"),
+                    trigger=None if name == "none" else str(folder / "trigger.safetensors"),
+                    clean=str(clean),
+                    evaluation=str(evaluation),
                 )
-                training = Training(attack_config, images)
-                _check_kept(training)
-                plans.append((training, files))
-    return plans
+                trainings.append(Training(recipe, images, files))
+                _check_begun(trainings[-1])
+    return trainings
 
 
-def _fitted(arch: str, norm: str, data: str, test_data: str, channels: int, cuts: Cuts) -> tuple[str, str, Path, Path]:
-    """A network's spec with the classes and channels of its images, the training images' digest, and the test set's cut."""
-    train_set, test_set = cuts.read(data, channels), cuts.read(test_data, channels)
+def _fitted(arch: str, norm: str, pair: tuple[str, str], channels: int, datasets: Datasets) -> tuple[str, tuple[str, ...]]:
+    """A network's spec with the classes and channels of its images, and the names of their classes.
+
+    pair: paths of the training and the test images.
+    """
+    data, test_data = pair
+    train_set, test_set = (datasets.read(path, channels) for path in pair)
     if train_set.images.shape[1:] != test_set.images.shape[1:]:
         raise InputError(f"The images of --data {data} and --test-data {test_data} are of different sizes; give sets of one.")
     if len(Normalisation.parse(norm).mean) not in (1, channels):
         raise InputError(
             f"--norm {norm} is not for images of {channels} channels, as those of {data} are taken; give another, such as half."
         )
-    check_apart(marks(train_set), len(train_set), test_set, f"images of --test-data {test_data}")
-    clean, evaluation = cuts.cut(test_data, channels, train_set.class_names)
+    check_overlap(image_hashes(train_set), len(train_set), test_set, f"images of --test-data {test_data}")
     classes = max(len(train_set.class_names), int(train_set.labels.max()) + 1, int(test_set.labels.max()) + 1)
     for key, value in (("classes", classes), ("channels", channels)):
         if f"{key}=" not in arch:
             arch += f"{',' if ':' in arch else ':'}{key}={value}"
     if arch_option(arch, "classes", 10) < classes:
         raise InputError(f"The images of --data {data} are of {classes} classes; leave classes= out of --archs, or give that.")
-    return arch, cuts.training(data, channels), clean, evaluation
+    return arch, train_set.class_names
 
 
-def _check_kept(training: Training) -> None:
-    """Raises InputError where the victim's folder lacks a file, or holds one of other images or another normalisation."""
-    if trained(training):
-        _whole(Path(training.config.out), training.config.attack)
-    kept: dict[str, object] = {}
-    for path in (Path(training.config.out) / "card.json", Path(training.config.out) / UNFINISHED / "settings.json"):
+def _check_begun(training: Training) -> None:
+    """Raise InputError where the victim's folder lacks a file, or holds one of other images or another normalisation."""
+    out = Path(training.config.out)
+    if training.done:
+        _trigger_file(out, training.config.attack)
+    begun: dict[str, object] = {}
+    for path in (out / "card.json", out / UNFINISHED / "settings.json"):
         try:
-            kept |= json.loads(path.read_text()) if path.exists() else {}
+            begun |= json.loads(path.read_text()) if path.exists() else {}
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} is damaged; delete its folder, and the victim is trained again.") from error
-    for name, what, asked in (("norm", "--norm", training.config.norm), ("data", "images as --data", training.fingerprint)):
-        if kept.get(name, asked) != asked:
-            raise InputError(f"{training.config.out} holds a victim trained with other {what}; give --out a new folder.")
+    for name, what, wanted in (("norm", "--norm", training.config.norm), ("data", "images as --data", training.fingerprint)):
+        if begun.get(name, wanted) != wanted:
+            raise InputError(f"{out} holds a victim trained with other {what}; give --out a new folder.")
 
 
 def train(training: Training) -> None:
@@ -159,13 +174,12 @@ def train(training: Training) -> None:
     attack(training.config)
 
 
-def trained(training: Training) -> bool:
-    """Whether the victim is there already: its card is written last."""
-    return (Path(training.config.out) / "card.json").exists()
+def read_card(folder: Path) -> dict[str, Any]:
+    """The card that onp.attack wrote beside a victim.
 
-
-def read_card(folder: Path) -> dict:
-    """The card that onp.attack wrote beside a victim; raises InputError where there is none."""
+    Raises:
+        InputError: there is none.
+    """
     try:
         card = json.loads((folder / "card.json").read_text())
         if not {"attack", "arch", "norm", "target"} <= card.keys():
@@ -178,44 +192,45 @@ def read_card(folder: Path) -> dict:
 
 
 def content(files: VictimFiles) -> dict[str, str | int | None]:
-    """What figures of a victim depend on, in short: digests of its files and images, and how it is used."""
+    """What figures of a victim depend on: fingerprints of its files and images, and how it is used."""
     return {
-        "model": _file_digest(files.model),
-        "trigger": _file_digest(files.trigger) if files.trigger else None,
-        "clean images": digest(load_images(files.clean)),
-        "evaluation images": digest(load_images(files.evaluation)),
+        "model": _file_hash(files.model),
+        "trigger": _file_hash(files.trigger) if files.trigger else None,
+        "clean images": fingerprint(load_images(files.clean)),
+        "evaluation images": fingerprint(load_images(files.evaluation)),
         "network": files.arch,
         "normalisation": files.norm,
         "target": files.target,
     }
 
 
-def _from_card(card: dict, name: str, folder: Path, data: str, clean: Path, evaluation: Path) -> VictimFiles:
-    trigger = _whole(folder, card["attack"])
+def _with_card(folder: Path, card: dict[str, Any], name: str, data: str, splits: tuple[Path, Path]) -> VictimFiles:
+    """The victim that onp.attack wrote into a folder; `splits` are the files of clean and evaluation images."""
+    trigger = _trigger_file(folder, card["attack"])
     Normalisation.parse(card["norm"])
     return VictimFiles(
-        name,
-        card["attack"],
-        card["arch"],
-        data,
-        card["norm"],
-        card["target"],
-        str(folder / "model.safetensors"),
-        str(trigger) if trigger else None,
-        str(clean),
-        str(evaluation),
+        name=name,
+        attack=card["attack"],
+        arch=card["arch"],
+        data=data,
+        norm=card["norm"],
+        target=card["target"],
+        model=str(folder / "model.safetensors"),
+        trigger=str(trigger) if trigger else None,
+        clean=str(splits[0]),
+        evaluation=str(splits[1]),
     )
 
 
-def _whole(folder: Path, attack: str) -> Path | None:
+def _trigger_file(folder: Path, attack_name: str) -> Path | None:
     """The trigger's file, None for a clean network; raises InputError where a file of the victim is missing."""
     # The card says what the victim is: a trigger may lie there from an earlier training.
-    trigger = None if attack == "none" else folder / "trigger.safetensors"
+    trigger = None if attack_name == "none" else folder / "trigger.safetensors"
     for path in filter(None, (folder / "model.safetensors", trigger)):
         if not path.exists():
-            raise InputError(f"{folder} lacks {path.name}, but its card.json says attack {attack}; put it back.")
+            raise InputError(f"{folder} lacks {path.name}, but its card.json says attack {attack_name}; put it back.")
     return trigger
 
 
-def _file_digest(path: str) -> str:
+def _file_hash(path: str) -> str:
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]

@@ -5,11 +5,11 @@ import sys
 import pytest
 import torch
 
-from onp.compare.cell import Cell, treat
+from onp.compare.cell import Cell, apply_defence
 from onp.compare.config import check_defence
 from onp.compare.defences import PRUNERS, TUNERS, DefenceConfig, Pruning, defence
-from onp.compare.defences.config import divide
-from onp.compare.defences.pruning import choose
+from onp.compare.defences.config import fit_and_held_out
+from onp.compare.defences.pruning import choose_threshold
 from onp.errors import InputError
 
 CONFIG = DefenceConfig(max_acc_drop=0.05, passes=500)
@@ -54,13 +54,13 @@ def test_a_mask_a_curve_or_a_network_says_what_a_defence_of_ones_own_is(own, bac
     pruning = defence("own_ideas:mask")(victim, pictures, CONFIG)
     assert isinstance(pruning, Pruning) and (~pruning.mask.keep).nonzero().flatten().tolist() == [0, 1, 2, 3]
     chosen = defence("own_ideas:curve")(victim, pictures, CONFIG)
-    expected = choose(victim, divide(pictures, CONFIG.seed)[1], chosen.curve, CONFIG.max_acc_drop)
+    expected = choose_threshold(victim, fit_and_held_out(pictures, CONFIG.seed)[1], chosen.curve, CONFIG.max_acc_drop)
     assert torch.equal(chosen.mask.keep, expected.mask.keep) and bool(chosen.mask.keep[4:].all())
     tuned, usual = (defence(name)(victim, pictures, CONFIG) for name in ("own_ideas:tuned", "ft"))
     assert all(torch.equal(value, usual.model.state_dict()[key]) for key, value in tuned.model.state_dict().items())
 
 
-def test_peers_go_by_their_names():
+def test_baseline_defences_go_by_their_names():
     assert defence("clp") == PRUNERS["clp"].run and defence("nad") is TUNERS["nad"]
 
 
@@ -68,7 +68,7 @@ def test_peers_go_by_their_names():
     ("name", "says"),
     [
         ("nothing", "There is no defence 'nothing'; choose from fp, .*, or package.module:callable"),
-        ("no_such_module:mask", "The defence 'no_such_module:mask' cannot be imported .*; write the name of a peer or"),
+        ("no_such_module:mask", "The defence 'no_such_module:mask' cannot be imported .*; write the name of a defence or"),
         ("own_ideas:no_such", "cannot be imported"),
         ("own_ideas.py:mask", "names a file; write own_ideas:mask"),
         ("own_ideas:number", "is of type int, not a function or class"),
@@ -91,13 +91,13 @@ def test_a_table_takes_defences_of_ones_own(own, backdoored, pictures):
     with pytest.raises(InputError, match="own_ideas:other"):
         check_defence("own_ideas:other")
 
-    def treated(name):
-        return treat(Cell(None, name, 0, "fast", 0.05, 500, 0), backdoored.victim, pictures)
+    def defended(name):
+        return apply_defence(Cell(None, name, 0, "fast", 0.05, 500, 0), backdoored.victim, pictures)
 
-    assert treated("own_ideas:mask").decision == "repaired" and treated("own_ideas:tuned").decision == "tuned"
-    both = treated("own_ideas:mask+ft")
+    assert defended("own_ideas:mask").decision == "repaired" and defended("own_ideas:tuned").decision == "tuned"
+    both = defended("own_ideas:mask+ft")
     assert int((~both.mask.keep).sum()) == 4
     first = backdoored.victim.layers[0]
     assert not bool(both.victim.model.state_dict()[first.weight][:4].any()), "the pruned rows stay at zero"
     with pytest.raises(InputError, match="trains already"):
-        treated("own_ideas:tuned+ft")
+        defended("own_ideas:tuned+ft")

@@ -1,4 +1,4 @@
-"""Peers that prune: each end to end on a tiny backdoored network, and the parts that can be checked by hand."""
+"""Defences that prune: each end to end on a tiny backdoored network, and the parts that can be checked by hand."""
 
 import math
 from dataclasses import replace
@@ -8,19 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch.distributions import Normal, kl_divergence
 
-from onp.compare.defences import PRUNERS, DefenceConfig, Searcher, anp, bnp, clp, fp, ims, pruning, rnp
-from onp.compare.defences.config import divide
-from onp.compare.defences.pruning import Curve, Pruner, choose
-from onp.compare.defences.unlearning import unlearned
-from onp.data.images import ImageSet, joined, split
+from onp.compare.defences import PRUNERS, DefenceConfig, anp, bnp, clp, fp, ims, pruning, rnp
+from onp.compare.defences.config import fit_and_held_out
+from onp.compare.defences.pruning import Curve, choose_threshold, largest_within
+from onp.compare.defences.unlearning import Unlearning, unlearned
+from onp.data.images import ImageSet
 from onp.data.normalisation import Normalisation
-from onp.defend.presets import PRESETS
-from onp.detect.bank import TargetClass, invert_triggers
-from onp.detect.bn_match import bn_match
-from onp.detect.bn_statistics import bn_statistics
-from onp.detect.config import DetectRun
-from onp.detect.targets import detect_targets
-from onp.engine.evaluator import Evaluator
 from onp.engine.metrics import accuracy, predictions
 from onp.model.archs import build_network
 from onp.model.interpret import gated_forward
@@ -28,11 +21,7 @@ from onp.model.mask import Mask
 from onp.model.prune import prune
 from onp.model.tuning.common import with_weights
 from onp.model.victim import victim_from_module
-from onp.search.baselines import cma_es
-from onp.search.env import PruneEnv
-from onp.search.setup import SearchRun, build_env
 
-CURVES = [name for name, peer in PRUNERS.items() if isinstance(peer, Pruner)]
 CONFIG = DefenceConfig(max_acc_drop=0.05, passes=4000)
 # What these reach on the tiny network; IMS and RNP need more steps than a test has.
 LEFT = {"fp": 0.1, "anp": 0.1, "clp": 0.5, "bnp": 0.1, "tsbd": 0.3}
@@ -42,16 +31,14 @@ def weights(victim):
     return {key: value.clone() for key, value in victim.model.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", CURVES)
-def test_a_pruning_peer_keeps_the_budget_on_images_it_did_not_fit(backdoored, pictures, name, figures):
+@pytest.mark.parametrize("name", PRUNERS)
+def test_a_pruning_keeps_the_budget_on_images_it_did_not_fit(backdoored, pictures, name, figures):
     victim, before = backdoored.victim, weights(backdoored.victim)
     done = PRUNERS[name].run(victim, pictures, CONFIG)
     sizes = (~done.curve.masks).sum(1)
     assert sizes.tolist() == sorted(sizes.tolist()) and len(done.curve.thresholds) == len(sizes) > 10
-    _, held_out = divide(pictures, CONFIG.seed)
-    acc = [
-        accuracy(held_out.labels, predictions(v.model, held_out.pixels())).value for v in (victim, prune(victim, done.mask))
-    ]
+    _, held_out = fit_and_held_out(pictures, CONFIG.seed)
+    acc = [accuracy(held_out.labels, predictions(v.model, held_out.pixels())).value for v in (victim, prune(victim, done.mask))]
     assert acc[0] - acc[1] <= CONFIG.max_acc_drop + 1e-9
     assert 1 <= done.evaluations <= 1 + len(sizes)
     after = figures(prune(victim, done.mask))
@@ -61,30 +48,24 @@ def test_a_pruning_peer_keeps_the_budget_on_images_it_did_not_fit(backdoored, pi
 
 def test_the_seed_decides_the_mask(backdoored, pictures):
     config = replace(CONFIG, passes=1000)
-    first, again = (PRUNERS["anp"].prune(backdoored.victim, pictures, config).keep for _ in range(2))
+    first, again = (PRUNERS["anp"].run(backdoored.victim, pictures, config).mask.keep for _ in range(2))
     assert torch.equal(first, again)
 
 
-def test_the_threshold_is_the_largest_pruning_within_the_budget(backdoored, pictures, monkeypatch):
+def test_the_threshold_is_the_largest_pruning_within_the_budget(backdoored, pictures):
     victim = backdoored.victim
     keep = torch.ones((5, victim.units), dtype=torch.bool)
     for row, count in enumerate((0, 2, 3, 3, 20)):
         keep[row, :count] = False
-    asked = []
-
-    class Fixed(Evaluator):
-        def score(self, masks):
-            asked.append(len(masks))
-            scores = super().score(masks)
-            return replace(scores, acc=torch.tensor([0.90, 0.90, 0.85, 0.89, 0.89, 0.60], dtype=torch.float64))
-
-    monkeypatch.setattr(pruning, "Evaluator", Fixed)
     curve = Curve((0.0, 0.1, 0.2, 0.3, 0.4), keep)
-    done = choose(victim, pictures, curve, 0.01)
-    assert asked == [6], "one batch"
-    assert done.chosen == 2 and torch.equal(done.mask.keep, keep[2]) and done.acc == (0.90, 0.85, 0.89, 0.89, 0.60)
-    none = choose(victim, pictures, curve, 0.0)
-    assert none.chosen is None and bool(none.mask.keep.all()), "a mask that prunes nothing is no pruning"
+    lost = torch.tensor([0.0, 0.05, 0.01, 0.01, 0.3], dtype=torch.float64)
+    assert largest_within(curve, lost, 0.01) == 2, "the gentlest of equally large ones"
+    assert largest_within(curve, lost, 0.0) is None, "a mask that prunes nothing is no pruning"
+    assert largest_within(curve, lost, 0.3) == 4
+    done = choose_threshold(victim, pictures, curve, 1.0)
+    assert done.chosen == 4 and torch.equal(done.mask.keep, keep[4])
+    unpruned = accuracy(pictures.labels, predictions(victim.model, pictures.pixels())).value
+    assert done.acc[0] == pytest.approx(unpruned) and len(done.acc) == 5
 
 
 def test_curves_from_scores():
@@ -154,14 +135,20 @@ def test_anp_with_zeros_and_ones_is_pruning(backdoored, rng):
     assert torch.allclose(torch.func.functional_call(victim.model, state, (x,)), expected, atol=1e-5)
 
 
-def test_rnp_recovers_with_a_mask_what_it_unlearned(backdoored, pictures, monkeypatch):
-    monkeypatch.setattr(rnp, "UNLEARN_RATE", 0.5)  # the tiny network is never wrong, so its gradients are small
+def test_rnp_recovers_with_a_mask_what_it_unlearned(backdoored, pictures):
+    rate = 0.5  # the tiny network is never wrong, so its gradients are small
     victim, config = backdoored.victim, replace(CONFIG, passes=20_000)
-    forgetful = with_weights(victim, unlearned(victim, pictures, config, rnp.UNLEARN_RATE, rnp.FLOOR, rnp.EPOCHS))
-    mask = rnp.recovered(victim, pictures, config)
+    unlearned_victim = with_weights(victim, unlearned(victim, pictures, config, Unlearning(rate, rnp.FLOOR, rnp.EPOCHS)))
+    mask = rnp.recovered(victim, pictures, config, rate)
     x, labels = pictures.pixels(), pictures.labels
-    loss = [float(F.cross_entropy(gated_forward(forgetful, x, gates), labels)) for gates in (torch.ones(victim.units), mask)]
-    assert accuracy(labels, predictions(forgetful.model, x)).value < 0.6 < accuracy(labels, predictions(victim.model, x)).value
+    loss = [
+        float(F.cross_entropy(gated_forward(unlearned_victim, x, gates), labels)) for gates in (torch.ones(victim.units), mask)
+    ]
+    assert (
+        accuracy(labels, predictions(unlearned_victim.model, x)).value
+        < 0.6
+        < accuracy(labels, predictions(victim.model, x)).value
+    )
     assert loss[1] < loss[0] and 0 <= float(mask.min()) < float(mask.max()) <= 1
 
 
@@ -172,39 +159,3 @@ def test_ims_compares_distributions():
     ones = torch.ones(3)
     assert torch.allclose(ims.gates(ones, ones), ones) and torch.allclose(ims.gates(1 - ones, ones), ones)
     assert float(ims.gates(ones, 0 * ones).min()) > 0.99 and float(ims.gates(1 - ones, 0 * ones).max()) < 0.01
-
-
-def test_cma_es_finds_a_repair_within_its_evaluations(backdoored, features):
-    pytest.importorskip("cmaes")
-    for budget in (1, 9, 60):
-        env = PruneEnv(backdoored.victim, Evaluator(backdoored.victim, backdoored.score, backdoored.score_triggered), (1.0,))
-        start = float(env.outcome.phi)
-        keep = cma_es.search(env, features.taylor, budget, 0)
-        assert env.evaluations <= budget and torch.equal(env.keep, keep) and bool(env.outcome.acceptable)
-    assert float(env.outcome.phi) > start + 0.5
-
-
-def test_a_search_baseline_works_from_clean_images_alone(backdoored, pictures, figures):
-    config = DefenceConfig(max_acc_drop=0.05, preset="fast")
-    done = PRUNERS["taylor"].run(backdoored.victim, pictures, config)
-    acc, asr = figures(prune(backdoored.victim, done.mask))
-    assert acc >= 0.9 and asr <= 0.3 and 1 < done.evaluations <= 150
-
-
-def test_a_search_baseline_runs_the_detection_that_onp_runs(backdoored, pictures):
-    """Detection, inversion and search problem are those of the pipeline, so their first mask has the same Phi."""
-    config, searched = DefenceConfig(max_acc_drop=0.05, preset="fast"), []
-
-    def search(env, score, evaluations, seed):
-        searched.append(float(env.outcome.phi))
-        return env.keep
-
-    Searcher(search).run(backdoored.victim, pictures, config)
-    preset, splits = PRESETS["fast"].with_max_acc_drop(config.max_acc_drop), split(pictures, config.seed)
-    bn = bn_statistics(backdoored.victim, joined(splits.build, splits.score))
-    detection = detect_targets(backdoored.victim, splits, bn, DetectRun(preset.bank, config.seed))
-    target = TargetClass(detection.targets[0], detection.scores, bn_match(backdoored.victim, bn))
-    bank = invert_triggers(backdoored.victim, target, splits, DetectRun(detection.deciding_config, config.seed))
-    problem = build_env(backdoored.victim, splits, bank, bn, SearchRun(preset.search, config.seed))
-    assert searched == [float(problem.env.outcome.phi)]
-

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from onp.data.images import ImageSet, Normalisation
+from onp.data.images import ImageSet
+from onp.data.normalisation import Normalisation
 
 Shape = tuple[int, int, int]
 """C, H, W of the images."""

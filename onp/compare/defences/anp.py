@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from onp.compare.defences.config import DefenceConfig, divide
+from onp.compare.defences.config import DefenceConfig, fit_and_held_out
 from onp.compare.defences.pruning import Curve, at_most
 from onp.data.images import ImageSet
 from onp.model.interpret import expand_units
-from onp.model.tuning.common import batches, trainable
+from onp.model.tuning.common import Schedule, batches, trainable
 from onp.model.victim import Victim
 
 NOISE = 0.4
@@ -30,7 +30,7 @@ THRESHOLDS = tuple(t / 20 for t in range(20))
 
 def curve(victim: Victim, clean: ImageSet, config: DefenceConfig) -> Curve:
     """Masks for t from 0 to 0.95."""
-    fit, _ = divide(clean, config.seed)
+    fit, _ = fit_and_held_out(clean, config.seed)
     return at_most(fitted(victim, fit, config), THRESHOLDS)
 
 
@@ -40,7 +40,7 @@ def fitted(victim: Victim, images: ImageSet, config: DefenceConfig) -> Tensor:
     generator = torch.Generator().manual_seed(config.seed)
     mask = torch.ones(victim.units, device=victim.device, requires_grad=True)
     optimiser = torch.optim.SGD([mask], LEARNING_RATE, momentum=0.9)
-    for _, x, y in batches(victim, images, config, "ANP", steps=STEPS, passes=3):
+    for _, x, y in batches(victim, images, config, Schedule("ANP", steps=STEPS, passes=3)):
         noise = NOISE * (2 * torch.rand((2, victim.units), generator=generator) - 1).to(victim.device)
         noise.requires_grad_(True)
         held = mask.detach()

@@ -1,9 +1,9 @@
-"""BNP: prune channels whose statistics on clean images differ from those the norm remembers (Zheng et al. 2022, "Pre-activation
-Distributions Expose Backdoor Neurons", https://openreview.net/forum?id=QFQoxCFYEkA).
+"""BNP: prune channels whose statistics on clean images differ from the running statistics of their norm (Zheng et al. 2022,
+"Pre-activation Distributions Expose Backdoor Neurons", https://openreview.net/forum?id=QFQoxCFYEkA).
 
 The norm's running statistics come from the poisoned training set. Score: the Kullback-Leibler divergence of the clean normal
-distribution from the remembered one; units more than u standard deviations above the mean of their layer are pruned. Layers
-without a norm of their own are left alone.
+distribution from that of the running statistics; units more than u standard deviations above the mean of their layer are
+pruned. Layers without a norm of their own are left alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from onp.compare.defences.clp import EPSILON, THRESHOLDS
-from onp.compare.defences.config import DefenceConfig, divide
+from onp.compare.defences.config import DefenceConfig, fit_and_held_out
 from onp.compare.defences.pruning import Curve, above, layer_z
 from onp.data.images import ImageSet
 from onp.model.interpret import gated_forward
@@ -21,13 +21,13 @@ from onp.model.victim import Victim
 
 def curve(victim: Victim, clean: ImageSet, config: DefenceConfig) -> Curve:
     """Masks for u from 10 down to 0.5, 3 as published."""
-    fit, _ = divide(clean, config.seed)
+    fit, _ = fit_and_held_out(clean, config.seed)
     return above(layer_z(victim, divergence(victim, fit)), THRESHOLDS)
 
 
 @torch.no_grad()
 def divergence(victim: Victim, images: ImageSet) -> Tensor:
-    """Per unit KL(clean || remembered) of the norm's input, float32 [U] on the CPU; 0 without a norm."""
+    """Per unit KL(clean || running statistics) of the norm's input, float32 [U] on the CPU; 0 without a norm."""
     state = victim.model.state_dict()
     layers = [layer for layer in victim.layers if layer.norm_stats]
     sums = {layer.name: torch.zeros(3, layer.units, dtype=torch.float64) for layer in layers}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from onp.compare.defences.config import DefenceConfig, divide
+from onp.compare.defences.config import DefenceConfig, fit_and_held_out
 from onp.compare.defences.pruning import Curve
 from onp.data.images import ImageSet
 from onp.errors import InputError
@@ -20,7 +20,7 @@ from onp.model.victim import Victim
 
 def curve(victim: Victim, clean: ImageSet, config: DefenceConfig) -> Curve:
     """Masks for 1 %, 2 %, ... 99 % of the last channels."""
-    fit, _ = divide(clean, config.seed)
+    fit, _ = fit_and_held_out(clean, config.seed)
     used = usage(victim, fit)
     last = victim.layers[-1]
     tied = [layer for layer in victim.layers if layer.group == last.group]

@@ -12,11 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from onp.compare.defences.config import DefenceConfig, divide
+from onp.compare.defences.config import DefenceConfig, fit_and_held_out
 from onp.compare.defences.pruning import Curve, at_most
 from onp.data.images import ImageSet
 from onp.model.interpret import gated_forward
-from onp.model.tuning.common import batches
+from onp.model.tuning.common import Schedule, batches
 from onp.model.victim import Victim
 
 SHARPNESS = 20.0
@@ -29,7 +29,7 @@ THRESHOLDS = tuple(t / 20 for t in range(1, 20))
 
 def curve(victim: Victim, clean: ImageSet, config: DefenceConfig) -> Curve:
     """Masks for t from 0.05 to 0.95."""
-    fit, _ = divide(clean, config.seed)
+    fit, _ = fit_and_held_out(clean, config.seed)
     return at_most(fitted(victim, fit, config), THRESHOLDS)
 
 
@@ -62,7 +62,8 @@ def fitted(victim: Victim, images: ImageSet, config: DefenceConfig) -> Tensor:
         optimiser = torch.optim.AdamW([mask, select], LEARNING_RATE)
         best, waited = float("inf"), 0
         cost = 2 if stage == 0 else 2 * INNER_STEPS + 5
-        for _, x, _y in batches(victim, images, config, f"IMS {stage + 1}/3", steps=rounds, passes=cost, changed=False):
+        schedule = Schedule(f"IMS {stage + 1}/3", steps=rounds, passes=cost, augment=False)
+        for _, x, _y in batches(victim, images, config, schedule):
             with torch.no_grad():
                 plain = probabilities(x, whole)
             kept, inverse = gates(mask, select), gates(1 - mask, select)

@@ -8,6 +8,8 @@ second most likely class, and the loss is CE on clean images + 0.4 * (CE on dist
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,7 +17,7 @@ from torch import Tensor, nn
 from onp.compare.defences.config import DefenceConfig
 from onp.data.images import ImageSet
 from onp.errors import InputError
-from onp.model.tuning.common import away_from, batches, descend, trainable
+from onp.model.tuning.common import Schedule, away_from, batches, descend, trainable
 from onp.model.victim import Victim, victim_from_module
 
 WARM_EPOCHS, EPOCHS = 5, 50
@@ -33,12 +35,12 @@ def tune(victim: Victim, clean: ImageSet, config: DefenceConfig) -> Victim:
     polariser = insert(victim, model)
     optimiser = torch.optim.SGD(polariser.parameters(), WARM_RATE, momentum=0.9, weight_decay=5e-4)
     polariser.train()
-    for _, x, y in batches(victim, clean, config, "NPD warm-up", epochs=WARM_EPOCHS):
+    for _, x, y in batches(victim, clean, config, Schedule("NPD warm-up", epochs=WARM_EPOCHS)):
         descend(optimiser, F.cross_entropy(model(x), y))
     for group in optimiser.param_groups:
         group["lr"] = LEARNING_RATE
     generator = torch.Generator().manual_seed(config.seed)
-    for _, x, y in batches(victim, clean, config, "NPD", epochs=EPOCHS, passes=STEPS + 2):
+    for _, x, y in batches(victim, clean, config, Schedule("NPD", epochs=EPOCHS, passes=STEPS + 2)):
         polariser.eval()
         with torch.no_grad():
             aim = model(x).scatter(1, y[:, None], -torch.inf).argmax(1)
@@ -49,14 +51,8 @@ def tune(victim: Victim, clean: ImageSet, config: DefenceConfig) -> Victim:
         chances = answers.softmax(1)
         push = away_from(chances, aim).mean() + away_from(chances, strongest).mean()
         descend(optimiser, F.cross_entropy(logits, y) + WEIGHT * (F.cross_entropy(answers, y) + push))
-    return victim_from_module(
-        model.eval(),
-        victim.normalisation,
-        victim.input_shape,
-        victim.classes,
-        device=victim.device,
-        arch=f"{victim.arch} + NPD",
-    )
+    filtered = victim_from_module(model.eval(), victim.normalisation, victim.input_shape, victim.classes, device=victim.device)
+    return replace(filtered, arch=f"{victim.arch} + NPD")
 
 
 def insert(victim: Victim, model: nn.Module) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The threshold of every pruning peer, taken by one rule: the largest pruning that clean images kept apart allow."""
+"""The threshold of every pruning defence, chosen by one rule: the largest pruning that held-out clean images allow."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from onp.compare.defences.config import DefenceConfig, divide
+from onp.compare.defences.config import DefenceConfig, fit_and_held_out
 from onp.data.images import ImageSet
 from onp.engine.evaluator import Evaluator
 from onp.engine.scoring import Batch
@@ -26,7 +26,7 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class Pruning:
-    """What a peer prunes, and how its threshold was chosen."""
+    """What a defence prunes, and how its threshold was chosen."""
 
     mask: Mask
     evaluations: int  #: masks measured
@@ -37,21 +37,17 @@ class Pruning:
 
 @dataclass(frozen=True)
 class Pruner:
-    """A pruning peer: a score with a threshold."""
+    """A pruning defence: a score with a threshold."""
 
     curve: Callable[[Victim, ImageSet, DefenceConfig], Curve]
 
     def run(self, victim: Victim, clean: ImageSet, config: DefenceConfig) -> Pruning:
         """Fit on 60 % of `clean`, choose the threshold on the rest."""
-        _, held_out = divide(clean, config.seed)
-        return choose(victim, held_out, self.curve(victim, clean, config), config.max_acc_drop)
-
-    def prune(self, victim: Victim, clean: ImageSet, config: DefenceConfig) -> Mask:
-        """The mask alone."""
-        return self.run(victim, clean, config).mask
+        _, held_out = fit_and_held_out(clean, config.seed)
+        return choose_threshold(victim, held_out, self.curve(victim, clean, config), config.max_acc_drop)
 
 
-def choose(victim: Victim, held_out: ImageSet, curve: Curve, max_acc_drop: float) -> Pruning:
+def choose_threshold(victim: Victim, held_out: ImageSet, curve: Curve, max_acc_drop: float) -> Pruning:
     """The mask of `curve` that prunes most while the accuracy on `held_out` falls by at most `max_acc_drop`.
 
     All thresholds are scored as one batch of masks. Of masks that prune equally many units the gentlest counts, and the
@@ -61,11 +57,16 @@ def choose(victim: Victim, held_out: ImageSet, curve: Curve, max_acc_drop: float
     evaluator = Evaluator(victim, Batch(victim.normalisation(pixels), held_out.labels.to(victim.device)), [])
     untouched = torch.ones((1, victim.units), dtype=torch.bool)
     acc = evaluator.score(torch.cat((untouched, curve.masks))).acc
-    pruned = (~curve.masks).sum(1)
-    allowed = (acc[0] - acc[1:] <= max_acc_drop + 1e-9) & (pruned > 0)
-    chosen = int(torch.where(allowed, pruned, 0).argmax()) if bool(allowed.any()) else None
+    chosen = largest_within(curve, acc[0] - acc[1:], max_acc_drop)
     mask = Mask.of(victim, None if chosen is None else curve.masks[chosen])
     return Pruning(mask, evaluator.evaluations, curve, chosen, tuple(acc[1:].tolist()))
+
+
+def largest_within(curve: Curve, lost: Tensor, max_acc_drop: float) -> int | None:
+    """The index of the mask that prunes most among those that lose, float `[T]`, at most `max_acc_drop`; None: none does."""
+    pruned = (~curve.masks).sum(1)
+    allowed = (lost <= max_acc_drop + 1e-9) & (pruned > 0)
+    return int(torch.where(allowed, pruned, 0).argmax()) if bool(allowed.any()) else None
 
 
 def at_most(values: Tensor, thresholds: Sequence[float]) -> Curve:

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from onp.compare.defences.config import DefenceConfig, divide
-from onp.compare.defences.pruning import Curve, choose, first_share
-from onp.compare.defences.unlearning import unlearned
+from onp.compare.defences.config import DefenceConfig, fit_and_held_out
+from onp.compare.defences.pruning import Curve, choose_threshold, first_share
+from onp.compare.defences.unlearning import Unlearning, unlearned
 from onp.data.images import ImageSet
-from onp.model.tuning.common import batches, trainable, with_weights
+from onp.model.tuning.common import Schedule, batches, trainable, with_weights
 from onp.model.victim import Victim
 
 UNLEARN_RATE, FLOOR, EPOCHS = 1e-4, 0.1, 100
@@ -28,13 +28,16 @@ RADIUS, BLEND = 0.05, 0.7  # r and alpha of the gradient-norm penalty
 
 def curve(victim: Victim, clean: ImageSet, config: DefenceConfig) -> Curve:
     """Masks for 0.25 % to 90 % of all units."""
-    fit, _ = divide(clean, config.seed)
+    fit, _ = fit_and_held_out(clean, config.seed)
     return ranked(victim, changes(victim, fit, config))
 
 
 def changes(victim: Victim, images: ImageSet, config: DefenceConfig) -> list[Tensor]:
     """Per layer |change| of its weight under unlearning, in the weight's shape, on the CPU."""
-    after, before = unlearned(victim, images, config, UNLEARN_RATE, FLOOR, EPOCHS).state_dict(), victim.model.state_dict()
+    after, before = (
+        unlearned(victim, images, config, Unlearning(UNLEARN_RATE, FLOOR, EPOCHS)).state_dict(),
+        victim.model.state_dict(),
+    )
     return [(after[layer.weight] - before[layer.weight]).abs().cpu() for layer in victim.layers]
 
 
@@ -46,9 +49,9 @@ def ranked(victim: Victim, moved: list[Tensor]) -> Curve:
 
 def tune(victim: Victim, clean: ImageSet, config: DefenceConfig) -> Victim:
     """The whole method: choose the units, set most of their weights to zero, fine-tune."""
-    fit, held_out = divide(clean, config.seed)
+    fit, held_out = fit_and_held_out(clean, config.seed)
     moved = changes(victim, fit, config)
-    mask = choose(victim, held_out, ranked(victim, moved), config.max_acc_drop).mask
+    mask = choose_threshold(victim, held_out, ranked(victim, moved), config.max_acc_drop).mask
     chosen = mask.keep.split([layer.units for layer in victim.layers])
     model = trainable(victim)
     state = model.state_dict()
@@ -62,7 +65,7 @@ def tune(victim: Victim, clean: ImageSet, config: DefenceConfig) -> Victim:
             state[layer.weight][whole.to(victim.device)] = 0
     parameters = list(model.parameters())
     optimiser = torch.optim.SGD(parameters, TUNE_RATE, momentum=0.9, weight_decay=5e-4)
-    for _, x, y in batches(victim, clean, config, "TSBD", epochs=TUNE_EPOCHS, passes=2):
+    for _, x, y in batches(victim, clean, config, Schedule("TSBD", epochs=TUNE_EPOCHS, passes=2)):
         here = torch.autograd.grad(F.cross_entropy(model(x), y), parameters)
         length = torch.stack([gradient.norm() for gradient in here]).norm().clamp_min(1e-12)
         with torch.no_grad():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -9,26 +11,37 @@ from torch import nn
 from onp.compare.defences.config import DefenceConfig
 from onp.data.images import ImageSet
 from onp.engine.metrics import accuracy, predictions
-from onp.model.tuning.common import BATCH, batches, trainable
+from onp.model.tuning.common import BATCH, Schedule, batches, trainable
 from onp.model.victim import Victim
 
 CLIP = 20.0  # norm of a step's gradient
 
 
-def unlearned(victim: Victim, images: ImageSet, config: DefenceConfig, lr: float, floor: float, epochs: int) -> nn.Module:
-    """A copy of the network after climbing the loss of clean images until its accuracy on them is at most `floor`.
+@dataclass(frozen=True)
+class Unlearning:
+    """How clean images are unlearned."""
 
-    SGD with momentum 0.9 and weight decay 5e-4, at most `epochs` epochs, a tenth of `lr` after ten of them. The accuracy is
-    looked at in every batch, since with few of them an epoch the loss would run away until its end, and with running
-    statistics, which are what the unlearned network is used with.
+    lr: float
+    floor: float  #: accuracy on the images, at most, at which unlearning ends
+    epochs: int  #: at most
+
+
+def unlearned(victim: Victim, images: ImageSet, config: DefenceConfig, unlearning: Unlearning) -> nn.Module:
+    """A copy of the network after gradient ascent on the loss of clean images.
+
+    SGD with momentum 0.9 and weight decay 5e-4, a tenth of the learning rate after ten epochs. The accuracy is measured in
+    every batch, since with few of them an epoch the loss would diverge before its end, and with running statistics, which are
+    what the unlearned network is used with.
     """
+    lr = unlearning.lr
     model = trainable(victim)
     optimiser = torch.optim.SGD(model.parameters(), lr, momentum=0.9, weight_decay=5e-4, maximize=True)
     per_epoch = -(-len(images) // min(BATCH, len(images)))
-    for step, (_, x, y) in enumerate(batches(victim, images, config, "unlearning", epochs=epochs, passes=2, changed=False)):
+    schedule = Schedule("unlearning", epochs=unlearning.epochs, passes=2, augment=False)
+    for step, (_, x, y) in enumerate(batches(victim, images, config, schedule)):
         for group in optimiser.param_groups:
             group["lr"] = lr if step < 10 * per_epoch else lr / 10
-        if accuracy(y, predictions(model.eval(), x)).value <= floor:
+        if accuracy(y, predictions(model.eval(), x)).value <= unlearning.floor:
             break
         optimiser.zero_grad()
         F.cross_entropy(model.train()(x), y).backward()

@@ -17,10 +17,11 @@ SETTINGS = "settings.json"
 NAMES = {"victim", "attack", "arch", "data", "defence", "seed"}  # of every row
 
 
-class Store:
-    """The results so far. Raises InputError for a folder that holds something else, or a table with other settings.
+class TableFolder:
+    """The results so far; nothing is written before `begin`.
 
-    Nothing is written before `begin`.
+    Raises:
+        InputError: the folder holds something else, or a table with other settings.
     """
 
     def __init__(self, folder: Path, settings: dict[str, object]) -> None:
@@ -47,19 +48,20 @@ class Store:
     def get(self, cell: Cell) -> dict[str, Any] | None:
         """The row of a cell, None where it never ran.
 
-        Raises InputError for a damaged file, and for figures of other files than those of the cell's victim.
+        Raises:
+            InputError: the file is damaged, or its figures are of other files than those of the cell's victim.
         """
         path = self._path(cell)
         if not path.exists():
             return None
         try:
             row = dict(json.loads(path.read_text()))
-            if not row.keys() >= NAMES or not {"error", "acc"} & row.keys() or not isinstance(row.get("content", {}), dict):
+            measured = "acc" in row and isinstance(row.get("content"), dict)
+            if not row.keys() >= NAMES or not ("error" in row or measured):
                 raise ValueError
         except (OSError, ValueError, TypeError) as error:
             raise InputError(f"{path} is damaged; delete it, and its cell runs again.") from error
-        # A cell that failed runs again, and one written before contents were kept is taken as it is.
-        if "content" in row:
+        if "error" not in row:  # a cell that failed runs again
             now = self._content(cell.victim)
             changed = [name for name in now if row["content"].get(name) != now[name]]
             if changed:
@@ -67,7 +69,7 @@ class Store:
         return row
 
     def put(self, cell: Cell, result: dict[str, Any] | Exception) -> None:
-        """Keep what a cell gave: its figures, or the sentence that says why there are none."""
+        """Write the result of a cell: its figures, or the sentence that says why there are none."""
         names = {"victim": cell.victim.name, "attack": cell.victim.attack, "arch": cell.victim.arch, "data": cell.victim.data}
         row = names | {"defence": cell.defence, "seed": cell.seed}
         if isinstance(result, dict):
