@@ -104,4 +104,3 @@ def test_other_files_are_refused(tmp_path):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(InputError, match="not a mask"):
             load_mask(tmp_path / name)
-

@@ -47,9 +47,9 @@ def test_the_hypergradient_is_the_slope_of_the_outer_loss(rng):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 3), torch.nn.Softplus(), torch.nn.Linear(3, 2)).double()
     x, y = torch.rand((6, 1, 2, 2), generator=rng).double(), torch.randint(2, (6,), generator=rng)
-    delta, carriers = torch.rand((1, 1, 2, 2), generator=rng).double(), torch.ones(6).double()
+    delta, triggered = torch.rand((1, 1, 2, 2), generator=rng).double(), torch.ones(6).double()
     parameters = list(model.parameters())
-    found = torch.cat([g.flatten() for g in ibau.hypergradient(model, parameters, delta, x, y, carriers)])
+    found = torch.cat([g.flatten() for g in ibau.hypergradient(model, delta, x, y, triggered)])
 
     def outer(theta, start):
         """Outer loss after as many inner steps from the given perturbation as there are fixed-point iterations."""
@@ -134,7 +134,10 @@ def test_attention_is_the_sum_of_squares_with_length_one():
 def test_batches_spend_no_more_than_allowed(backdoored, pictures):
     def count(**options):
         return [
-            len(y) for _, _, y in common.batches(backdoored.victim, pictures, DefenceConfig(passes=1000), "test", **options)
+            len(y)
+            for _, _, y in common.batches(
+                backdoored.victim, pictures, DefenceConfig(passes=1000), common.Schedule("test", **options)
+            )
         ]
 
     assert count(epochs=2) == [32, 128, 32, 128]

@@ -21,11 +21,9 @@ TUNERS: dict[str, Callable[[Victim, ImageSet, TuneConfig], Victim]] = {
     "sau": sau.tune,
 }
 
-__all__ = ["TUNERS", "TuneConfig", "check_tuning", "tune_pruned"]
-
 
 def check_tuning(name: str | None, victim: Victim) -> None:
-    """Raises InputError where `victim` cannot be tuned by the method `name`; None is no tuning."""
+    """Raise InputError where `victim` cannot be tuned by the method `name`; None is no tuning."""
     if name is not None and name not in TUNERS:
         raise InputError(f"There is no tuning '{name}'; choose one of {', '.join(TUNERS)}.")
     if name is not None and victim.checkpoint is not None and victim.checkpoint.kind == "pt2":
@@ -33,5 +31,13 @@ def check_tuning(name: str | None, victim: Victim) -> None:
 
 
 def tune_pruned(pruned: Victim, mask: Mask, name: str, clean: ImageSet, config: TuneConfig) -> Victim:
-    """`pruned` (what `repair` made with `mask`) after the tuning `name` of `TUNERS` on `clean`."""
+    """Train a pruned network on clean images, with its pruned units kept at zero.
+
+    Args:
+        pruned: what `onp.model.prune.prune` made with `mask`.
+        mask: of the pruned units.
+        name: of the method in `TUNERS`.
+        clean: the images.
+        config: settings, whose mask is replaced by this one.
+    """
     return TUNERS[name](pruned, clean, replace(config, pruned=mask))

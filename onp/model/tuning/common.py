@@ -1,4 +1,4 @@
-"""What the peers that train share: batches of clean images, a copy to train, and the way back to a Victim."""
+"""What the methods that train share: batches of clean images, a copy to train, and the way back to a Victim."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -70,36 +70,37 @@ def with_weights(victim: Victim, model: nn.Module) -> Victim:
     return replace(victim, model=network.eval(), program=program, checkpoint=checkpoint)
 
 
-def batches(
-    victim: Victim,
-    images: ImageSet,
-    config: TuneConfig,
-    name: str,
-    *,
-    epochs: int = 0,
-    steps: int = 0,
-    passes: int = 1,
-    size: int = BATCH,
-    changed: bool = True,
-) -> Iterator[tuple[float, Tensor, Tensor]]:
-    """Shuffled batches for `epochs` passes over the images (or `steps` batches), with progress under `name`.
+@dataclass(frozen=True)
+class Schedule:
+    """How long one stage of a method trains, and on what: `epochs` passes over the images, or `steps` batches."""
 
-    Yields (share of the steps done, x normalised [N, C, H, W], labels [N]) with N at least 2, for the sake of batch norm.
-    `passes`: forward and backward passes a step makes, counted against `config.passes`; `changed`: each image is slightly
-    shifted, with other contrast, but not mirrored, which changes the meaning of digits and signs.
+    name: str  #: what the progress shows
+    epochs: int = 0
+    steps: int = 0
+    passes: int = 1  #: forward and backward passes that a step makes, counted against `TuneConfig.passes`
+    size: int = BATCH  #: images of a batch
+    augment: bool = True  #: each image is slightly shifted, with another contrast and brightness
+
+
+def batches(victim: Victim, images: ImageSet, config: TuneConfig, schedule: Schedule) -> Iterator[tuple[float, Tensor, Tensor]]:
+    """Shuffled batches of the images, with progress.
+
+    Yields:
+        The share of the steps done, x float32 `[N, C, H, W]` normalised, and labels int64 `[N]`, on the victim's device, with N
+        at least 2, for the sake of batch norm.
     """
-    size = min(size, len(images))
+    size = min(schedule.size, len(images))
     generator = torch.Generator().manual_seed(config.seed)
     parts: list[Tensor] = []
-    total = config.steps(steps or epochs * -(-len(images) // size), passes * size)
-    with progress.stage(name, total, config.quiet) as bar:
+    total = config.steps(schedule.steps or schedule.epochs * -(-len(images) // size), schedule.passes * size)
+    with progress.stage(schedule.name, total, config.quiet) as bar:
         for step in range(total):
             if not parts:
                 parts = list(torch.randperm(len(images), generator=generator).split(size))
                 parts = [part for part in parts if len(part) > 1]
             chosen = images.subset(parts.pop())
             seed = int(torch.randint(2**31, (), generator=generator))
-            pixels = augmented(chosen.pixels(), 1, seed) if changed else chosen.pixels()
+            pixels = augmented(chosen.pixels(), 1, seed) if schedule.augment else chosen.pixels()
             yield step / total, victim.normalisation(pixels.to(victim.device)), chosen.labels.to(victim.device)
             bar.advance()
 

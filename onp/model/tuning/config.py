@@ -1,4 +1,4 @@
-"""What every tuning method is told beside the victim and the clean images."""
+"""The settings that all tuning methods share."""
 
 from __future__ import annotations
 

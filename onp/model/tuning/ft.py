@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from onp.data.images import ImageSet
-from onp.model.tuning.common import batches, cosine, descend, trainable, with_weights
+from onp.model.tuning.common import Schedule, batches, cosine, descend, trainable, with_weights
 from onp.model.tuning.config import TuneConfig
 from onp.model.victim import Victim
 
@@ -27,7 +27,7 @@ def fine_tuned(victim: Victim, clean: ImageSet, config: TuneConfig, epochs: int,
     """A copy of the network after `epochs` epochs of the recipe above; `name` is what the progress says."""
     model = trainable(victim, config.pruned)
     optimiser = torch.optim.SGD(model.parameters(), LEARNING_RATE, momentum=0.9, weight_decay=5e-4)
-    for done, x, y in batches(victim, clean, config, name, epochs=epochs):
+    for done, x, y in batches(victim, clean, config, Schedule(name, epochs=epochs)):
         cosine(optimiser, LEARNING_RATE, done)
         descend(optimiser, F.cross_entropy(model(x), y))
     return model

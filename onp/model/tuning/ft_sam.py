@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from onp.data.images import ImageSet
-from onp.model.tuning.common import batches, cosine, trainable, with_weights
+from onp.model.tuning.common import Schedule, batches, cosine, trainable, with_weights
 from onp.model.tuning.config import TuneConfig
 from onp.model.victim import Victim
 
@@ -25,7 +25,7 @@ def tune(victim: Victim, clean: ImageSet, config: TuneConfig) -> Victim:
     model = trainable(victim, config.pruned)
     parameters = list(model.parameters())
     optimiser = torch.optim.SGD(parameters, LEARNING_RATE, momentum=0.9, weight_decay=5e-4)
-    for done, x, y in batches(victim, clean, config, "FT-SAM", epochs=EPOCHS, passes=2):
+    for done, x, y in batches(victim, clean, config, Schedule("FT-SAM", epochs=EPOCHS, passes=2)):
         cosine(optimiser, LEARNING_RATE, done)
         gradients = torch.autograd.grad(F.cross_entropy(model(x), y, label_smoothing=SMOOTHING), parameters)
         before = [parameter.detach().clone() for parameter in parameters]

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onp.data.images import ImageSet
-from onp.model.tuning.common import batches, trainable, with_weights
+from onp.model.tuning.common import Schedule, batches, trainable, with_weights
 from onp.model.tuning.config import TuneConfig
 from onp.model.victim import Victim
 
@@ -30,10 +30,10 @@ def tune(victim: Victim, clean: ImageSet, config: TuneConfig) -> Victim:
     generator = torch.Generator().manual_seed(config.seed)
     for _ in range(ROUNDS):
         delta = perturbation(victim, model, clean, config)
-        for _, x, y in batches(victim, clean, config, "I-BAU", epochs=1, passes=2 + 2 * FIXED_POINT):
-            carriers = torch.zeros(len(x), device=x.device)
-            carriers[torch.randperm(len(x), generator=generator)[: max(1, int(SHARE * len(x)))]] = 1
-            for parameter, gradient in zip(parameters, hypergradient(model, parameters, delta, x, y, carriers), strict=True):
+        for _, x, y in batches(victim, clean, config, Schedule("I-BAU", epochs=1, passes=2 + 2 * FIXED_POINT)):
+            triggered = torch.zeros(len(x), device=x.device)
+            triggered[torch.randperm(len(x), generator=generator)[: max(1, int(SHARE * len(x)))]] = 1
+            for parameter, gradient in zip(parameters, hypergradient(model, delta, x, y, triggered), strict=True):
                 parameter.grad = gradient
             optimiser.step()
     return with_weights(victim, model)
@@ -43,7 +43,7 @@ def perturbation(victim: Victim, model: nn.Module, clean: ImageSet, config: Tune
     """A universal perturbation of normalised images, [1, C, H, W]."""
     delta = torch.zeros((1, *victim.input_shape), device=victim.device)
     low, high = (victim.normalisation(torch.full_like(delta, bound)) for bound in (0.0, 1.0))
-    for _, x, _y in batches(victim, clean, config, "I-BAU perturbation", epochs=1):
+    for _, x, _y in batches(victim, clean, config, Schedule("I-BAU perturbation", epochs=1)):
         delta.requires_grad_(True)
         (gradient,) = torch.autograd.grad(inner_loss(model, delta, x), delta)
         delta = delta.detach() - ASCENT_RATE * gradient
@@ -60,12 +60,19 @@ def inner_loss(model: nn.Module, delta: Tensor, x: Tensor) -> Tensor:
     return NORM_WEIGHT * delta.square().sum() - F.cross_entropy(model(x + delta), own)
 
 
-def hypergradient(
-    model: nn.Module, parameters: list[nn.Parameter], delta: Tensor, x: Tensor, y: Tensor, carriers: Tensor
-) -> list[Tensor]:
-    """The total gradient of the outer loss by the parameters, the perturbation being a function of them."""
+def hypergradient(model: nn.Module, delta: Tensor, x: Tensor, y: Tensor, triggered: Tensor) -> list[Tensor]:
+    """The total gradient of the outer loss by the parameters, the perturbation being a function of them.
+
+    Args:
+        model: whose parameters they are.
+        delta: the perturbation, `[1, C, H, W]`.
+        x: normalised images, `[N, C, H, W]`.
+        y: labels, int64 `[N]`.
+        triggered: float32 `[N]`, 1 where an image has the perturbation.
+    """
+    parameters = list(model.parameters())
     delta = delta.detach().requires_grad_(True)
-    outer = F.cross_entropy(model(x + carriers.view(-1, 1, 1, 1) * delta), y)
+    outer = F.cross_entropy(model(x + triggered.view(-1, 1, 1, 1) * delta), y)
     by_delta, *direct = torch.autograd.grad(outer, [delta, *parameters])
     (slope,) = torch.autograd.grad(inner_loss(model, delta, x), delta, create_graph=True)
     stepped = delta - INNER_RATE * slope

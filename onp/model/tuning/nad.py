@@ -21,7 +21,7 @@ from onp.data.images import ImageSet
 from onp.errors import InputError
 from onp.model.capture import op_name, value
 from onp.model.interpret import run_graph
-from onp.model.tuning.common import batches, descend, trainable, with_weights
+from onp.model.tuning.common import Schedule, batches, descend, trainable, with_weights
 from onp.model.tuning.config import TuneConfig
 from onp.model.tuning.ft import fine_tuned
 from onp.model.victim import Victim
@@ -44,7 +44,7 @@ def tune(victim: Victim, clean: ImageSet, config: TuneConfig) -> Victim:
     teacher = fine_tuned(victim, clean, config, TEACHER_EPOCHS, "NAD teacher").eval().requires_grad_(False)
     optimiser = torch.optim.SGD(student.parameters(), FAST_RATE, momentum=0.9, weight_decay=1e-4)
     with outputs(student, places) as mine, outputs(teacher, places) as theirs:
-        for done, x, y in batches(victim, clean, config, "NAD", epochs=EPOCHS, passes=2):
+        for done, x, y in batches(victim, clean, config, Schedule("NAD", epochs=EPOCHS, passes=2)):
             for group in optimiser.param_groups:
                 group["lr"] = FAST_RATE if done < FAST_EPOCHS / EPOCHS else SLOW_RATE
             loss = F.cross_entropy(student(x), y)

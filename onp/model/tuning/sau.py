@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onp.data.images import ImageSet
-from onp.model.tuning.common import away_from, batches, descend, trainable, with_weights
+from onp.model.tuning.common import Schedule, away_from, batches, descend, trainable, with_weights
 from onp.model.tuning.config import TuneConfig
 from onp.model.victim import Victim
 
@@ -26,7 +26,7 @@ def tune(victim: Victim, clean: ImageSet, config: TuneConfig) -> Victim:
     """The victim after unlearning."""
     model = trainable(victim, config.pruned).eval()
     optimiser = torch.optim.Adam(model.parameters(), LEARNING_RATE)
-    for _, x, y in batches(victim, clean, config, "SAU", epochs=EPOCHS, size=BATCH, passes=2 * STEPS + 2):
+    for _, x, y in batches(victim, clean, config, Schedule("SAU", epochs=EPOCHS, size=BATCH, passes=2 * STEPS + 2)):
         moved = shared_examples(model, victim.model, x, y)
         with torch.no_grad():
             answer, before = victim.model(moved).argmax(1), victim.model(x).argmax(1)
