@@ -69,10 +69,13 @@ class Checkpoint:
 
 
 def read_checkpoint(location: Path | str) -> Checkpoint:
-    """Reads safetensors, torch weights (a state dict, or dicts that hold one) or an exported program (.pt2).
+    """Read safetensors, torch weights (a state dict, or dicts that hold one) or an exported program (.pt2).
 
-    location: PATH, or PATH::KEY for the weights under a key of the dict in the file, PATH::KEY/KEY for deeper ones.
-    Raises InputError for a missing or damaged file, one that holds pickled objects, and NaN or infinite weights.
+    Args:
+        location: PATH, or PATH::KEY for the weights under a key of the dict in the file, PATH::KEY/KEY for deeper ones.
+
+    Raises:
+        InputError: the file is missing or damaged, holds pickled objects, or has NaN or infinite weights.
     """
     path, wanted = file_and_key(location)
     check_file(path)
@@ -100,7 +103,7 @@ def read_checkpoint(location: Path | str) -> Checkpoint:
 
 
 def check_file(path: Path) -> None:
-    """Raises InputError for a checkpoint that is not there, and for a folder without what says what it holds."""
+    """Raise InputError where there is no checkpoint file at `path`."""
     kind = file_kind(path)
     if kind == "folder":
         raise InputError(f"{path} is a folder without a config.json; give the checkpoint file in it.")
@@ -198,10 +201,17 @@ def _check_storage(path: Path, state: Mapping[str, Tensor]) -> None:
 
 
 def renamed(checkpoint: Checkpoint, network: nn.Module, names: Mapping[str, str]) -> Checkpoint:
-    """The checkpoint under the names of `network`: without the prefix that most of those have in the file, and with `names`,
-    which gives the network's name of a tensor by its name in files, where they differ. What has another prefix is left out.
+    """The checkpoint under the names of `network`: without the prefix that most of those have in the file.
 
-    Raises InputError when two tensors would have one name.
+    Tensors with another prefix are left out.
+
+    Args:
+        checkpoint: under the names in the file.
+        network: the one that the weights belong to.
+        names: the network's name of a tensor by its name in files, where they differ.
+
+    Raises:
+        InputError: two tensors would have one name.
     """
     prefix = next((each for each, _ in prefixes(checkpoint.state, {*network.state_dict(), *names})), "")
     stored = [name for name in checkpoint.state if name.startswith(prefix)]
@@ -216,12 +226,20 @@ def renamed(checkpoint: Checkpoint, network: nn.Module, names: Mapping[str, str]
 
 
 def load_into(network: nn.Module, checkpoint: Checkpoint, arch: str, better: Callable[[], str | None] = lambda: None) -> None:
-    """Copies the checkpoint's tensors into `network`, converted to the network's dtypes.
+    """Copy the checkpoint's tensors into a network, converted to its dtypes.
 
-    better: where they do not fit, the architecture that they do fit, if it is known.
-    Raises InputError that names the first few missing, extra and mis-shaped tensors.
+    Args:
+        network: gets the tensors.
+        checkpoint: under the network's names.
+        arch: what a message calls the network.
+        better: where they do not fit, the architecture that they do fit, if it is known.
+
+    Raises:
+        InputError: they do not fit; the message names the first few missing, extra and mis-shaped tensors.
     """
     wanted = network.state_dict()
+    if lazy := [name for name, tensor in wanted.items() if nn.parameter.is_lazy(tensor)]:
+        raise InputError(f"{arch} has layers whose sizes are not known yet ({first_few(lazy)}); give them their sizes.")
     present = {tensor.data_ptr() for name, tensor in wanted.items() if name in checkpoint.state and tensor.numel()}
     # Files from before torch 0.4.1 lack num_batches_tracked, and savers keep one name of a tensor that has several.
     missing = [
