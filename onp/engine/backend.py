@@ -56,7 +56,7 @@ class Machine:
         return f"the victim is on {device.type}, and the kernels are for NVIDIA GPUs"
 
 
-def choose_backend(requested: str, device: torch.device, machine: Machine) -> str:
+def choose_backend(requested: Backend, device: torch.device, machine: Machine) -> Backend:
     """The backend of an evaluator.
 
     Args:
@@ -74,7 +74,7 @@ def choose_backend(requested: str, device: torch.device, machine: Machine) -> st
         raise InputError(f"the backend {requested!r} is not known: choose auto, torch, onednn or triton")
     if requested == "torch":
         return requested
-    fast = requested if requested != "auto" else "triton" if device.type == "cuda" else "onednn"
+    fast: Backend = requested if requested != "auto" else "triton" if device.type == "cuda" else "onednn"
     if fast == "triton":
         problem = machine.triton_problem(device)
     else:

@@ -125,7 +125,7 @@ def measure(
         triggered: images of the ASR and RA; those whose label is the target class do not count, and do not run.
         advance: progress callback; it counts the images that do not run, too.
     """
-    labels, logits = [], []
+    labels, logits = list[Tensor](), list[Tensor]()
     for batch in clean:
         labels.append(batch.labels.cpu())
         logits.extend(part.cpu() for part in _logits(model, batch.images, advance))

@@ -7,7 +7,7 @@ from helpers.winograd_error import UNIT, squared_error
 
 from onp.engine.native import module
 from onp.engine.steps import Activation, ConvStep
-from onp.engine.torch_backend.winograd import bind_differentiable, bind_winograd, conv, filters_of, suits
+from onp.engine.torch_backend.winograd import Epilogue, bind_differentiable, bind_winograd, conv, filters_of, suits
 
 pytestmark = pytest.mark.skipif(module("native")[0] is None, reason="the compiled module is not there")
 RELU = Activation(torch.ops.aten.relu.default, ())
@@ -46,7 +46,7 @@ def test_a_pruned_channel_is_zero_whatever_its_sum():
     weight[3] = 1e38
     keep, shift = torch.ones(16), torch.randn(16)
     keep[3] = shift[3] = 0
-    found = conv(x, filters_of(weight), keep, shift)
+    found = conv(x, filters_of(weight), after=Epilogue(keep, shift))
     assert found.isfinite().all() and not found[:, 3].any()
 
 
@@ -81,7 +81,7 @@ def test_conv_is_as_exact_as_its_operations_allow(images, size, channels, paddin
     by_channel = (slice(None), None, None)
 
     assert within(conv(x, filters, padding=padding), exact, squared)
-    found = conv(x, filters, scale, shift, added, padding, relu=True)
+    found = conv(x, filters, padding, Epilogue(scale, shift, added, relu=True))
     exact, squared = epilogue(exact, squared, scale.double()[by_channel], shift.double()[by_channel], added.double())
     assert within(found, exact.relu(), squared)
     assert found.is_contiguous(memory_format=torch.channels_last)
@@ -120,7 +120,7 @@ def test_nothing_in_nothing_out_and_nan_stays_nan():
     assert conv(torch.randn(0, 16, 5, 5), filters).shape == (0, 16, 5, 5)
     x = torch.randn(2, 16, 12, 12)
     x[0, 3, 0, 0] = torch.nan
-    found = conv(x, filters, relu=True)
+    found = conv(x, filters, after=Epilogue(relu=True))
     assert found[0, :, :2, :2].isnan().all() and not found[0, :, 6:, 6:].isnan().any() and not found[1].isnan().any()
 
 
@@ -184,8 +184,8 @@ def test_what_suits_is_what_saves_products():
     ("call", "message"),
     [
         (lambda x, f: conv(x[:, :16], f), "has 16 channels, and the filters are for 32"),
-        (lambda x, f: conv(x, f, torch.ones(3)), "for each of the 16 outputs"),
-        (lambda x, f: conv(x, f, added=x), "added is"),
+        (lambda x, f: conv(x, f, after=Epilogue(torch.ones(3))), "for each of the 16 outputs"),
+        (lambda x, f: conv(x, f, after=Epilogue(added=x)), "added is"),
         (lambda x, f: conv(x[..., :2], f, padding=0), "have no output"),
         (lambda x, f: filters_of(torch.randn(16, 16, 5, 5)), "are wanted"),
         (lambda x, f: filters_of(torch.randn(16, 20, 3, 3)), "multiple of 16"),

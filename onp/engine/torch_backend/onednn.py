@@ -14,20 +14,23 @@ aten = torch.ops.aten
 
 
 def bind_onednn(step: Step, keep: Tensor | None, dtype: torch.dtype, input_shape: tuple[int, ...]) -> Run:
-    """`step` computing in `dtype` (float32 or bfloat16) with the mask `keep` (float `[K]`) in its packed weights.
+    """Bind a step to oneDNN; a step that has no oneDNN form runs as `onp.engine.steps.bind_torch` does.
 
-    `input_shape` `[N, C, H, W]` is what the weights are packed for; other batch sizes give the same answer.
-    Steps that have no oneDNN form run as `onp.engine.steps.bind_torch` does.
+    Args:
+        step: of the plan.
+        keep: float `[K]`, the mask in its packed weights; None keeps all.
+        dtype: float32 or bfloat16.
+        input_shape: `[N, C, H, W]` that the weights are packed for; other batch sizes give the same result.
     """
     match step:
         case ConvStep():
             fused = _attribute(step.activation, step.adds)
             if fused is not None:
-                return _bind_conv(step, keep, dtype, input_shape, *fused)
+                return _bind_conv(step, keep, dtype, input_shape, fused)
         case ScaleStep():
             fused = _attribute(step.activation, False)
             if fused is not None and len(input_shape) == 4:
-                return _bind_scale(step, keep, dtype, input_shape, *fused)
+                return _bind_scale(step, keep, dtype, input_shape, fused)
     return bind_torch(step, keep, dtype)
 
 
@@ -49,13 +52,9 @@ def _attribute(activation: Activation | None, adds: bool) -> tuple[str, list[Any
 
 
 def _bind_conv(
-    step: ConvStep,
-    keep: Tensor | None,
-    dtype: torch.dtype,
-    input_shape: tuple[int, ...],
-    unary: str,
-    scalars: list[Any],
+    step: ConvStep, keep: Tensor | None, dtype: torch.dtype, input_shape: tuple[int, ...], fused: tuple[str, list[Any]]
 ) -> Run:
+    unary, scalars = fused
     geometry = (step.padding, step.stride, step.dilation, step.groups)
     weight = masked(step.weight, keep).to(dtype)  # type: ignore[union-attr]
     packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *geometry, input_shape)
@@ -78,14 +77,10 @@ def _channels_last(x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _bind_scale(
-    step: ScaleStep,
-    keep: Tensor | None,
-    dtype: torch.dtype,
-    input_shape: tuple[int, ...],
-    unary: str,
-    scalars: list[Any],
+    step: ScaleStep, keep: Tensor | None, dtype: torch.dtype, input_shape: tuple[int, ...], fused: tuple[str, list[Any]]
 ) -> Run:
     """Scale, shift and activation as a depthwise 1x1 conv: one pass instead of two or three."""
+    unary, scalars = fused
     geometry = ((0, 0), (1, 1), (1, 1), step.scale.numel())
     scale = masked(step.scale, keep).to(dtype)  # type: ignore[union-attr]
     packed = torch.ops.mkldnn._reorder_convolution_weight(scale.reshape(-1, 1, 1, 1), *geometry, input_shape)

@@ -6,6 +6,7 @@ direct convolution, root mean square. Source: Lavin and Gray, https://arxiv.org/
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ relu = torch.ops.aten.relu.default
 
 
 def suits(step: ConvStep, dtype: torch.dtype, input_shape: tuple[int, ...]) -> bool:
-    """Whether `step` on images of `input_shape` `[C, H, W]` is faster this way, and can be run so."""
+    """Whether a step on images of `input_shape` `[C, H, W]` can be run in `dtype` this way, and is faster so."""
     outputs, inputs, *kernel = step.weight.shape
     plain = step.groups == 1 and step.dilation == (1, 1) and step.stride == (1, 1) and kernel == [3, 3]
     if not plain or inputs % PANEL or outputs % PANEL or dtype != torch.float32 or step.weight.device.type != "cpu":
@@ -52,39 +53,50 @@ def filters_of(weight: Tensor) -> Tensor:
     return made
 
 
-@torch.no_grad()
-def conv(
-    x: Tensor,
-    filters: Tensor,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    added: Tensor | None = None,
-    padding: int = 1,
-    relu: bool = False,
-) -> Tensor:
-    """`scale * conv2d(x) + shift + added`, then ReLU if `relu`; no gradients.
+@dataclass(frozen=True, eq=False)
+class Epilogue:
+    """What follows the sums of a convolution: `scale * y + shift + added`, then ReLU."""
 
-    x: float32 `[N, C, H, W]` of any strides, channels-last being read as it lies. filters: of `filters_of`. scale, shift:
-    float32 `[K]`. added: float32 `[N, K, H', W']`. Returns float32 `[N, K, H', W']`, H' = H + 2 * padding - 2, channels-last.
-    Raises ValueError for sizes that do not fit.
+    scale: Tensor | None = None  #: float32 `[K]`; None for ones
+    shift: Tensor | None = None  #: float32 `[K]`; None for zeros
+    added: Tensor | None = None  #: float32 `[N, K, H', W']`; None for zeros
+    relu: bool = False
+
+
+@torch.no_grad()
+def conv(x: Tensor, filters: Tensor, padding: int = 1, after: Epilogue = Epilogue()) -> Tensor:
+    """Convolve, without gradients.
+
+    Args:
+        x: float32 `[N, C, H, W]` of any strides; channels-last is read without a copy.
+        filters: of `filters_of`.
+        padding: on every side.
+        after: what follows.
+
+    Returns:
+        float32 `[N, K, H', W']`, H' = H + 2 * padding - 2, channels-last.
+
+    Raises:
+        ValueError: the sizes do not fit.
     """
+    added = after.added
     images, inputs, height, width = x.shape
     outputs = filters.shape[1] * PANEL
     shape = (images, outputs, height + 2 * padding - 2, width + 2 * padding - 2)
     if filters.shape[2] != inputs:
         raise ValueError(f"x has {inputs} channels, and the filters are for {filters.shape[2]}")
-    if any(each is not None and each.shape != (outputs,) for each in (scale, shift)):
+    if any(each is not None and each.shape != (outputs,) for each in (after.scale, after.shift)):
         raise ValueError(f"scale and shift must have a value for each of the {outputs} outputs")
     if added is not None and added.shape != shape:
         raise ValueError(f"added is {list(added.shape)}, and the result {list(shape)}")
     if min(shape[2:]) < 1:
         raise ValueError(f"images of {height} x {width} pixels with padding {padding} have no output")
     x, added = _channels_last(x), None if added is None else _channels_last(added)
-    scale, shift = (None if each is None else each.float().contiguous() for each in (scale, shift))
+    scale, shift = (None if each is None else each.float().contiguous() for each in (after.scale, after.shift))
     out = torch.empty(shape, dtype=torch.float32, device=x.device, memory_format=torch.channels_last)
     pointers = (0 if each is None else each.data_ptr() for each in (x, filters, scale, shift, added, out))
     threads = torch.get_num_threads()
-    native().conv(*pointers, images, height, width, inputs, outputs, padding, relu, threads)
+    native().conv(*pointers, images, height, width, inputs, outputs, padding, after.relu, threads)
     return out
 
 
@@ -97,7 +109,7 @@ def bind_winograd(step: ConvStep, keep: Tensor | None, filters: Tensor) -> Run:
     shift, fused = masked(step.bias, keep), step.activation is not None and step.activation.target is relu
 
     def run(x: Tensor, added: Tensor | None = None) -> Tensor:
-        y = conv(x, filters, keep, shift, added, step.padding[0], fused)
+        y = conv(x, filters, step.padding[0], Epilogue(keep, shift, added, fused))
         return y if fused else activate(y, step.activation)
 
     return run
@@ -105,34 +117,42 @@ def bind_winograd(step: ConvStep, keep: Tensor | None, filters: Tensor) -> Run:
 
 def bind_differentiable(step: ConvStep) -> Run:
     """`step`, which `suits`, with gradients to its inputs; none to the weights."""
-    filters, back = filters_of(step.weight), filters_of(step.weight.detach().flip(2, 3).transpose(0, 1))
     fused = step.activation is not None and step.activation.target is relu
+    turned = step.weight.detach().flip(2, 3).transpose(0, 1)
+    layer = _Layer(filters_of(step.weight), filters_of(turned), step.bias, step.padding[0], fused)
 
     def run(x: Tensor, added: Tensor | None = None) -> Tensor:
-        y = _Conv.apply(x, added, filters, back, step.bias, step.padding[0], fused)
+        y = _Conv.apply(x, added, layer)
         return y if fused else activate(y, step.activation)
 
     return run
 
 
+@dataclass(frozen=True, eq=False)
+class _Layer:
+    filters: Tensor  # of the convolution
+    back: Tensor  # of the convolution that is its gradient: the filters turned round
+    bias: Tensor | None
+    padding: int
+    relu: bool
+
+
 class _Conv(torch.autograd.Function):
-    """`conv` with gradients to `x` and `added`: that of `x` is a convolution with the filters turned round."""
+    """`conv` with gradients to `x` and `added`."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, added: Tensor | None, filters: Tensor, back: Tensor, bias: Tensor | None, padding: int, relu: bool
-    ) -> Tensor:
-        y = conv(x, filters, None, bias, added, padding, relu)
-        ctx.back, ctx.padding, ctx.relu = back, padding, relu
-        if relu:
+    def forward(ctx: Any, x: Tensor, added: Tensor | None, layer: _Layer) -> Tensor:
+        y = conv(x, layer.filters, layer.padding, Epilogue(None, layer.bias, added, layer.relu))
+        ctx.layer = layer
+        if layer.relu:
             ctx.save_for_backward(y)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.relu:
+        if ctx.layer.relu:
             (y,) = ctx.saved_tensors
             grad = torch.ops.aten.threshold_backward(grad, y, 0)
-        grad_x = conv(grad, ctx.back, padding=2 - ctx.padding) if ctx.needs_input_grad[0] else None
-        return grad_x, grad if ctx.needs_input_grad[1] else None, None, None, None, None, None
+        grad_x = conv(grad, ctx.layer.back, 2 - ctx.layer.padding) if ctx.needs_input_grad[0] else None
+        return grad_x, grad if ctx.needs_input_grad[1] else None, None
