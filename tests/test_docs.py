@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 # Words with a private meaning in earlier versions; the field's own say the same. A word counts inside identifiers, too.
 PRIVATE_WORDS = (
     "witness(es)?", "carriers?", "loud(er|est|ness)?", "heard", "hears?", "told", "said", "hush(ed)?", "suspicions?",
-    "suspects?", "suspected", "remember(s|ed|ing)?", "recall(s|ed|ing)?", "drift(s|ed|ing)?", "convict(s|ed)?", "accuse[sd]?", "hinted",
-    "judges", "peek(s|ed)?", "closer look", "looking closer", "close call", "cautions?",
+    "suspects?", "suspected", "remember(s|ed|ing)?", "recall(s|ed|ing)?", "drift(s|ed|ing)?", "convict(s|ed)?", "accuse[sd]?",
+    "hinted", "judges", "peek(s|ed)?", "closer look", "looking closer", "close call", "cautions?",
 )  # fmt: skip
 PRIVATE = re.compile(rf"(?<![A-Za-z])({'|'.join(PRIVATE_WORDS)})(?![A-Za-z])", re.IGNORECASE)
 

@@ -34,9 +34,8 @@ def run(command, folder, path):
 
 @pytest.fixture
 def checkout(tmp_path):
-    """A folder that shows a command the embedded files at their place in a checkout, and takes what it writes."""
-    (tmp_path / "onp").mkdir()
-    (tmp_path / "onp" / "bundle").symlink_to(ROOT / "onp" / "bundle")
+    """A folder with the package at its place in a checkout, which takes what the commands write."""
+    (tmp_path / "onp").symlink_to(ROOT / "onp")
     return tmp_path
 
 
