@@ -16,7 +16,7 @@ from onp.attack.triggers import load_trigger
 from onp.data.images import load_images
 from onp.data.normalisation import Normalisation
 from onp.defend.demos import ARCH, NORM, demo
-from onp.engine.incremental import suffix_of
+from onp.engine.incremental import changed_steps
 from onp.engine.plan import Plan
 from onp.engine.scoring import Batch, TriggeredBatch
 from onp.engine.steps import ConvStep, LinearStep
@@ -126,8 +126,8 @@ def group_masks(members: list[Layer], base: Tensor, keep: Tensor) -> Tensor:
 def least_work(plan: Plan, first: int, value_bytes: int) -> tuple[float, float]:
     """What masks over every layer from step `first` on need, an image, all channels kept: FLOPs of the conv and linear layers
     with changed inputs, filter taps over padding left out, and bytes of the values to read and write."""
-    changed = {index: True for index, step in enumerate(plan.steps) if index >= first and step.gate is not None}
-    steps = plan.steps[suffix_of(plan, changed, first).start :]
+    changed = {index: True for index, step in enumerate(plan.steps) if index >= first and step.mask_slice is not None}
+    steps = plan.steps[changed_steps(plan, changed, first).start :]
     shapes = [math.prod(plan.shapes[name] or ()) for step in steps for name in (*step.inputs, step.name)]
     flops = 0.0
     for step in steps:
@@ -158,7 +158,8 @@ class Rates:
 
     def floor(self, plan: Plan, images: int, layer: Layer, value_bytes: int) -> float:
         """Seconds that a mask over `layer` and all after it takes at these rates, no channel left out."""
-        first = min(i for i, step in enumerate(plan.steps) if step.gate is not None and step.gate.offset == layer.offset)
+        slices = [(i, step.mask_slice) for i, step in enumerate(plan.steps)]
+        first = min(i for i, units in slices if units is not None and units.offset == layer.offset)
         flops, moved = least_work(plan, first, value_bytes)
         return max(flops * images / self.flops, moved * images / self.bytes)
 

@@ -45,7 +45,7 @@ def steps(engine: TritonEngine, keep: torch.Tensor, first: int) -> None:
     cut = max(cut for cut in engine._cuts if cut <= first)
     engine._steps._runs[:] = [timed(index) for index in range(len(runs))]
     for _ in range(5):
-        engine._run(keep, cut, first, engine._alike(keep.cpu().numpy(), first))
+        engine._run(keep, cut, first, engine._downstream.unchanged(keep.cpu().numpy(), engine._base_here, first))
     torch.cuda.synchronize()
     engine._steps._runs[:] = runs
     images = sum(kept[0][plan.input].data.shape[1] for kept in engine._kept)
@@ -65,7 +65,7 @@ def kernels(engine: TritonEngine, keep: torch.Tensor, first: int) -> None:
     cut = max(cut for cut in engine._cuts if cut <= first)
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         for _ in range(3):
-            engine._run(keep, cut, first, engine._alike(keep.cpu().numpy(), first))
+            engine._run(keep, cut, first, engine._downstream.unchanged(keep.cpu().numpy(), engine._base_here, first))
         torch.cuda.synchronize()
     rows = sorted(seen.key_averages(), key=lambda row: -row.self_device_time_total)[:12]
     for row in rows:
@@ -82,7 +82,8 @@ def main() -> None:
     ours = Ours(setting)
     engine = ours.evaluator._engine
     assert isinstance(engine, TritonEngine)
-    late = min(i for i, step in enumerate(engine._plan.steps) if step.gate and step.gate.offset == last_stage(victim).offset)
+    slices = [(i, step.mask_slice) for i, step in enumerate(engine._plan.steps)]
+    late = min(i for i, units in slices if units and units.offset == last_stage(victim).offset)
     for name, draw, count, first in (("full", full_masks, 8, 0), ("late", late_masks, 24, late)):
         for word in ("compiled and run", "captured and replayed", "replayed", "replayed"):
             before = time.monotonic()

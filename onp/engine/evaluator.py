@@ -227,8 +227,8 @@ class Evaluator:
 def _first_step_of_units(plan: Plan, units: int) -> NDArray[np.int64]:
     first = np.full(units, len(plan.steps))
     for index, step in reversed(list(enumerate(plan.steps))):
-        if step.gate is not None:
-            first[step.gate.offset : step.gate.offset + step.gate.units] = index
+        if step.mask_slice is not None:
+            first[step.mask_slice.offset : step.mask_slice.offset + step.mask_slice.units] = index
     if (first == len(plan.steps)).any():
         raise RuntimeError("some units of the victim reach no step of the plan")
     return first

@@ -19,14 +19,14 @@ from onp.model.interpret import expand_units
 
 
 @dataclass(frozen=True)
-class Suffix:
+class ChangedSteps:
     """The steps of a plan that one mask changes."""
 
     start: int  #: the first step that has to run again
     gated: tuple[int, ...]  #: the changed steps before it: their output under the base, its pruned channels zeroed, is enough
 
 
-def suffix_of(plan: Plan, changed: dict[int, bool], first: int) -> Suffix:
+def changed_steps(plan: Plan, changed: dict[int, bool], first: int) -> ChangedSteps:
     """Follow a mask through the plan.
 
     The output of a step that only loses units, if its inputs are the base's, is the base's output with those channels pruned:
@@ -51,7 +51,7 @@ def suffix_of(plan: Plan, changed: dict[int, bool], first: int) -> Suffix:
         if index < start and not set(plan.steps[index].inputs[1:]) <= set(live_values(plan, start)):
             start = index
             gated = [before for before in gated if before < start]
-    return Suffix(start, tuple(gated))
+    return ChangedSteps(start, tuple(gated))
 
 
 def live_values(plan: Plan, index: int) -> tuple[str, ...]:
@@ -69,9 +69,9 @@ def pruned_output(step: Step, value: Tensor, added: Tensor | None, keep: Tensor)
         added: the second input of an addition in the step, or None.
         keep: bool `[K]`, the units that stay.
     """
-    if step.gate is None:
+    if step.mask_slice is None:
         raise ValueError(f"{step.name} has no units")
-    gate = expand_units(keep, value.dim(), step.gate.dim)
+    gate = expand_units(keep, value.dim(), step.mask_slice.dim)
     if isinstance(step, OpStep):
         return value.where(gate, 0)
     without = value.new_zeros(()) if added is None else added.to(value.dtype).clone()
@@ -89,7 +89,7 @@ def producers(plan: Plan) -> dict[int, int]:
             readers.setdefault(name, []).append(index)
     producer = {}
     for index, step in enumerate(plan.steps):
-        if isinstance(step, ConvStep) and step.gate is not None and not step.adds and step.groups == 1:
+        if isinstance(step, ConvStep) and step.mask_slice is not None and not step.adds and step.groups == 1:
             after = readers.get(step.name, [])
             if _zero_stays(step.activation) and all(_reads_channels(plan.steps[reader], step.name) for reader in after):
                 producer.update(dict.fromkeys(after, index))
@@ -138,7 +138,7 @@ def choose_cuts(
     """
     before = [0.0, *accumulate(plan.cost)]
     if starts is None:
-        starts = [index for index, step in enumerate(plan.steps) if step.gate is not None]
+        starts = [index for index, step in enumerate(plan.steps) if step.mask_slice is not None]
     cuts: list[int] = []
     left = budget
 
@@ -172,11 +172,11 @@ class ActivationCache:
         for index in range(1, len(plan.steps)):
             shapes = [plan.shapes[name] for name in live_values(plan, index) if name != plan.input]
             # A mask resumes before the first step that it changes, or behind it where the base's output is enough.
-            if any(step.gate is not None for step in plan.steps[index - 1 : index + 1]) and None not in shapes:
+            if any(step.mask_slice is not None for step in plan.steps[index - 1 : index + 1]) and None not in shapes:
                 image_bytes[index] = sum(math.prod(shape or ()) for shape in shapes) * value_bytes
         self.plan = plan
-        gated = [index for index, step in enumerate(plan.steps) if step.gate is not None]
-        starts = [suffix_of(plan, {index: True}, index).start for index in gated]
+        gated = [index for index, step in enumerate(plan.steps) if step.mask_slice is not None]
+        starts = [changed_steps(plan, {index: True}, index).start for index in gated]
         self.cuts = choose_cuts(plan, image_bytes, images, budget, starts)
         self._kept: dict[tuple[int, int], dict[str, Any]] = {}
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from onp.engine.steps import Activation, ConvStep, Gate, LinearStep, OpStep, Run, ScaleStep, Step
+from onp.engine.steps import Activation, ConvStep, LinearStep, MaskSlice, OpStep, Run, ScaleStep, Step
 from onp.model.interpret import constant, expand_units, logits_node, run_graph
 from onp.model.victim import Victim
 
@@ -55,7 +55,7 @@ class Plan:
     @property
     def units(self) -> int:
         """U, the length of a mask."""
-        return max(step.gate.offset + step.gate.units for step in self.steps if step.gate is not None)
+        return max(step.mask_slice.offset + step.mask_slice.units for step in self.steps if step.mask_slice is not None)
 
     def widest_bytes(self, value_bytes: int) -> int:
         """Most bytes that the values of one image take while one step runs, those it reads and the one it makes."""
@@ -107,7 +107,7 @@ class _Fuser:
         program = self.victim.program
         self.graph = program.graph
         self.gates = {
-            name: Gate(layer.offset, layer.units, 1 if layer.kind == "conv" else -1)
+            name: MaskSlice(layer.offset, layer.units, 1 if layer.kind == "conv" else -1)
             for layer in self.victim.layers
             for name in layer.mask_nodes
         }

@@ -15,12 +15,12 @@ Run = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class Gate:
-    """The units `offset : offset + units` of the flat mask lie along `dim` of a value."""
+class MaskSlice:
+    """Where the units of a step stand in the flat mask, and where in its value."""
 
-    offset: int
-    units: int
-    dim: int
+    offset: int  #: of the first unit in the mask
+    units: int  #: how many follow each other
+    dim: int  #: of the value, along which they lie
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Activation:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """Produces the value `name` (the last graph node it stands for) from `inputs`, under the units of `gate`."""
+    """Makes one value of others."""
 
-    name: str
+    name: str  #: of the value: that of the last graph node the step stands for
     inputs: tuple[str, ...]
-    gate: Gate | None
+    mask_slice: MaskSlice | None  #: its units; None where it has none
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class ScaleStep(Step):
 
 @dataclass(frozen=True, eq=False)
 class OpStep(Step):
-    """Any other operator, run as it is; its gate multiplies its output. `target` and `args` are those of the graph node."""
+    """Any other operator, run as it is; a mask multiplies its output. `target` and `args` are those of the graph node."""
 
     call: Run
     known: bool
@@ -134,9 +134,9 @@ def _bind_conv(step: ConvStep, keep: Tensor | None, dtype: torch.dtype) -> Run:
 
 
 def _bind_op(step: OpStep, keep: Tensor | None) -> Run:
-    if keep is None or step.gate is None:
+    if keep is None or step.mask_slice is None:
         return step.call
-    dim = step.gate.dim
+    dim = step.mask_slice.dim
 
     def run(*values: Any) -> Tensor:
         y = step.call(*values)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import evaluator_cases
 
-from onp.detect.bn_statistics import argument, norms_of
+from onp.detect.bn_statistics import argument, batch_norms
 from onp.engine.differentiable import fitting_logits, forward_of, fused_forward
 from onp.model.interpret import run_graph
 
@@ -28,7 +28,7 @@ def test_fused_logits_and_their_gradients_are_those_of_the_network(name, count, 
 def test_values_on_the_way_are_those_of_the_graph(name, rng):
     victim = evaluator_cases.lively_victim(evaluator_cases.NETWORKS[name])
     images = torch.rand(3, *victim.input_shape, generator=rng)
-    wanted = [argument(norm, 0).name for norm in norms_of(victim.program)]
+    wanted = [argument(norm, 0).name for norm in batch_norms(victim.program)]
     logits, found = forward_of(victim, wanted)(images)
     expected, values = run_graph(victim.program, victim.normalisation(images), lambda _, value: value, wanted)
     torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from onp.data.normalisation import Normalisation
-from onp.engine.incremental import needed_channels, producers, pruned_output, suffix_of
+from onp.engine.incremental import changed_steps, needed_channels, producers, pruned_output
 from onp.engine.plan import Plan, plan_of
 from onp.engine.settings import Tuning
 from onp.engine.steps import ConvStep, OpStep, bind_torch, narrowed
@@ -19,29 +19,29 @@ def plan(request) -> Plan:
 
 
 def gated_steps(plan: Plan) -> list[int]:
-    return [index for index, step in enumerate(plan.steps) if step.gate is not None]
+    return [index for index, step in enumerate(plan.steps) if step.mask_slice is not None]
 
 
 def test_the_first_changed_step_is_not_computed_again(plan):
     for index in gated_steps(plan):
-        todo = suffix_of(plan, {index: True}, index)
+        todo = changed_steps(plan, {index: True}, index)
         assert todo.start > index and todo.gated == (index,)
         between = plan.steps[index + 1 : todo.start]
         assert not any(plan.steps[index].name in step.inputs for step in between)
-        regrown = suffix_of(plan, {index: False}, index)
+        regrown = changed_steps(plan, {index: False}, index)
         assert (regrown.start, regrown.gated) == (index, ())
 
 
 def test_what_reads_a_changed_value_is_computed_again(plan):
     gated = gated_steps(plan)
-    todo = suffix_of(plan, dict.fromkeys(gated, True), gated[0])
+    todo = changed_steps(plan, dict.fromkeys(gated, True), gated[0])
     stale = {plan.steps[index].name for index in todo.gated}
-    assert stale.intersection(plan.steps[todo.start].inputs) or plan.steps[todo.start].gate is not None
+    assert stale.intersection(plan.steps[todo.start].inputs) or plan.steps[todo.start].mask_slice is not None
     assert all(not stale.intersection(plan.steps[index].inputs) for index in todo.gated)
 
 
 def test_nothing_changed_leaves_nothing(plan):
-    assert suffix_of(plan, {}, len(plan.steps)).start == len(plan.steps)
+    assert changed_steps(plan, {}, len(plan.steps)).start == len(plan.steps)
 
 
 def test_pruned_outputs_are_those_of_pruned_weights(plan):
@@ -51,7 +51,7 @@ def test_pruned_outputs_are_those_of_pruned_weights(plan):
         inputs = [torch.randn(3, *shape) for shape in shapes if shape is not None]
         added = inputs[1] if isinstance(step, ConvStep) and step.adds else None
         before = None if added is None else added.clone()
-        keep = torch.rand(step.gate.units) > 0.5
+        keep = torch.rand(step.mask_slice.units) > 0.5
         value = bind_torch(step, None, torch.float32)(*inputs)
         found = pruned_output(step, value, added, keep)
         expected = bind_torch(step, keep.float(), torch.float32)(*inputs)
@@ -65,7 +65,7 @@ def test_channels_left_out_between_two_convs_change_nothing(plan):
     assert found
     for reader, index in found.items():
         feeder, step = plan.steps[index], plan.steps[reader]
-        units = torch.rand(feeder.gate.units) > 0.5
+        units = torch.rand(feeder.mask_slice.units) > 0.5
         units[torch.randint(len(units), ())] = True  # `needed_channels` never leaves none
         needed = units.nonzero()[:, 0]
         x = torch.randn(2, *plan.shapes[feeder.inputs[0]])

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onp.data.normalisation import Normalisation
-from onp.engine.incremental import ActivationCache, choose_cuts, live_values, suffix_of
+from onp.engine.incremental import ActivationCache, changed_steps, choose_cuts, live_values
 from onp.engine.plan import Plan, plan_of
 from onp.engine.steps import ConvStep, LinearStep, OpStep, ScaleStep, bind_torch
 from onp.errors import InputError
@@ -56,6 +56,20 @@ def test_everything_fuses_in_the_built_in_networks(spec, convs, norms, adds):
     torch.testing.assert_close(run_plan(plan, x), victim.model(x), rtol=1e-4, atol=1e-4)
 
 
+def test_a_plan_is_made_once_for_a_victim_and_again_after_an_edit_of_its_weights():
+    victim = victim_of("vgg11_bn:width=4")
+    plan = plan_of(victim)
+    assert plan_of(victim) is plan and plan.units == victim.units
+    name = plan.steps[0].name
+    assert plan_of(victim, [name]) is plan_of(victim, [name]) is not plan
+    assert plan_of(victim_of("vgg11_bn:width=4")) is not plan
+    with torch.no_grad():
+        next(victim.model.parameters()).mul_(2)
+    again, x = plan_of(victim), torch.randn(2, 3, 16, 16)
+    assert again is not plan
+    torch.testing.assert_close(run_plan(again, x), victim.model(x), rtol=1e-4, atol=1e-4)
+
+
 def test_unknown_operators_are_named():
     class Erf(nn.Module):
         def __init__(self) -> None:
@@ -95,7 +109,7 @@ def test_cuts_stay_under_the_budget_and_late_ones_come_first():
     sizes = {
         i: sum(4 * math.prod(plan.shapes[name] or ()) for name in live_values(plan, i) if name != plan.input) for i in steps
     }
-    starts = [suffix_of(plan, {i: True}, i).start for i, step in enumerate(plan.steps) if step.gate]
+    starts = [changed_steps(plan, {i: True}, i).start for i, step in enumerate(plan.steps) if step.mask_slice]
     assert choose_cuts(plan, sizes, 100, 0, starts) == ()
     everything = choose_cuts(plan, sizes, 100, 1 << 40, starts)
     assert set(starts) <= set(everything)
@@ -109,11 +123,11 @@ def test_cuts_stay_under_the_budget_and_late_ones_come_first():
     assert previous > 0
     small = choose_cuts(plan, sizes, 100, 2 << 17, starts)
     assert small and min(small) > len(plan.steps) // 2
-    gated = [index for index, step in enumerate(plan.steps) if step.gate]
+    gated = [index for index, step in enumerate(plan.steps) if step.mask_slice]
     assert choose_cuts(plan, sizes, 100, 1 << 40) == tuple(gated[1:]), "nothing is resumed behind a changed step"
 
 
-def test_prefix_cache_resumes_at_the_deepest_cut_it_may():
+def test_the_activation_cache_resumes_at_the_last_step_it_may():
     plan = plan_of(victim_of("vgg11_bn:width=4"))
     cache = ActivationCache(plan, 4, 4, 1 << 30)
     first, second, *_ = cache.cuts

@@ -67,7 +67,7 @@ def test_commits_and_memory_budgets_change_nothing(victim, backend, lanes):
             assert evaluator.cached_bytes <= budget
 
 
-def test_masks_from_layer_to_layer_reuse_the_prefix(preact):
+def test_masks_from_layer_to_layer_reuse_what_comes_before(preact):
     """Committed first to last, every layer's candidates start at or behind the nearest cut."""
     clean, triggered = CASES.batches(16, (8,))
     evaluator = Evaluator(preact, clean, triggered, settings=FLOAT32)

@@ -220,7 +220,7 @@ def test_a_branch_that_no_mask_changes_is_computed_once(victim):
 
     plan = plan_of(victim)
     index = {layer.name: position for layer in victim.layers for position, step in enumerate(plan.steps)
-             if step.gate is not None and step.gate.offset == layer.offset}  # fmt: skip
+             if step.mask_slice is not None and step.mask_slice.offset == layer.offset}  # fmt: skip
     first = index["shortcut"]
     assert first < index["conv1"] < index["conv2"]
     unchanged = Downstream(plan).unchanged(masks.numpy(), np.ones(victim.units, dtype=bool), first)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from onp.engine.backend import Machine, bfloat16_agrees
-from onp.engine.incremental import ActivationCache, live_values, needed_channels, producers, pruned_output, suffix_of
+from onp.engine.incremental import ActivationCache, changed_steps, live_values, needed_channels, producers, pruned_output
 from onp.engine.plan import Plan
 from onp.engine.scoring import ScoreCounter
 from onp.engine.settings import EvaluatorSettings, Tuning
@@ -57,7 +57,7 @@ class TorchEngine:
         self._dead = [{*lasting[index], step.name} - lasting[index + 1] for index, step in enumerate(plan.steps)]
         self._filters: dict[int, Tensor] = {}
         self._channels: dict[int, Tensor | None] = {}  # that a producing step computes; None: all
-        gates = {index: step.gate for index, step in enumerate(plan.steps) if step.gate is not None}
+        gates = {index: step.mask_slice for index, step in enumerate(plan.steps) if step.mask_slice is not None}
         self._offsets = sorted({gate.offset for gate in gates.values()})
         self._gated = {index: self._offsets.index(gate.offset) for index, gate in gates.items()}
         self._base = np.ones(plan.units, dtype=bool)
@@ -89,7 +89,7 @@ class TorchEngine:
     @torch.no_grad()
     def _evaluate(self, keep: BoolArray, first: int) -> Tensor:
         changed = self._changed(keep)
-        todo = suffix_of(self._plan, changed, first)
+        todo = changed_steps(self._plan, changed, first)
         gates = [(index, self._gate(keep, index, self._channels.get(index))) for index in todo.gated]
         runs, _ = self._bound(keep, changed, todo.start)
         numbers = range(len(self._chunks))
@@ -97,7 +97,7 @@ class TorchEngine:
         return self._counter.sums(torch.cat(logits))
 
     def _run_chunk(self, chunk: int, start: int, gates: list[tuple[int, Tensor]], runs: list[Run]) -> Tensor:
-        """Logits of one chunk: the base up to step `start`, the `gates` of its last outputs, then `runs`."""
+        """Logits of one chunk: the base up to step `start`, the masks `gates` on its last outputs, then `runs`."""
         reached, values = self._cache.resume(chunk, start)
         if reached == 0:
             values = {self._plan.input: self._chunks[chunk]}
@@ -148,7 +148,7 @@ class TorchEngine:
         step = self._plan.steps[index]
         outputs, inputs = channels.get(index), channels.get(self._producer.get(index, -1))
         gate = None
-        if step.gate is not None and not _units(keep, step).all():
+        if step.mask_slice is not None and not _units(keep, step).all():
             gate = self._gate(keep, index, outputs).float()
         shape = self._plan.shapes[step.inputs[0]] if step.inputs else None
         whole = step
@@ -220,5 +220,5 @@ def _channels_last(images: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _units(keep: BoolArray, step: Step) -> BoolArray:
     """The units of a step that has some."""
-    assert step.gate is not None
-    return keep[step.gate.offset : step.gate.offset + step.gate.units]
+    assert step.mask_slice is not None
+    return keep[step.mask_slice.offset : step.mask_slice.offset + step.mask_slice.units]

@@ -72,7 +72,7 @@ class TritonEngine:
         self.precision = precision
         dtype = getattr(torch, precision)
         self._steps = TritonSteps(plan, dtype)
-        gated = [index for index, step in enumerate(plan.steps) if step.gate is not None]
+        gated = [index for index, step in enumerate(plan.steps) if step.mask_slice is not None]
         self._last_gated = gated[-1]
         sizes = {index: plan.image_bytes(index, dtype.itemsize) for index in gated if index > 0}
         known = {index: size for index, size in sizes.items() if size is not None}
@@ -247,8 +247,8 @@ class Downstream:
         self._all = (1 << len(plan.steps)) - 1
         self._steps: dict[tuple[int, int], int] = {}  # by first and last (exclusive) unit, bit i for step i
         for step, steps in zip(plan.steps, behind, strict=True):
-            if step.gate is not None:
-                units = step.gate.offset, step.gate.offset + step.gate.units
+            if step.mask_slice is not None:
+                units = step.mask_slice.offset, step.mask_slice.offset + step.mask_slice.units
                 self._steps[units] = self._steps.get(units, 0) | steps
 
     def unchanged(self, keep: NDArray[np.bool_], base: NDArray[np.bool_], first: int) -> int:

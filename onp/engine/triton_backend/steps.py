@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from onp.engine.plan import Plan
-from onp.engine.steps import Activation, ConvStep, Gate, LinearStep, OpStep, ScaleStep, Step, bind_torch
+from onp.engine.steps import Activation, ConvStep, LinearStep, MaskSlice, OpStep, ScaleStep, Step, bind_torch
 from onp_kernels.channels import Channels, kept_channels, pack_filters, scale_act
 from onp_kernels.head import head, tap_means
 from onp_kernels.masked_conv import Norm, masked_conv, masked_conv_norm
@@ -198,8 +198,8 @@ class TritonSteps:
                 if not isinstance(parts[0], Tensor):
                     return Value(parts)
                 y = torch.stack([_channels_last(part) for part in parts])
-            if keep is not None and step.gate is not None:
-                y = torch.where(_along(keep, y, step.gate), y, 0)
+            if keep is not None and step.mask_slice is not None:
+                y = torch.where(_along(keep, y, step.mask_slice), y, 0)
             if adds:
                 y = y + inputs[1].data
             if activation is not None:
@@ -210,13 +210,18 @@ class TritonSteps:
 
     def _can_be_packed(self, step: Step) -> bool:
         """Whether every reader of `step`, poolings looked through, reduces over its channels with one of our kernels."""
-        if not _is_product(step, self.plan) or step.gate is None or len(step.inputs) == 2 or step.name == self.plan.output:
+        if (
+            not _is_product(step, self.plan)
+            or step.mask_slice is None
+            or len(step.inputs) == 2
+            or step.name == self.plan.output
+        ):
             return False
         names = {step.name}
         for reader in self.plan.steps:
             if names.isdisjoint(reader.inputs):
                 continue
-            if isinstance(reader, OpStep) and reader.target in CHANNELWISE and reader.gate is None:
+            if isinstance(reader, OpStep) and reader.target in CHANNELWISE and reader.mask_slice is None:
                 names.add(reader.name)
             elif not _is_product(reader, self.plan) or names & set(reader.inputs[1:]) or reader is self.tail.linear:
                 return False
@@ -225,7 +230,7 @@ class TritonSteps:
 
 def _of(keep: Tensor, step: Step) -> Tensor | None:
     """The units of `step` in masks `[B, U]`."""
-    return None if step.gate is None else keep[:, step.gate.offset : step.gate.offset + step.gate.units]
+    return None if step.mask_slice is None else keep[:, step.mask_slice.offset : step.mask_slice.offset + step.mask_slice.units]
 
 
 def _gated(scale: Tensor, shift: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -260,14 +265,14 @@ def _tail(plan: Plan) -> Tail:
     steps = {step.name: index for index, step in enumerate(plan.steps)}
     readers = {name: sum(name in step.inputs for step in plan.steps) for name in plan.shapes}
     last = plan.steps[steps[plan.output]]
-    if not isinstance(last, LinearStep) or last.gate or last.activation or len(plan.shapes[last.inputs[0]] or ()) != 1:
+    if not isinstance(last, LinearStep) or last.mask_slice or last.activation or len(plan.shapes[last.inputs[0]] or ()) != 1:
         return Tail(None, plan.output, frozenset(), None)
     skipped = {steps[plan.output]}
     source = last.inputs[0]
     while source in steps and readers[source] == 1:
         index = steps[source]
         step = plan.steps[index]
-        if not isinstance(step, OpStep) or step.gate is not None:
+        if not isinstance(step, OpStep) or step.mask_slice is not None:
             break
         shape = plan.shapes[step.inputs[0]] or ()
         if _is_mean(step, plan):
@@ -305,12 +310,12 @@ def _channels_last(images: Tensor) -> Tensor:
     return images.permute(0, 2, 3, 1).contiguous() if images.dim() == 4 else images
 
 
-def _along(keep: Tensor, y: Tensor, gate: Gate) -> Tensor:
-    """`keep` `[B, units]` shaped to multiply `y` `[B, N, ...]` along the gate's dimension."""
+def _along(keep: Tensor, y: Tensor, mask_slice: MaskSlice) -> Tensor:
+    """`keep` `[B, units]` shaped to multiply `y` `[B, N, ...]` along the dimension of its units."""
     if y.dim() == 5:
-        dim = {1: 4, -1: 3}[gate.dim]
+        dim = {1: 4, -1: 3}[mask_slice.dim]
     else:
-        dim = {1: 2, -1: y.dim() - 1}[gate.dim]
+        dim = {1: 2, -1: y.dim() - 1}[mask_slice.dim]
     shape = [1] * y.dim()
     shape[0], shape[dim] = keep.shape
     return keep.reshape(shape)
