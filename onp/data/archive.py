@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-from onp.errors import InputError
+from onp.errors import InputError, printable
 
 COMPRESSIONS: dict[bytes, Callable[..., Any]] = {
     b"\x1f\x8b": gzip.open,
@@ -87,7 +87,7 @@ def members(path: Path, limit: int) -> Iterator[tuple[str, Callable[[], bytes] |
 
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo, limit: int) -> bytes:
     if member.size > limit:
-        raise InputError(f"The file {member.name} of {archive.name or 'the archive'} is too large to be an image.")
+        raise InputError(f"The file {printable(member.name)} of the archive is too large to be an image.")
     content = archive.extractfile(member)
     assert content is not None  # only regular files get here
     return content.read()

@@ -17,7 +17,6 @@ from onp.files import ByteBudget, file_kind
 IDX_OF_BYTES = b"\0\0\x08"
 IMAGES, LABELS = ("images", "x", "data", "arr_0"), ("labels", "y", "targets", "arr_1")  # capital or small
 CLASS_NAMES = "class_names"
-HEADER_CHARACTERS = 10_000  # of an array's header; that of a plain array has some 100
 
 Arrays = tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]  #: images [N, C, H, W], labels [N], class names
 
@@ -64,7 +63,7 @@ def _arrays(path: Path, budget: ByteBudget) -> tuple[dict[str, np.ndarray], list
                 with archive.open(member) as file:
                     _check_header(file, member.file_size)
                 with archive.open(member) as file:
-                    arrays[name] = np.lib.format.read_array(file, allow_pickle=False, max_header_size=HEADER_CHARACTERS)
+                    arrays[name] = np.lib.format.read_array(file, allow_pickle=False)
     except InputError:
         raise
     except ValueError as error:
@@ -79,7 +78,7 @@ def _check_header(file: IO[bytes], size: int) -> None:
     """Raise ValueError unless the array is of numbers or text and has room in the `size` bytes of its member."""
     version = np.lib.format.read_magic(file)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file, max_header_size=HEADER_CHARACTERS)
+    shape, _, dtype = read(file)
     if dtype.kind not in "uifUSb" or math.prod(shape) * dtype.itemsize > size:
         raise ValueError("no plain array, or one that is cut off")
 

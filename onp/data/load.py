@@ -67,7 +67,7 @@ def read(location: str, form: Form) -> RawImages:
 
 def _read_tree(location: str, path: Path, inner: str, form: Form) -> RawImages:
     # CIFAR's own distributions are no tree of images, and `inner` names their part rather than a folder. The first
-    # file tells them, so that no archive is read twice.
+    # file shows that, so that no archive is read twice.
     everything = entries(path, "")
     first = next((name for name, content in everything if content is not None), None)
     everything.close()

@@ -94,7 +94,7 @@ def capture(model: nn.Module, example: Tensor) -> fx.GraphModule:
 def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     dynamic = ({0: torch.export.Dim.DYNAMIC},)
     try:
-        # Copies, because export leaves its marks on the tensors it is given.
+        # Copies, because export changes attributes of the tensors it is given.
         return torch.export.export(model, (example.clone(),), dynamic_shapes=dynamic, strict=False)
     except OSError as error:
         raise InputError(f"torch.export cannot write what it needs to ({first_line(error)}); free some space.") from error

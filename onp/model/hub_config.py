@@ -38,7 +38,7 @@ class HubModel:
     options: dict[str, Any]  #: what the package builds the network from
     channels: int
     class_names: tuple[str, ...]  #: by label; empty where the classes are not named
-    size: int | None  #: H and W in pixels of the images; None where it is not said, or not a square
+    size: int | None  #: H and W in pixels of the images; None where it is not given, or not a square
     normalisation: Normalisation | None
 
     def __str__(self) -> str:

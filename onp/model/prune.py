@@ -61,11 +61,10 @@ def prune(victim: Victim, mask: Mask) -> Victim:
 def pruned_rows(victim: Victim, mask: Mask) -> Mapping[str, Tensor]:
     """Per state-dict key, bool [K], True = zero this row; keys of layers that lose nothing are absent."""
     rows = {}
-    views = mask.keep.split([layer.units for layer in victim.layers])
-    for layer, view in zip(victim.layers, views, strict=True):
-        if not view.all():
+    for layer, keep in zip(victim.layers, mask.by_layer().values(), strict=True):
+        if not keep.all():
             keys = [layer.weight, *([layer.bias] if layer.bias else []), *layer.norm]
-            rows.update(dict.fromkeys(keys, ~view))
+            rows.update(dict.fromkeys(keys, ~keep))
     return rows
 
 

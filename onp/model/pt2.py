@@ -178,7 +178,7 @@ def _load(members: Mapping[str, bytes]) -> torch.export.ExportedProgram:
     except Exception as error:
         raise InputError(f"The exported program cannot be read ({first_line(error)}); re-export it.") from error
     for node in exported.graph.nodes:
-        # The second lock: whatever a name resolved to, only registered operators and arithmetic are ever called.
+        # A second check: whatever a name resolved to, only registered operators and arithmetic are ever called.
         known = isinstance(node.target, torch._ops.OpOverload) or getattr(node.target, "__module__", "") in _CALLABLE
         if node.op == "call_function" and not known:
             raise InputError(f"The exported program calls {node.target}, which is not an operator of torch.")

@@ -2,8 +2,8 @@
 
 Zeroed channels are cut out with torch-pruning (Fang et al. 2023, https://arxiv.org/abs/2301.12900), which follows a channel
 through all layers that read it. A channel of a residual sum goes only where every layer that is added to it lost it. After each
-layer the outputs are compared, and a layer whose removal changes them stays as it is: a norm behind a sum may make something
-of a zero channel.
+layer the outputs are compared, and a layer whose removal changes them stays as it is: a norm behind a sum may give a
+zero channel other values.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def shrink(repaired: Victim, mask: Mask) -> Shrunk:
         with torch.no_grad():
             difference = float((smaller(images) - expected).abs().max())
         if difference > TOLERANCE * max(1.0, float(expected.abs().max())):
-            kept.update(dict.fromkeys(names, "a norm behind them makes something of zero channels"))
+            kept.update(dict.fromkeys(names, "a norm behind them gives zero channels other values"))
             continue
         network = smaller
         removed.update(dict.fromkeys(names, len(pruned)))

@@ -37,8 +37,8 @@ class Copy:
 
 def file_and_key(location: Path | str) -> tuple[Path, str]:
     """PATH and KEY of `PATH::KEY`; the key is empty where none is given."""
-    name, mark, key = str(location).rpartition("::")
-    return (Path(name), key) if mark and file_kind(Path(location)) is None else (Path(location), "")
+    name, separator, key = str(location).rpartition("::")
+    return (Path(name), key) if separator and file_kind(Path(location)) is None else (Path(location), "")
 
 
 def states(content: object) -> dict[Place, dict[str, Tensor]]:

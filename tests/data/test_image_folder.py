@@ -1,4 +1,4 @@
-"""Folders, tars, .npz and IDX files of images: what is read, and what is said about what cannot be."""
+"""Folders, tars, .npz and IDX files of images: what is read, and with which words the others are refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Peers that train: each end to end on a tiny backdoored network, and the parts that can be checked by hand."""
+"""Tuning methods: each end to end on a tiny backdoored network, and the parts that can be checked by hand."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def weights(victim):
 
 
 @pytest.mark.parametrize("name", TUNERS)
-def test_a_tuning_peer_returns_another_network_that_still_works(backdoored, pictures, name, figures):
+def test_a_tuning_method_returns_another_network_that_still_works(backdoored, pictures, name, figures):
     victim, before = backdoored.victim, weights(backdoored.victim)
     tuned = TUNERS[name](victim, pictures, CONFIG)
     acc, asr = figures(tuned)

@@ -1,4 +1,7 @@
-"""Prune, then tune: what is left of a pruned network is trained on clean images, with the pruned units kept at zero."""
+"""Prune, then tune: what is left of a pruned network is trained on clean images, with the pruned units kept at zero.
+
+Entry point: `tune_pruned`, one of five published methods by name. May import `onp.data` and the rest of `onp.model`.
+"""
 
 from __future__ import annotations
 
