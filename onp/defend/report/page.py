@@ -101,7 +101,7 @@ class Row:
 def _rows(report: Report) -> list[Row]:
     meaning = {
         ACC: "clean images given their own class",
-        ASR_CLEAN: "other clean images given the target class by mistake",
+        ASR_CLEAN: "clean images given the target class",
         RA_TRUE: "the same images given their own class",
     }
     return [
