@@ -12,7 +12,8 @@ INLINE = re.compile(r"\$`(.+?)`\$", re.DOTALL)
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Replace ```math blocks and $`inline`$ formulas."""
     markdown = BLOCK.sub(lambda found: f'<div class="formula">{_mathml(found[1], "block")}</div>', markdown)
-    return INLINE.sub(lambda found: _mathml(found[1], "inline"), markdown)
+    # The span keeps a formula at the start of a line inside its paragraph.
+    return INLINE.sub(lambda found: f"<span>{_mathml(found[1], 'inline')}</span>", markdown)
 
 
 def _mathml(latex: str, display: str) -> str:
