@@ -20,6 +20,7 @@ from onp.errors import InputError, first_few, first_line
 from onp.files import file_kind
 from onp.model import pt2
 from onp.model.numpy_values import STAND_INS, settled
+from onp.model.pickle_scan import scan
 from onp.model.state_dicts import USUAL_KEYS, Copy, Place, choose_weights, copies, file_and_key, prefixes, states, with_tensors
 
 FOREIGN = frozenset({".onnx", ".h5", ".hdf5", ".keras", ".pb", ".tflite", ".mlmodel", ".engine"})  #: others' formats
@@ -158,6 +159,7 @@ def _read_torch(path: Path, head: bytes, names: list[str], wanted: str) -> Check
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations of old storage types inside torch
+            scan(path)
             with torch.serialization.safe_globals(STAND_INS):
                 content = settled(torch.load(path, map_location="cpu", weights_only=True))
         found = states(content)

@@ -110,3 +110,17 @@ def test_text_and_dates_of_numpy_are_refused(tmp_path):
     for value in (np.array(["a", "bc"]), np.datetime64("2020-01-01"), np.zeros(2, dtype=[("x", "f4")])):
         torch.save({"model": state(), "extra": value}, tmp_path / "a.pt")
         assert "pickled Python objects" in refused(tmp_path / "a.pt")
+
+
+def test_tuples_within_each_other_do_not_overflow_the_stack(tmp_path):
+    """Their hash, which a key of a dict needs, goes as deep as they do."""
+    write(tmp_path / "a.pt", b"})" + b"\x85" * 1_000_000 + b"K\x01s")
+    program = "import sys; from onp.model.checkpoint import read_checkpoint; read_checkpoint(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "a.pt"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith("onp.errors.InputError: ")
+
+
+@pytest.mark.parametrize("call", [b"ctorch\nTensor\nK\x64K\x64\x86R", b"c__builtin__\nbytearray\nJ\x00\x00\x00\x40\x85R"])
+def test_memory_by_size_alone_is_refused(tmp_path, call):
+    write(tmp_path / "a.pt", call)
+    assert "pickled Python objects" in refused(tmp_path / "a.pt")
