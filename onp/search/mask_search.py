@@ -83,8 +83,8 @@ def search_mask(victim: Victim, splits: Splits, bank: Bank, bn: BnStatistics | N
 class SurvivingTriggers:
     """Extends a bank by the triggers that work on the victim *and* on the pruned network, at an anomalously low cost.
 
-    Such a trigger is a backdoor that the repair missed. One that costs as much as other classes do is an adversarial example, as
-    every network has them.
+    Such a trigger is a backdoor that the repair missed. One that costs as much as other classes do is an adversarial
+    example, which every network has.
     """
 
     victim: Victim  #: unpruned

@@ -30,9 +30,7 @@ def test_blocks_partition_the_units_in_order(backdoored):
 
 def test_phi_follows_its_formula(backdoored):
     b = backdoored
-    objective = Objective(
-        counted_acc_drop=0.02, acc_budget=0.0005, w_acc=1.5, w_over_budget=5.0, w_counted=3.0, w_size=0.1
-    )
+    objective = Objective(counted_acc_drop=0.02, acc_budget=0.0005, w_acc=1.5, w_over_budget=5.0, w_counted=3.0, w_size=0.1)
     env = env_of(b, objective)
     masks = random_masks(b, 6, 0.04, 2)
     masks[0] = True
@@ -92,7 +90,7 @@ def test_masks_scored_before_cost_nothing(backdoored):
 
 def test_the_best_mask_is_acceptable_and_beats_the_committed_one(backdoored):
     env = env_of(backdoored, Objective().with_budget(0.05))
-    masks = random_masks(backdoored, 30, 0.03, 1)
+    masks = torch.cat((random_masks(backdoored, 30, 0.03, 1), random_masks(backdoored, 5, 0.6, 2)))
     outcomes = env.evaluate(masks)
     phi = torch.where(outcomes.acceptable, outcomes.phi, -torch.inf)
     assert phi.max() > env.outcome.phi and not outcomes.acceptable.all()
