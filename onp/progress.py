@@ -3,49 +3,68 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-SECONDS_BETWEEN_LINES = 10.0
-SECONDS_BETWEEN_EVENTS = 1.0
+
+@dataclass(frozen=True)
+class Pace:
+    """How often progress is shown where there is no bar."""
+
+    lines: float = 10.0  #: seconds between two lines
+    events: float = 1.0  #: seconds between two JSON lines
+    clock: Callable[[], float] = time.monotonic
 
 
 class Stage:
-    """One stage of known length; call `advance` as work is done."""
+    """One stage of known length; call `advance` as work is done.
 
-    def __init__(self, name: str, total: int, bar: Progress | None, quiet: bool, machine: bool) -> None:
+    Args:
+        name: of the stage.
+        total: steps, 0 where that is not known.
+        bar: on a terminal; None elsewhere.
+        show: "lines", "events" (JSON lines) or "nothing", where there is no bar.
+        pace: of what is shown.
+    """
+
+    def __init__(self, name: str, total: int, bar: Progress | None, show: str, pace: Pace = Pace()) -> None:
         self.name, self.total, self.done = name, max(total, 1), 0
-        self._bar, self._quiet, self._machine = bar, quiet, machine
+        self._bar, self._show, self._pace = bar, show, pace
         self._task = bar.add_task(name, total=total or None, note="") if bar else None
-        self._last = time.monotonic()
+        self._last = pace.clock()
         self._first: tuple[float, int] | None = None  # when steps began to be counted, and how many were done then
-        if total and bar is None and not quiet and not machine:
+        if total and bar is None and show == "lines":
             say(f"{name} ...")
 
     def advance(self, steps: int = 1, note: str = "", known: bool = False) -> None:
-        """Count `steps` more as done; `note` is a short text shown beside the bar. `known`: they were done by an earlier run,
-        and are no measure of those to come."""
+        """Count steps as done.
+
+        Args:
+            steps: how many more.
+            note: short text to show beside the bar.
+            known: an earlier run did them, so that they are no measure of those to come.
+        """
         self.done += steps
         if known and self._first is not None:
             self._first = self._first[0], self._first[1] + steps
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=steps, note=note)
             return
-        now = time.monotonic()
+        now = self._pace.clock()
         # What comes before the first step is no measure of the steps.
         self._first = self._first or (now, self.done)
         start, before = self._first
-        if self.done == before:
-            return
-        if self._quiet or now - self._last < (SECONDS_BETWEEN_EVENTS if self._machine else SECONDS_BETWEEN_LINES):
+        between = self._pace.events if self._show == "events" else self._pace.lines
+        if self.done == before or self._show == "nothing" or now - self._last < between:
             return
         self._last = now
         left = (now - start) / (self.done - before) * max(self.total - self.done, 0)
-        if self._machine:
+        if self._show == "events":
             event("progress", stage=self.name, done=self.done, total=self.total, seconds_left=round(left, 1))
         else:
             say(f"{self.name}: {self.done}/{self.total}, about {left:.0f} s left {note}".rstrip())
@@ -59,17 +78,24 @@ class Stage:
 
 
 @contextmanager
-def stage(name: str, total: int, quiet: bool = False, machine: bool = False) -> Iterator[Stage]:
-    """Show progress on stderr for a stage of `total` steps, 0 where that is not known: JSON lines when `machine`, nothing when
-    `quiet`."""
+def stage(name: str, total: int, quiet: bool = False, machine: bool = False, pace: Pace = Pace()) -> Iterator[Stage]:
+    """Show the progress of a stage on stderr.
+
+    Args:
+        name: of the stage.
+        total: steps, 0 where that is not known.
+        quiet: show nothing.
+        machine: JSON lines in place of a bar or text.
+        pace: of lines.
+    """
     console = Console(stderr=True)
     if quiet or machine or not console.is_terminal:
-        yield Stage(name, total, None, quiet, machine)
+        yield Stage(name, total, None, "nothing" if quiet else "events" if machine else "lines", pace)
         return
     known = (TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), *(known if total else ()))
     with Progress(*columns, console=console, transient=True) as bar:
-        yield Stage(name, total, bar, quiet, machine)
+        yield Stage(name, total, bar, "lines", pace)
 
 
 def say(line: str) -> None:

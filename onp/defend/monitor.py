@@ -27,16 +27,22 @@ class Monitor:
         verbose: show a line for every step of the search.
         machine: JSON lines instead of text, one object {"event": ...} each.
         tensorboard: folder for the scalars of the search and the pictures of the triggers.
+        pace: how often lines are shown.
 
     Raises:
         InputError: TensorBoard is asked for and not installed, or its folder cannot be written.
     """
 
     def __init__(
-        self, quiet: bool = False, verbose: bool = False, machine: bool = False, tensorboard: str | None = None
+        self,
+        quiet: bool = False,
+        verbose: bool = False,
+        machine: bool = False,
+        tensorboard: str | None = None,
+        pace: progress.Pace = progress.Pace(),
     ) -> None:
         self.seconds: dict[str, float] = {}
-        self._quiet, self._verbose, self._machine = quiet, verbose, machine
+        self._quiet, self._verbose, self._machine, self._pace = quiet, verbose, machine, pace
         self._board = None if tensorboard is None else _board(tensorboard)
         self._masks = 0  # scored so far, in all searches
 
@@ -55,7 +61,7 @@ class Monitor:
         if machine:
             progress.event("stage", name=name, total=total)
         try:
-            with progress.stage(name, total, self._quiet, self._machine) as stage:
+            with progress.stage(name, total, self._quiet, self._machine, self._pace) as stage:
                 yield stage
         finally:
             seconds = time.monotonic() - start

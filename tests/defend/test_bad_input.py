@@ -12,6 +12,7 @@ from onp.defend.__main__ import main
 from onp.defend.config import DefendConfig
 from onp.defend.demos import ARCH, NORM, clean_images, demo
 from onp.defend.inputs import read_case
+from onp.defend.run import Run
 from onp.model.arch_spec import likely
 from onp.model.archs import NETWORKS, build_network
 
@@ -112,10 +113,10 @@ def test_bad_input_is_one_sentence_and_exit_code_2(tmp_path, capsys):
             code = main(arguments)
         except SystemExit as stopped:  # by argparse
             code = stopped.code
-        said = capsys.readouterr()
+        printed = capsys.readouterr()
         assert code == 2, name
-        assert said.out == "" and said.err.startswith("error: ") and said.err.count("\n") == 1, (name, said.err)
-        assert word in said.err, (name, said.err)
+        assert printed.out == "" and printed.err.startswith("error: ") and printed.err.count("\n") == 1, (name, printed.err)
+        assert word in printed.err, (name, printed.err)
     assert (tmp_path / "full" / "kept.txt").read_text() == "precious"
 
 
@@ -136,12 +137,13 @@ def write_folders(folder, images, names):
 
 
 def case(data, model=None, arch=ARCH, norm=NORM):
-    return read_case(DefendConfig(model=str(model or demo("badnets").model), arch=arch, norm=norm, data=data))
+    config = DefendConfig(model=str(model or demo("badnets").model), arch=arch, norm=norm, data=data, quiet=True)
+    return read_case(Run.of(config))
 
 
 def test_folders_of_some_classes_are_counted_by_their_numbers(tmp_path):
     images = clean_images().subset(range(100))
-    found = case(write_folders(tmp_path, images, {2: "2", 5: "5", 7: "7"})).clean
+    found = case(write_folders(tmp_path, images, {2: "2", 5: "5", 7: "7"})).images
     assert found.labels.unique().tolist() == [2, 5, 7] and found.class_names == tuple("0123456789")
 
 
@@ -157,7 +159,7 @@ def test_grey_files_saved_as_colour_and_grey_files_for_a_colour_network(tmp_path
     images = clean_images().subset(range(60))
     triple = ImageSet(images.images.expand(-1, 3, -1, -1), images.labels, images.class_names)
     data = write_folders(tmp_path / "colour", triple, dict(enumerate("0123456789")))
-    assert torch.equal(case(data).clean.images.sort(0).values, images.images.sort(0).values)
+    assert torch.equal(case(data).images.images.sort(0).values, images.images.sort(0).values)
     # The colour network that sees the mean of the channels is the grey one.
     state = load_file(demo("badnets").model)
     state["features.0.weight"] = state["features.0.weight"].expand(-1, 3, -1, -1).contiguous() / 3
@@ -165,13 +167,15 @@ def test_grey_files_saved_as_colour_and_grey_files_for_a_colour_network(tmp_path
     norm = ",".join(["0.286"] * 3) + "/" + ",".join(["0.353"] * 3)
     data = write_folders(tmp_path / "grey", images, dict(enumerate("0123456789")))
     found = case(data, tmp_path / "colour.safetensors", "vgg11_bn:width=16", norm)
-    assert found.clean.images.shape[1:] == (3, 28, 28) == found.victim.input_shape
+    assert found.images.images.shape[1:] == (3, 28, 28) == found.victim.input_shape
 
 
 def test_folders_of_the_first_classes_alone_are_fine(tmp_path):
     """Missing classes move no label where they come last, and a class of two images proves nothing."""
     images = clean_images()
     found = case(write_folders(tmp_path / "first", images.subset(range(200)), {label: f"class_{label}" for label in range(8)}))
-    assert len(found.clean.class_names) == 8
+    assert len(found.class_names) == 8
     few = torch.cat([(images.labels == label).nonzero()[:2, 0] for label in range(9)] + [(images.labels < 3).nonzero()[:30, 0]])
-    assert len(case(write_folders(tmp_path / "few", images.subset(few), {label: f"class_{label}" for label in range(9)})).clean)
+    assert len(
+        case(write_folders(tmp_path / "few", images.subset(few), {label: f"class_{label}" for label in range(9)})).images
+    )

@@ -13,11 +13,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from onp.attack.triggers import load_trigger
-from onp.defend import defend, preset_of
+from onp.defend import defend
 from onp.defend.__main__ import main
 from onp.defend.config import DefendConfig
 from onp.defend.demos import ARCH, NORM, clean_images, demo
 from onp.defend.report.warnings import over_budget
+from onp.defend.resolve import preset_of
 from onp.engine.metrics import Share
 from onp.model.archs import build_network
 from onp.model.mask import load_mask
@@ -101,17 +102,17 @@ def test_a_clean_model_is_left_alone(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json", "report.txt"]
 
 
-def test_with_the_trigger_given_nothing_stands_in_for_it():
+def test_with_a_known_trigger_nothing_stands_in_for_it():
     known = [preset_of(DefendConfig(demo="wanet", **given)) for given in ({}, {"trigger": "t"}, {"triggered_data": "d"})]
     objectives = [preset.search.objective for preset in known]
-    assert objectives[0].remembered > 0 == objectives[1].remembered and objectives[0].changed > objectives[1].changed
+    assert objectives[0].w_backdoor > 0 == objectives[1].w_backdoor and objectives[0].w_augment > objectives[1].w_augment
     assert objectives[1] == objectives[2]
 
 
 def test_a_known_trigger_is_used():
     victim = demo("wanet")
     outcome = defend(DefendConfig(demo="wanet", trigger=str(victim.trigger), preset="fast", quiet=True))
-    assert outcome.report.decision == "repaired" and list(outcome.report.before.asr_surrogate) == ["given"]
+    assert outcome.report.decision == "repaired" and list(outcome.report.before.asr_surrogate) == ["known"]
     assert outcome.report.after.asr.value <= 0.05
 
 
@@ -131,13 +132,13 @@ def test_list_demos(capsys):
 
 
 @pytest.mark.parametrize(
-    ("stage", "options", "said_last", "left"),
+    ("stage", "options", "last_words", "left"),
     [
-        ("looking for a trigger", [], "nothing was written.", []),
+        ("detecting the target class", [], "nothing was written.", []),
         ("searching for the mask", ["--out", "out"], "continue with --resume.", ["out/state"]),
     ],
 )
-def test_an_interrupt_leaves_nothing_but_the_state(tmp_path, stage, options, said_last, left):
+def test_an_interrupt_leaves_nothing_but_the_state(tmp_path, stage, options, last_words, left):
     command = [sys.executable, "-m", "onp.defend", *options]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     process = subprocess.Popen(
@@ -155,8 +156,8 @@ def test_an_interrupt_leaves_nothing_but_the_state(tmp_path, stage, options, sai
             if line.startswith(stage):
                 process.send_signal(signal.SIGINT)
                 break
-        _, said = process.communicate(timeout=120)
+        _, printed = process.communicate(timeout=120)
     finally:
         process.kill()
-    assert process.returncode == 130 and f"Interrupted; {said_last}" in said and "Traceback" not in said
+    assert process.returncode == 130 and f"Interrupted; {last_words}" in printed and "Traceback" not in printed
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")] == left

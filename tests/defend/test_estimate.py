@@ -1,22 +1,57 @@
-"""What is done differently where a pass is expensive, and that nothing is where it is not."""
+"""How long a run will take, and smaller settings where a pass is expensive and nowhere else."""
 
 from dataclasses import replace
 
-from onp.defend import expensive
-from onp.defend.estimate import affordable
+import pytest
+
+from onp.defend.config import DefendConfig
+from onp.defend.estimate import Estimate, affordable, announce, estimate, scaled_down, seconds_an_image
+from onp.defend.monitor import Monitor
 from onp.defend.presets import PRESETS
+from onp.defend.run import Run
+
+FAST = PRESETS["fast"]
 
 
 def test_a_cheap_network_is_left_as_it_is(backdoored):
-    assert affordable(backdoored.victim, PRESETS["fast"]) is PRESETS["fast"]
+    assert affordable(backdoored.victim, FAST) is FAST
 
 
-def test_an_expensive_one_takes_half_the_images_and_masks(backdoored, monkeypatch):
-    monkeypatch.setattr(expensive, "EXPENSIVE", 0.0)
-    fast = PRESETS["fast"]
-    less = affordable(backdoored.victim, fast)
-    assert (less.bank.scan.images, less.bank.refine.images, less.bank.starts) == (4, 6, 2)
-    assert less.search.agent.max_evaluations == 50 and (less.search.views, less.search.target_views) == (1, 4)
-    scan, refine = (replace(config, images=0) for config in (less.bank.scan, less.bank.refine))
-    assert (scan, refine) == tuple(replace(config, images=0) for config in (fast.bank.scan, fast.bank.refine))
-    assert less.search.objective == fast.search.objective and less.bank.threshold == fast.bank.threshold
+def test_an_expensive_one_takes_half_the_images_and_masks(backdoored):
+    less = affordable(backdoored.victim, FAST, expensive=0.0)
+    assert (less.detect.scan.images, less.detect.refine.images, less.detect.starts) == (4, 6, 2)
+    assert less.search.agent.max_evaluations == 50
+    assert (less.search.augmentations, less.search.target_augmentations) == (1, 4)
+    scan, refine = (replace(config, images=0) for config in (less.detect.scan, less.detect.refine))
+    assert (scan, refine) == tuple(replace(config, images=0) for config in (FAST.detect.scan, FAST.detect.refine))
+    assert less.search.objective == FAST.search.objective and less.detect.threshold == FAST.detect.threshold
+
+
+@pytest.mark.parametrize("preset", ["fast", "default"])
+def test_only_fast_runs_are_scaled_down(backdoored, preset):
+    run = Run(DefendConfig(preset=preset), PRESETS[preset])
+    masks = scaled_down(run, backdoored.victim, expensive=0.0).preset.search.agent.max_evaluations
+    assert masks == (50 if preset == "fast" else PRESETS[preset].search.agent.max_evaluations)
+
+
+def test_the_estimate_counts_passes(backdoored, small):
+    known = small.case(backdoored.victim)
+    case = replace(known, known_trigger=None)
+    found = estimate(case, small.PRESET, 1.0)
+    # Classes x images x (families x steps + PGD steps), and augmented images forwards only.
+    assert found.detection == 4 * 8 * (4 * 15 + 5) + 6 * 60 / 3
+    assert found.repair == 2 * 4 * 2 * 15 * 8 + 100 * 2 * 60 / 6
+    given = estimate(known, small.PRESET, 1.0)
+    assert given.detection == 0 and given.repair == 100 * 2 * 60 / 6
+    text = "40 s to look for a backdoor and, if there is one, 10 minutes more to repair it"
+    assert str(Estimate(44.0, 600.0)) == text and str(Estimate(0.0, 7200.0)) == "2.0 hours to repair it"
+    assert 0 < seconds_an_image(case.victim, case.clean.build) < 1
+
+
+def test_a_long_run_says_so_first(backdoored, small, capsys):
+    case = replace(small.case(backdoored.victim), known_trigger=None)
+    for quiet in (False, True):
+        announce(case, Run(DefendConfig(), small.PRESET, Monitor(quiet)), seconds=1.0)
+    announce(case, Run(DefendConfig(), small.PRESET, Monitor()), seconds=1e-6)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "to look for a backdoor and, if there is one," in line and line.endswith("--preset fast or a GPU are quicker.")

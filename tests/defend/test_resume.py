@@ -15,14 +15,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from onp import defend as module
 from onp.attack.triggers import BadNets
 from onp.defend import defend
 from onp.defend.config import DefendConfig
-from onp.engine.evaluator import Evaluator
+from onp.defend.inputs import read_case
+from onp.defend.run import Run
 from onp.errors import InputError
-from onp.model.mask import Mask, load_mask
-from onp.resume import State, kept_in, recalled, recorded, spent_before
+from onp.model.mask import load_mask
+from onp.resume import Store
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -112,10 +112,10 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(config, tmp_path):
 
 def test_runs_are_not_mixed_up(config, tmp_path):
     out = tmp_path / "out"
-    State(out, {"seed": 0, "model": "a"})
-    State(out, {"seed": 0, "model": "a"})
+    for _ in range(2):
+        Store(out).begin({"seed": 0, "model": "a"})
     with pytest.raises(InputError, match=r"another seed \(0, now 1\)"):
-        State(out, {"seed": 1, "model": "a"})
+        Store(out).begin({"seed": 1, "model": "a"})
     with pytest.raises(InputError, match="unfinished run"):
         defend(replace(config, out=str(out)))
     with pytest.raises(InputError, match="started with another"):
@@ -124,99 +124,75 @@ def test_runs_are_not_mixed_up(config, tmp_path):
         defend(replace(config, resume=True))
 
 
-def test_another_trigger_under_the_same_name_is_another_run(config, tmp_path, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(module, "run", stop)
+def test_another_trigger_under_the_same_name_is_another_run(config, tmp_path):
     moved = tmp_path / "trigger.safetensors"
     moved.write_bytes(Path(config.trigger).read_bytes())
     given = replace(config, trigger=str(moved), out=str(tmp_path / "out"))
-    with pytest.raises(KeyboardInterrupt):
-        defend(given)
-    with pytest.raises(KeyboardInterrupt):
-        defend(replace(given, resume=True))
+    for wanted in (given, replace(given, resume=True)):
+        with pytest.raises(KeyboardInterrupt), Run.open(wanted) as run:
+            run.begin(read_case(run))
+            raise KeyboardInterrupt
     BadNets(torch.full((1, 8, 8), 0.5)).save(moved)
     with pytest.raises(InputError, match="started with another trigger"):
         defend(replace(given, resume=True))
 
 
-def test_the_time_of_earlier_runs_counts(backdoored, tmp_path, rng):
-    masks = torch.rand((5, backdoored.victim.units), generator=rng) < 0.9
-    with pytest.raises(KeyboardInterrupt), kept_in(State(tmp_path, {})):
-        first = recorded(Evaluator(backdoored.victim, backdoored.score, backdoored.score_triggered), "scores")
-        first.score(masks)
+def test_the_time_of_earlier_runs_counts(tmp_path):
+    spent = []
+    for _ in range(3):
+        store = Store(tmp_path)
+        store.begin({})
         time.sleep(0.01)
-        raise KeyboardInterrupt
-    with kept_in(State(tmp_path, {})):
-        assert spent_before() >= 0.01
-        again = recorded(Evaluator(backdoored.victim, backdoored.score, backdoored.score_triggered), "scores")
-        again.score(masks)
-        assert again.seconds == pytest.approx(first.seconds) and again.seconds > 0
-    assert spent_before() == 0
+        store.pause()
+        spent.append(store.spent)
+    assert spent[0] == 0 and 0.01 <= spent[1] < 2 * spent[1] - 1e-3 <= spent[2]
 
 
-def test_a_gpu_that_fails_is_left_or_named(config, outcome, tmp_path, monkeypatch, capsys):
-    devices = []
-
-    def failing(case, config, preset, monitor):
-        devices.append(config.device)
-        if len(devices) == 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return outcome
-
-    monkeypatch.setattr(module, "run", failing)
-    assert defend(replace(config, out=str(tmp_path / "out"))) is outcome
-    assert devices == ["auto", "cpu"]
-    assert capsys.readouterr().err == "The GPU has too little memory; going on without it.\n"
-
-    def lost(*_):
-        raise torch.AcceleratorError("CUDA error: unspecified launch failure")
-
-    monkeypatch.setattr(module, "run", lost)
-    with pytest.raises(InputError, match=r"does not answer any more; use fewer images .* What was worked out"):
-        defend(replace(config, out=str(tmp_path / "other"), device="cpu"))
-    assert (tmp_path / "other" / "state" / "run.json").exists()
-
-    def wrong(*_):
-        raise RuntimeError("shape mismatch")
-
-    monkeypatch.setattr(module, "run", wrong)
-    with pytest.raises(RuntimeError, match="shape mismatch"):
-        defend(replace(config, device="cpu"))
+def test_what_was_computed_is_read_bit_by_bit(tmp_path, rng):
+    store = Store(tmp_path)
+    store.begin({})
+    values = store.tensors("values", lambda: {"a": torch.randn(3, generator=rng), "b": torch.tensor([True])})
+    again = Store(tmp_path)
+    again.begin({})
+    read = again.tensors("values", dict)
+    assert read.keys() == values.keys() and all(torch.equal(read[name], values[name]) for name in values)
 
 
-def test_what_was_worked_out_is_read_bit_by_bit(backdoored, tmp_path, rng):
-    state = State(tmp_path, {})
-    victim = backdoored.victim
-    masks = torch.rand((7, victim.units), generator=rng) < 0.9
-    with kept_in(state):
-        evaluator = Evaluator(victim, backdoored.score, backdoored.score_triggered)
-        expected = recorded(evaluator, "scores").score(masks)
-        values = recalled("values", lambda: {"a": torch.randn(3, generator=rng)})
-    with (tmp_path / "state" / "scores.jsonl").open("a") as file:
-        file.write(
-            json.dumps({"masks": [np.packbits(masks[0].numpy()).tobytes().hex()], "scores": [{"acc": 7.0}]}) + "\n"
-        )  # older
-        file.write('{"masks": ["00')  # cut off by a kill
-    with kept_in(State(tmp_path, {})):
-        again = Evaluator(victim, backdoored.score, backdoored.score_triggered)
-        one = recorded(again, "scores")
-        scores = one.score(masks)
-        assert again.evaluations == 0
-        for name in ("acc", "asr", "divergence", "acc_soft", "asr_soft", "acc_count", "asr_count"):
-            assert torch.equal(getattr(scores, name), getattr(expected, name)), name
-        assert torch.equal(recalled("values", dict)["a"], values["a"])
-        one.commit(masks[0])
-        fresh = ~masks[:1]
-        more = one.score(torch.cat((masks[:2], fresh)))
-        assert again.evaluations == 1 and torch.equal(more.asr[:2], expected.asr[:2])
-    rest = Evaluator(victim, backdoored.score, backdoored.score_triggered).score(fresh)
-    torch.testing.assert_close(more.divergence[2:], rest.divergence)
-    assert len((tmp_path / "state" / "scores.jsonl").read_text().splitlines()) == 3
+def test_a_last_line_that_was_cut_off_is_dropped_from_the_file(tmp_path):
+    store = Store(tmp_path)
+    store.begin({})
+    assert store.lines("numbers.jsonl", dict) == []
+    store.append("numbers.jsonl", '{"n": 1}')
+    with (store.folder / "numbers.jsonl").open("a") as file:
+        file.write('{"n": ')
+    assert store.lines("numbers.jsonl", lambda line: line["n"]) == [1]
+    assert (store.folder / "numbers.jsonl").read_text() == '{"n": 1}\n'
 
 
-def test_nothing_is_kept_without_a_state(backdoored):
-    evaluator = Evaluator(backdoored.victim, backdoored.score, backdoored.score_triggered)
-    assert recorded(evaluator, "scores") is evaluator and recalled("x", dict) == {}
-    assert Mask.of(backdoored.victim).keep.all()
+DAMAGED = [
+    b"7", b"null", b"[]", b"{", b"{}", b'{"n": "x"}', b'{"n": null}', b'{"n": []}', b'{"n": ' + b"9" * 5000 + b"}", b"\xff",
+    b'{"n": 1e999999999999}' + b"\x00", b"[" * 100_000, b'{"n": 1' + b"0" * 400 + b"}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_file_is_one_sentence(tmp_path, line):
+    store = Store(tmp_path)
+    store.begin({})
+    (store.folder / "numbers.jsonl").write_bytes(b'{"n": 1}\n' + line + b"\n")
+    with pytest.raises(InputError, match=r"numbers\.jsonl is damaged; remove it and go on with --resume\.$"):
+        store.lines("numbers.jsonl", lambda line: float(line["n"]))
+    (store.folder / "seconds.jsonl").write_bytes(line + b"\n")
+    with pytest.raises(InputError, match=r"seconds\.jsonl is damaged"):
+        Store(tmp_path).begin({})
+    (store.folder / "values.safetensors").write_bytes(line)
+    with pytest.raises(InputError, match=r"values\.safetensors is damaged"):
+        store.tensors("values", dict)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{", b"\xff\xfe", b"[" * 100_000])
+def test_a_run_that_cannot_be_told_is_not_continued(tmp_path, content):
+    Store(tmp_path).begin({})
+    (tmp_path / "state" / "run.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"run\.json is damaged; give --out another folder\.$"):
+        Store(tmp_path).begin({})
