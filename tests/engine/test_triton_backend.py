@@ -30,6 +30,8 @@ from onp.engine.triton_backend.steps import EVERY_STEP, TritonSteps, Value
 # NumPy's warning about how the interpreter turns a loop's bound into a number.
 pytestmark = pytest.mark.filterwarnings("ignore:Conversion of an array with ndim:DeprecationWarning")
 
+interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="runs on the CPU, in the interpreter")
+
 SIZE = 6
 
 
@@ -135,6 +137,7 @@ def layer_masks(victim: Victim, base: Tensor, layer, count: int) -> Tensor:
     return masks
 
 
+@interpreted
 def test_scores_match_the_reference(victim):
     """Fresh masks over all units, then from layer to layer with commits; chunks of images, a layer pruned away, no budget."""
     clean, family = batches(5, 5)
@@ -168,6 +171,7 @@ def test_what_is_packed_pooled_and_left_to_torch():
 
 
 @pytest.mark.parametrize("victim", [Fallbacks], indirect=True)
+@interpreted
 def test_masks_are_filled_up_and_keep_their_order(victim):
     """More masks than run together, with different first steps, come back in the order they went in."""
     clean, family = batches(3, 2)
@@ -209,6 +213,7 @@ class Branched(nn.Module):
 
 
 @pytest.mark.parametrize("victim", [Branched], indirect=True)
+@interpreted
 def test_a_branch_that_no_mask_changes_is_computed_once(victim):
     """Masks over the shortcut alone: the conv beside it runs for one mask, the conv that adds the shortcut for all."""
     clean, family = batches(4, 3)
@@ -236,6 +241,7 @@ def test_a_branch_that_no_mask_changes_is_computed_once(victim):
 
 
 @pytest.mark.parametrize("victim", [Fallbacks], indirect=True)
+@interpreted
 def test_kernels_in_half_precision_give_the_labels_of_torch_in_float32(victim):
     """float16 stands for bfloat16, which the interpreter cannot multiply."""
     plan, images = plan_of(victim), torch.randn(64, 3, SIZE, SIZE)

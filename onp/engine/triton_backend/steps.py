@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from onp.engine.plan import Plan
-from onp.engine.steps import Activation, ConvStep, LinearStep, MaskSlice, OpStep, ScaleStep, Step, bind_torch
+from onp.engine.steps import ConvStep, MaskSlice, OpStep, ScaleStep, Step, bind_torch
+from onp.engine.triton_backend.coverage import epilogue_of, is_product, tail_of
 from onp_kernels.channels import Channels, kept_channels, pack_filters, scale_act
 from onp_kernels.head import head, tap_means
 from onp_kernels.masked_conv import Norm, masked_conv, masked_conv_norm
@@ -17,7 +18,6 @@ aten = torch.ops.aten
 EVERY_STEP = -1  # as bits
 # Each channel of their result comes from the same channel of their input, zeros from zeros.
 CHANNELWISE = {aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default}
-RESHAPES = {aten.flatten.using_ints, aten.view.default, aten.reshape.default, aten.squeeze.dims}
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,6 @@ class Value:
     channels: Channels | None = None
 
 
-@dataclass(frozen=True)
-class Tail:
-    """The end of a plan as one kernel: `linear` on the mean of the value `source` over its positions.
-
-    `linear` None: `source` is the logits. `skipped`: the steps this stands for. `pooled`: a conv without activation that only
-    the mean reads; its mean is computed in its place.
-    """
-
-    linear: LinearStep | None
-    source: str
-    skipped: frozenset[int]
-    pooled: str | None
-
-
 class TritonSteps:
     """Runs steps of `plan` in `dtype`; steps that no kernel covers run as `onp.engine.steps.bind_torch` does, masks batched.
 
@@ -55,7 +41,7 @@ class TritonSteps:
 
     def __init__(self, plan: Plan, dtype: torch.dtype) -> None:
         self.plan = plan
-        self.tail = _tail(plan)
+        self.tail = tail_of(plan)
         self._packed = {step.name for step in plan.steps if self._can_be_packed(step)}
         self._norms = {index: norm for index in range(len(plan.steps)) if (norm := self._norm_after(index)) is not None}
         self._runs: list[Callable[..., Any]] = [self._bind(step, dtype) for step in plan.steps]
@@ -96,9 +82,9 @@ class TritonSteps:
         head(x.reshape(*x.shape[:2], -1, x.shape[-1]), *self._head, expected, column, base, sums)
 
     def _bind(self, step: Step, dtype: torch.dtype) -> Callable[[list[Value], Tensor | None, bool], Value]:
-        if _is_product(step, self.plan):
+        if is_product(step, self.plan):
             return self._bind_product(step, dtype)
-        activation = _epilogue(getattr(step, "activation", None))
+        activation = epilogue_of(getattr(step, "activation", None))
         if isinstance(step, ScaleStep) and activation is not None and len(self.plan.shapes[step.inputs[0]] or ()) in (1, 3):
             scale, shift = step.scale[None].float().contiguous(), step.shift[None].float().contiguous()
 
@@ -112,9 +98,9 @@ class TritonSteps:
     def _norm_after(self, index: int) -> Norm | None:
         """The norm that is the next step and reads what the conv `index` makes, which is not packed."""
         step, after = (*self.plan.steps[index : index + 2], None)[:2]
-        if not isinstance(step, ConvStep) or not _is_product(step, self.plan) or step.name in (*self._packed, self.tail.pooled):
+        if not isinstance(step, ConvStep) or not is_product(step, self.plan) or step.name in (*self._packed, self.tail.pooled):
             return None
-        activation = _epilogue(after.activation) if isinstance(after, ScaleStep) and after.inputs == (step.name,) else None
+        activation = epilogue_of(after.activation) if isinstance(after, ScaleStep) and after.inputs == (step.name,) else None
         if not isinstance(after, ScaleStep) or activation is None:
             return None
         read = step.name in self.plan.live[index + 2] or step.name == self.tail.source
@@ -134,7 +120,7 @@ class TritonSteps:
         geometry = {}
         if isinstance(step, ConvStep):
             geometry = {"stride": step.stride, "padding": step.padding, "dilation": step.dilation}
-        activation = _epilogue(step.activation) or {}
+        activation = epilogue_of(step.activation) or {}
         packs, pooled = step.name in self._packed, step.name == self.tail.pooled
 
         def run(inputs: list[Value], keep: Tensor | None, alike: bool, norm: Norm | None = None) -> Any:
@@ -210,12 +196,7 @@ class TritonSteps:
 
     def _can_be_packed(self, step: Step) -> bool:
         """Whether every reader of `step`, poolings looked through, reduces over its channels with one of our kernels."""
-        if (
-            not _is_product(step, self.plan)
-            or step.mask_slice is None
-            or len(step.inputs) == 2
-            or step.name == self.plan.output
-        ):
+        if not is_product(step, self.plan) or step.mask_slice is None or len(step.inputs) == 2 or step.name == self.plan.output:
             return False
         names = {step.name}
         for reader in self.plan.steps:
@@ -223,7 +204,7 @@ class TritonSteps:
                 continue
             if isinstance(reader, OpStep) and reader.target in CHANNELWISE and reader.mask_slice is None:
                 names.add(reader.name)
-            elif not _is_product(reader, self.plan) or names & set(reader.inputs[1:]) or reader is self.tail.linear:
+            elif not is_product(reader, self.plan) or names & set(reader.inputs[1:]) or reader is self.tail.linear:
                 return False
         return names.isdisjoint({self.tail.source, self.plan.output})
 
@@ -235,66 +216,6 @@ def _of(keep: Tensor, step: Step) -> Tensor | None:
 
 def _gated(scale: Tensor, shift: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor]:
     return (scale, shift) if keep is None else (scale * keep, shift * keep)
-
-
-def _is_product(step: Step, plan: Plan) -> bool:
-    """Whether `masked_conv` covers `step`: a conv of one group, or a linear layer on one vector an image."""
-    if not isinstance(step, ConvStep | LinearStep) or _epilogue(step.activation) is None:
-        return False
-    rank = len(plan.shapes[step.inputs[0]] or ())
-    return (rank == 3 and step.groups == 1) if isinstance(step, ConvStep) else rank == 1
-
-
-def _epilogue(activation: Activation | None) -> dict[str, Any] | None:
-    """`activation` as arguments of a kernel; None for one that the kernels do not know or that makes something of zero."""
-    if activation is None:
-        return {"activation": "none"}
-    if activation.target in (aten.silu.default, aten.hardswish.default):
-        return {"activation": "silu" if activation.target is aten.silu.default else "hardswish"}
-    if activation.target is aten.hardtanh.default:
-        given = activation.args
-        low, high = given[0] if given else -1.0, given[1] if len(given) > 1 else 1.0
-    elif activation.target in (aten.relu.default, aten.relu6.default):
-        low, high = 0.0, 6.0 if activation.target is aten.relu6.default else float("inf")
-    else:
-        return None
-    return {"activation": "clamp", "low": float(low), "high": float(high)} if low <= 0 <= high else None
-
-
-def _tail(plan: Plan) -> Tail:
-    steps = {step.name: index for index, step in enumerate(plan.steps)}
-    readers = {name: sum(name in step.inputs for step in plan.steps) for name in plan.shapes}
-    last = plan.steps[steps[plan.output]]
-    if not isinstance(last, LinearStep) or last.mask_slice or last.activation or len(plan.shapes[last.inputs[0]] or ()) != 1:
-        return Tail(None, plan.output, frozenset(), None)
-    skipped = {steps[plan.output]}
-    source = last.inputs[0]
-    while source in steps and readers[source] == 1:
-        index = steps[source]
-        step = plan.steps[index]
-        if not isinstance(step, OpStep) or step.mask_slice is not None:
-            break
-        shape = plan.shapes[step.inputs[0]] or ()
-        if _is_mean(step, plan):
-            skipped.add(index)
-            (source,) = step.inputs
-            conv = plan.steps[steps[source]] if source in steps else None
-            alone = isinstance(conv, ConvStep) and _is_product(conv, plan) and conv.activation is None and readers[source] == 1
-            return Tail(last, source, frozenset(skipped), source if alone else None)
-        if step.target not in RESHAPES or len(step.inputs) > 2 or len(shape) != 3 or shape[1:] != (1, 1):
-            break
-        skipped.add(index)
-        source = step.inputs[0]
-    return Tail(last, source, frozenset(skipped), None)
-
-
-def _is_mean(step: OpStep, plan: Plan) -> bool:
-    """Whether `step` is the mean of images over all positions."""
-    if len(plan.shapes[step.inputs[0]] or ()) != 3:
-        return False
-    if step.target is aten.adaptive_avg_pool2d.default:
-        return (plan.shapes[step.name] or ())[1:] == (1, 1)
-    return step.target is aten.mean.dim and sorted(dim % 4 for dim in step.args[1]) == [2, 3]
 
 
 def _part(data: Any, mask: int) -> Any:
