@@ -16,6 +16,7 @@ from onp.defend.run import Run
 
 def test_tuning_is_reported_apart_and_keeps_pruned_units_at_zero(tmp_path, report_schema):
     victim = demo("badnets")
+    (tmp_path / "out").mkdir()
     known = DefendConfig(
         demo="badnets", trigger=str(victim.trigger), preset="fast", tune="ft", out=str(tmp_path / "out"), quiet=True
     )
