@@ -29,7 +29,8 @@ def test_the_curve_on_test_images_is_what_repaired_networks_do(config, rows):
     acc, asr = truth.along(victim, Curve((0.0, 1.0), keep))
     for row, mask in enumerate(keep):
         figures = truth.figures(prune(victim, Mask.of(victim, mask)).model)
-        assert (acc[row], asr[row]) == pytest.approx((figures["acc"], figures["asr"]))
+        # An image of 100 may differ where the evaluator computes in bfloat16.
+        assert (acc[row], asr[row]) == pytest.approx((figures["acc"], figures["asr"]), abs=0.011)
     images = load_images(evaluation)
     others = images.subset(images.labels != 0)
     answers = predictions(victim.model, victim.normalisation(load_trigger(folder / "trigger.safetensors")(others.pixels())))
