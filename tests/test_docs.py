@@ -30,7 +30,7 @@ def test_the_site_builds(tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    assert "onp.mitigate" in (tmp_path / "api" / "index.html").read_text()
+    assert "onp.api.mitigate" in (tmp_path / "api" / "index.html").read_text()
     formulas = (tmp_path / "how-it-works" / "index.html").read_text()
     assert formulas.count("<math") > 20 and "$`" not in formulas
     assert "Decision: repaired" in (tmp_path / "notebook" / "index.html").read_text()  # its outputs are committed
