@@ -8,7 +8,7 @@ mean KL divergence from the unpruned network, and what the labels lose on change
 on the others the accuracy lost, and the target class's part of it. For each of the four it prints the factor that explains
 what is lost, for all networks and for each, and the root mean square of what is left, in points: with that factor, with the
 factor of the other networks, and with none; the same of the copies and the target class's part; last of the divergence as
-`onp.search.env` reckons it, alone and with the flips, and of half of the probability and half of the copies.
+`onp.search.objective` reckons it, alone and with the flips, and of half of the probability and half of the copies.
 Masks that lose 6 points or more count nowhere. Writes bench/results/accuracy.json; without `--runs` it prints what that says.
 """
 
@@ -22,17 +22,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from onp.data.images import ImageSet, load_images, split
+from onp.data.images import ImageSet, joined, load_images, split
 from onp.data.normalisation import Normalisation
 from onp.defend.report.environment import hardware, versions
 from onp.engine.evaluator import Evaluator, Scores
-from onp.engine.scoring import Batch, TriggeredBatch
+from onp.engine.scoring import Batch
 from onp.engine.settings import EvaluatorSettings
 from onp.files import write_atomically
 from onp.model.mask import Mask
 from onp.model.victim import Victim, load_victim
-from onp.search.env import LOST_PER_NAT, VIEWS
-from onp.search.setup import SearchConfig, batch_of, changed_views
+from onp.search.objective import ACC_LOST_PER_NAT
+from onp.search.setup import SearchRun, augmented_batches, batch_of
 
 NAMES = ("flips", "probability", "divergence", "copies")
 MOST = 0.06
@@ -62,20 +62,20 @@ def measured(folder: Path, others: ImageSet, count: int) -> dict[str, list[float
     layers = [(layer.name, layer.units) for layer in victim.layers]
     masks = drawn(victim, ~Mask.from_pruned(layers, report["pruned"]["layers"]).keep, count, report["seed"])
 
-    target, both = report["target_class"], (parts.build, parts.score)
-    copies = changed_views(victim, both, target, SearchConfig(), report["seed"])
+    target, both = report["target_class"], joined(parts.build, parts.score)
+    copies = augmented_batches(victim, both, target, SearchRun(seed=report["seed"]))
 
-    def scores(batch: Batch, families: list[TriggeredBatch]) -> Scores:
-        return Evaluator(victim, batch, families, settings=EvaluatorSettings(precision="float32")).score(masks)
+    def scores(batch: Batch, augmented: list[Batch]) -> Scores:
+        return Evaluator(victim, batch, [], augmented, EvaluatorSettings(precision="float32")).score(masks)
 
-    here = scores(batch_of(victim, *both), [batch for batch in copies if batch.family == VIEWS[1]])
+    here = scores(batch_of(victim, both), [batch for batch in copies if int(batch.labels[0]) == target])
     there, of_target = (scores(batch_of(victim, each), []) for each in (others, others.subset(others.labels == target)))
-    share = float((torch.cat([part.labels for part in both]) == target).float().mean())
+    share = float((both.labels == target).float().mean())
     columns = {
         "flips": here.acc[0] - here.acc,
         "probability": here.acc_soft[0] - here.acc_soft,
         "divergence": here.divergence,
-        "copies": share * (here.asr_soft[0] - here.asr_soft).sum(1),
+        "copies": share * (here.agreement_soft[0] - here.agreement_soft).sum(1),
         "lost": there.acc[0] - there.acc,
         "of_target": share * (of_target.acc[0] - of_target.acc),
     }
@@ -119,13 +119,13 @@ def summary(found: dict[str, dict[str, list[float]]]) -> list[str]:
     lines.append(described("the target class's part by its copies", parts, "copies"))
     made = []
     for row in rows:
-        nats = [LOST_PER_NAT * value for value in row["divergence"]]
+        nats = [ACC_LOST_PER_NAT * value for value in row["divergence"]]
         pairs = zip(row["flips"], nats, strict=True)
         halves = zip(row["probability"], row["copies"], strict=True)
         more = {"mean": [sum(pair) / 2 for pair in pairs], "halves": [sum(pair) / 2 for pair in halves]}
         made.append(row | {"reckoned": nats} | more)
     off = [f"{left(made, name, [1.0] * len(rows)):.2f}" for name in ("reckoned", "mean", "halves")]
-    said = f"{LOST_PER_NAT} a nat: off by {off[0]}, its mean with the flips by {off[1]}"
+    said = f"{ACC_LOST_PER_NAT} a nat: off by {off[0]}, its mean with the flips by {off[1]}"
     return [*lines, f"{said}; half of the probability and half of the copies: {off[2]}"]
 
 

@@ -119,8 +119,14 @@ class PruneEnv:
 
     def _add(self, masks: Tensor, scores: Scores) -> None:
         effects = self._effects(masks, scores)
-        columns = (self.objective.potential(effects), effects.asr, effects.expected_acc_loss, effects.acc_loss, scores.acc)
-        outcomes = Outcomes(*(column.float() for column in columns), self.objective.acceptable(effects))
+        outcomes = Outcomes(
+            phi=self.objective.potential(effects).float(),
+            asr=effects.asr.float(),
+            expected_acc_loss=effects.expected_acc_loss.float(),
+            acc_loss=effects.acc_loss.float(),
+            acc=scores.acc.float(),
+            acceptable=self.objective.acceptable(effects),
+        )
         self._scored.update((key, outcomes.at(row)) for row, key in enumerate(mask_keys(masks)))
         self.evaluations += len(masks)
 
