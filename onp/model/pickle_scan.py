@@ -47,7 +47,7 @@ def _scan(file: IO[bytes]) -> None:
     try:
         for opcode, argument, _ in pickletools.genops(file):
             name = opcode.name
-            if name == "GLOBAL" and _REFUSED.fullmatch(argument):
+            if name == "GLOBAL" and _REFUSED.fullmatch(str(argument)):
                 raise pickle.UnpicklingError(argument)
             if name == "MARK":
                 stack.append(_MARK)
