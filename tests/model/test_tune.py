@@ -22,7 +22,9 @@ def test_tuning_is_reported_apart_and_keeps_pruned_units_at_zero(tmp_path, repor
     )
     with Run.open(known) as run:
         run = replace(run, preset=replace(run.preset, tuning_passes=1500))
-        outcome = run_pipeline(read_case(run), run)
+        case = read_case(run)
+        run.begin(case)
+        outcome = run_pipeline(case, run)
         write_outputs(outcome, known.out)
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     report_schema.validate(report)
