@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from onp.attack.triggers import load_trigger
-from onp.data.images import Normalisation
+from onp.data.normalisation import Normalisation
 from onp.defend.demos import ARCH, DEMOS, NORM, clean_images, demo, eval_images
 from onp.engine.metrics import accuracy, attack_success, predictions
 from onp.errors import InputError

@@ -83,7 +83,7 @@ def test_the_report_holds_what_it_promises(repaired):
 def test_a_repair_that_costs_more_than_allowed_says_so():
     assert over_budget(Share(90, 100), Share(89, 100), 0.01) is None
     sentence = over_budget(Share(180, 200), Share(175, 200), 0.01)
-    assert "lost 2.5 points" in sentence and "n = 200" in sentence and "allowed 1;" in sentence
+    assert "lost 2.5 points" in sentence and "n = 200" in sentence and "the budget of 1;" in sentence
 
 
 def test_the_decision_does_not_see_what_is_only_for_measuring(repaired):
