@@ -117,8 +117,8 @@ def main() -> None:
     parser.add_argument("--masks", type=int, default=200, help="of the rank correlation, at the first seed; 0 for none")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--searches", nargs="+", default=SEARCHES, choices=SEARCHES)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "search.json")
     options = parser.parse_args()
-    results = Path(__file__).parent / "results" / "search.json"
     for name in options.demos:
         files = demo(name)
         assert files.trigger is not None
@@ -127,34 +127,34 @@ def main() -> None:
         others = evaluation.subset(evaluation.labels != 0)
         triggered = victim.normalisation(trigger(others.pixels()).to(victim.device))
         true_batch = TriggeredBatch("true", triggered, others.labels, torch.zeros_like(others.labels))
-        truth = Evaluator(victim, batch_of(victim, evaluation), [true_batch])
-        untouched = truth.score(torch.ones((1, victim.units), dtype=torch.bool))
+        ground_truth = Evaluator(victim, batch_of(victim, evaluation), [true_batch])
+        unpruned = ground_truth.score(torch.ones((1, victim.units), dtype=torch.bool))
         for seed in options.seeds:
             splits = split(load_images(files.clean), seed)
             setting = detected(victim, splits, seed)
             for search in options.searches:
                 start = time.monotonic()
                 keep, phi = run(search, setting, options.evaluations)
-                scores = truth.score(keep[None])
+                scores = ground_truth.score(keep[None])
                 row = {"demo": name, "seed": seed, "search": search, "asr": float(scores.asr[0, 0])}
-                row |= {"phi": phi, "acc_drop": float(untouched.acc[0] - scores.acc[0]), "pruned": int((~keep).sum())}
+                row |= {"phi": phi, "acc_drop": float(unpruned.acc[0] - scores.acc[0]), "pruned": int((~keep).sum())}
                 row |= {"seconds": round(time.monotonic() - start, 1)}
                 print(json.dumps(row), flush=True)
-                written(results, options.evaluations, "rows", row, ("demo", "seed", "search"))
+                written(options.out, options.evaluations, "rows", row, ("demo", "seed", "search"))
             if options.masks and seed == options.seeds[0]:
                 bank = setting.bank
-                seen = Evaluator(victim, batch_of(victim, splits.score), bank.batches(victim, splits.score))
+                surrogates = Evaluator(victim, batch_of(victim, splits.score), bank.batches(victim, splits.score))
                 batches = FeatureBatches.of(batch_of(victim, splits.build), bank.batches(victim, splits.build), bank.weights)
-                shown = node_features(victim, batches)
-                masks = random_masks(victim, shown, options.masks, seed)
-                surrogate, real = seen.score(masks), truth.score(masks)
+                features = node_features(victim, batches)
+                masks = random_masks(victim, features, options.masks, seed)
+                surrogate, real = surrogates.score(masks), ground_truth.score(masks)
                 weighted = (surrogate.asr_soft @ torch.tensor(bank.weights, dtype=torch.float64)).numpy()
-                usable = (untouched.acc[0] - real.acc < 0.05).numpy()
+                usable = (unpruned.acc[0] - real.acc < 0.05).numpy()
                 result = {"demo": name, "masks": len(masks), "spearman": float(spearmanr(weighted, real.asr[:, 0]).statistic)}
                 result |= {"usable": int(usable.sum())}
                 result |= {"spearman_usable": float(spearmanr(weighted[usable], real.asr[:, 0].numpy()[usable]).statistic)}
                 print(json.dumps(result), flush=True)
-                written(results, options.evaluations, "correlation", result, ("demo",))
+                written(options.out, options.evaluations, "correlation", result, ("demo",))
 
 
 if __name__ == "__main__":
