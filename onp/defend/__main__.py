@@ -16,7 +16,7 @@ from onp.resume import FOLDER
 
 EPILOG = """\
 exit codes: 0 done (see the decision); 2 something given cannot be used; 3 a backdoor that could not be repaired
-example: python -m onp.defend --model suspect.pth --arch resnet18:width=64 --norm cifar10 --data clean/ --out repaired/
+example: python -m onp.defend --model model.pth --arch resnet18:width=64 --norm cifar10 --data clean/ --out repaired/
 """
 
 

@@ -55,7 +55,7 @@ def _victim_and_images(run: Run) -> tuple[Victim, ImageSet]:
 
 
 def _missing(config: DefendConfig) -> str:
-    """All that is still to be given, so that a newcomer is not told one thing a run."""
+    """All that is still to be given, so that all of it is named at once."""
     wanted = []
     if config.data is None:
         wanted.append("a few hundred clean images with --data (a folder with one sub-folder per class, .npz, IDX or a tar)")
