@@ -17,17 +17,17 @@ class InputError(ValueError):
 
 @dataclass(frozen=True)
 class DeviceError:
-    """What a RuntimeError of torch says about the machine."""
+    """What an exception says about the machine."""
 
     sentence: str  #: the beginning of a sentence
     on_gpu: bool  #: whether the CPU may do what failed
 
 
-def device_error(error: RuntimeError) -> DeviceError | None:
+def device_error(error: RuntimeError | MemoryError) -> DeviceError | None:
     """Tell an error of the machine from one of the program.
 
     Args:
-        error: raised by torch.
+        error: a RuntimeError of torch, or a MemoryError of Python, numpy or Pillow.
 
     Returns:
         None for an error of the program.
@@ -37,7 +37,7 @@ def device_error(error: RuntimeError) -> DeviceError | None:
     # Of the driver: the device is lost, or a kernel failed, after which nothing works on it in this process.
     if isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error):
         return DeviceError("The GPU does not answer any more", on_gpu=True)
-    if "can't allocate memory" in str(error):
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return DeviceError("The machine has too little memory", on_gpu=False)
     return None
 

@@ -98,7 +98,7 @@ class Run:
         """
         try:
             return work(self)
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             problem = device_error(error)
             if problem is None:
                 raise

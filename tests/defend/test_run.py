@@ -140,11 +140,13 @@ def test_a_gpu_that_fails_is_left_or_named(tmp_path, capsys):
     ):
         run.with_fallback(lost)
 
-    def full(run):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+    for error in (RuntimeError("DefaultCPUAllocator: can't allocate memory"), MemoryError()):
 
-    with pytest.raises(InputError, match=r"machine has too little memory; use fewer images or --device cpu\.$"):
-        Run(DefendConfig(), None).with_fallback(full)
+        def full(run, error=error):
+            raise error
+
+        with pytest.raises(InputError, match=r"machine has too little memory; use fewer images or --device cpu\.$"):
+            Run(DefendConfig(), None).with_fallback(full)
 
     def wrong(run):
         raise RuntimeError("shape mismatch")
