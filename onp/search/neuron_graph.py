@@ -26,7 +26,7 @@ from onp.search.message_passing.csr import Csr
 from onp.search.message_passing.ops import spmm
 
 RELATIONS = ("similar", "feeds", "tied")
-FEEDERS = 2  # layers summed into an input that are linked to its reader: the latest ones
+PRODUCERS = 2  # layers summed into an input that are linked to its reader: the latest ones
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,8 +132,8 @@ def _similar(layer: Layer, q: Tensor, eps: float | None, delta: float, degree: i
 
 def _feeding(victim: Victim, strengths: list[Tensor], degree: int) -> list[tuple[Tensor, Tensor, Tensor]]:
     edges = []
-    for reader, feeder, channels in _readers(victim):
-        layer, source = victim.layers[reader], victim.layers[feeder]
+    for reader, producer, channels in _readers(victim):
+        layer, source = victim.layers[reader], victim.layers[producer]
         q = _per_unit(strengths[reader], channels, layer.units, source.units)
         for strength, rows, columns in ((q, layer.offset, source.offset), (q.T, source.offset, layer.offset)):
             kept = strength.topk(min(degree, strength.shape[1]), dim=1)
@@ -143,7 +143,7 @@ def _feeding(victim: Victim, strengths: list[Tensor], degree: int) -> list[tuple
 
 
 def _per_unit(q: Tensor, channels: Tensor, units: int, source_units: int) -> Tensor:
-    """Strengths [K, C / groups] summed over the input channels that belong to one unit of the feeder: [K, units]."""
+    """Strengths [K, C / groups] summed over the input channels that belong to one unit of the producer: [K, units]."""
     groups = len(channels) // q.shape[1]
     group = torch.arange(units) * groups // units
     unit = channels.view(groups, q.shape[1])[group]
@@ -152,7 +152,7 @@ def _per_unit(q: Tensor, channels: Tensor, units: int, source_units: int) -> Ten
 
 
 def _readers(victim: Victim) -> Iterator[tuple[int, int, Tensor]]:
-    """(reading layer, feeding layer, unit of the feeder behind each input channel int64 [C], -1 where none is)."""
+    """(reading layer, producing layer, unit of the producer behind each input channel int64 [C], -1 where none is)."""
     by_node = {layer.node: index for index, layer in enumerate(victim.layers)}
     behind: dict[fx.Node, dict[int, Tensor]] = {}
     for node in victim.program.graph.nodes:
@@ -161,8 +161,8 @@ def _readers(victim: Victim) -> Iterator[tuple[int, int, Tensor]]:
             behind[node] = {} if _mixes(node) else _passed_on(node, behind)
             continue
         inputs = behind.get(node.args[0], {})
-        for feeder in sorted(inputs)[-FEEDERS:]:
-            yield index, feeder, inputs[feeder]
+        for producer in sorted(inputs)[-PRODUCERS:]:
+            yield index, producer, inputs[producer]
         behind[node] = {index: torch.arange(victim.layers[index].units)}
 
 

@@ -64,14 +64,14 @@ def test_channels_left_out_between_two_convs_change_nothing(plan):
     found = producers(plan)
     assert found
     for reader, index in found.items():
-        feeder, step = plan.steps[index], plan.steps[reader]
-        units = torch.rand(feeder.mask_slice.units) > 0.5
+        producer, step = plan.steps[index], plan.steps[reader]
+        units = torch.rand(producer.mask_slice.units) > 0.5
         units[torch.randint(len(units), ())] = True  # `needed_channels` never leaves none
         needed = units.nonzero()[:, 0]
-        x = torch.randn(2, *plan.shapes[feeder.inputs[0]])
+        x = torch.randn(2, *plan.shapes[producer.inputs[0]])
         added = [torch.randn(2, *plan.shapes[name]) for name in step.inputs[1:]]
-        whole = bind_torch(feeder, units.float(), torch.float32)(x)
-        part = bind_torch(narrowed(feeder, needed, None), None, torch.float32)(x)
+        whole = bind_torch(producer, units.float(), torch.float32)(x)
+        part = bind_torch(narrowed(producer, needed, None), None, torch.float32)(x)
         expected = bind_torch(step, None, torch.float32)(whole, *added)
         torch.testing.assert_close(
             bind_torch(narrowed(step, None, needed), None, torch.float32)(part, *added), expected, rtol=1e-5, atol=1e-5
