@@ -26,8 +26,8 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-SEED_OFFSETS = {"second_pass": 500, "audit": 1000, "target": 10_000, "round": 1}
-"""What is added to the seed of a run for parts of it that draw other random numbers; `target` and `round` are numbered."""
+SEED_OFFSETS = {"second_pass": 500, "audit": 1000, "target": 10_000}
+"""What is added to the seed of a run for parts of it that draw other random numbers; `target` is numbered."""
 
 
 def derive_seed(seed: int, purpose: str, number: int = 1) -> int:

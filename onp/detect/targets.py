@@ -19,10 +19,10 @@ from onp.detect.bn_statistics import BnStatistics
 from onp.detect.config import DetectConfig, DetectRun
 from onp.detect.scan import scan, scan_steps
 from onp.model.victim import Victim
+from onp.numerics import derive_seed
 
 MARGIN = 1.0  # score above the threshold from which a single class is no accident of few steps; two detectors give it
 SEPARATION = 3.0  # score between two classes from which the first pass tells them apart
-SECOND_PASS_SEED = 500  # added to the seed
 
 Stages = Callable[[str, int], AbstractContextManager[progress.Stage]]
 """Opens a stage of a run by its name and number of steps, as `onp.progress.stage` does."""
@@ -91,7 +91,7 @@ def detect_targets(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectR
         first = scan(victim, clean, bn, replace(run, progress=stage.advance))
     if not ambiguous(first, run.config.threshold):
         return Detection(first, None, run.config)
-    again = replace(run, config=run.config.second_pass(), seed=run.seed + SECOND_PASS_SEED)
+    again = replace(run, config=run.config.second_pass(), seed=derive_seed(run.seed, "second_pass"))
     with stages("detecting the target class again, with more steps", scan_steps(again.config)) as stage:
         second = scan(victim, clean, bn, replace(again, progress=stage.advance))
     return Detection(first, second, run.config)

@@ -11,7 +11,8 @@ from onp.detect.anomaly import DetectionScores
 from onp.detect.bn_statistics import bn_statistics
 from onp.detect.config import SECOND_PASS_STEPS, DetectConfig, DetectRun
 from onp.detect.scan import scan, scan_steps
-from onp.detect.targets import SECOND_PASS_SEED, Detection, ambiguous, detect_targets
+from onp.detect.targets import Detection, ambiguous, detect_targets
+from onp.numerics import derive_seed
 
 CONFIG = DetectConfig(threshold=4.0)
 
@@ -106,7 +107,7 @@ def test_an_ambiguous_first_pass_is_repeated_with_more_steps_and_other_seeds(net
     # Without the detectors that steps do not change the highest score barely reaches this threshold.
     config = replace(network.config, threshold=network.first.score[network.first.predicted_target] - 1e-6)
     found = detect_targets(network.victim, network.clean, network.bn, DetectRun(config, seed=7), stage)
-    again = scan(network.victim, network.clean, network.bn, DetectRun(config.second_pass(), seed=7 + SECOND_PASS_SEED))
+    again = scan(network.victim, network.clean, network.bn, DetectRun(config.second_pass(), seed=derive_seed(7, "second_pass")))
     assert found.first.log_costs == network.first.log_costs and found.second.log_costs == again.log_costs
     first, second = opened
     assert first.total == first.done and second.total == second.done > 2 * first.total and first.name != second.name
