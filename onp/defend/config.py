@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onp.defend.decision import FAIL_ON
 from onp.options import option
 
 
@@ -65,10 +66,30 @@ class DefendConfig:
         metavar="METHOD",
         group="the repair",
     )
+    repair: bool = option(True, "the verdict alone, without a repair", group="the repair")
+    verify: bool = option(
+        False,
+        "ask whether a repaired checkpoint still obeys triggers; its mask.json is read where it lies beside it",
+        group="the repair",
+    )
+    force: bool = option(False, "repair even with fewer than 50 clean images", group="the repair")
     shrink: bool = option(
         False,
         "also write the network without the pruned channels: shrunk.pt2, and shrunk.onnx where onnx is installed",
         group="output",
+    )
+    class_order: str | None = option(
+        None,
+        "names of the classes in the order in which the network counts them: a file with one name a line, or NAME,NAME,...",
+        metavar="FILE|NAMES",
+        group="the images",
+    )
+    expect_acc: float | None = option(
+        None,
+        "accuracy that the network should reach on the clean images, as a share; the run stops below it",
+        metavar="SHARE",
+        type=float,
+        group="the images",
     )
     trigger: str | None = option(
         None, "the trigger, where it is known: a trigger.safetensors of onp.attack", metavar="FILE", group="the images"
@@ -89,6 +110,12 @@ class DefendConfig:
     demo: str | None = option(None, "repair an embedded example instead; see --list-demos", metavar="NAME", group="the run")
     seed: int = option(0, "same seed, same machine: same mask", metavar="N", group="the run")
     resume: bool = option(False, "continue the run that was begun in --out, or begin it", group="the run")
+    fail_on: str = option(
+        "evidence",
+        "which decisions end with an exit code other than 0; inconclusive: also a score close to the threshold",
+        choices=FAIL_ON,
+        group="output",
+    )
     quiet: bool = option(False, "no progress", group="output")
     verbose: bool = option(False, "a line for every step of the search", group="output")
     json: bool = option(False, "for machines: report.json on stdout, progress as JSON lines on stderr", group="output")

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 
 from onp.defend.case import Case
 from onp.defend.config import DefendConfig
+from onp.defend.decision import Decision
 from onp.defend.repair_loop import Repairs
 from onp.defend.report.audit import Audit
 from onp.defend.report.report import Report
 from onp.defend.report.sections import (
     BudgetSection,
     DataSection,
-    Decision,
     DetectionSection,
     ModelSection,
     PrunableLayer,

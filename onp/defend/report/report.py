@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from onp.defend.config import DefendConfig
+from onp.defend.decision import Decision
 from onp.defend.presets import Preset
 from onp.defend.report.audit import Figures, der
 from onp.defend.report.environment import hardware, versions
-from onp.defend.report.sections import BudgetSection, DataSection, Decision, DetectionSection, ModelSection, Tuned
+from onp.defend.report.sections import BudgetSection, DataSection, DetectionSection, ModelSection, Provenance, Task, Tuned
 from onp.detect.known_trigger import KNOWN
 from onp.engine.metrics import Share
 from onp.model.shrink import Shrunk
@@ -44,6 +45,8 @@ class Report:
     timings: dict[str, float]  #: seconds by stage
     config: DefendConfig
     preset: Preset
+    task: Task = "defend"
+    provenance: Provenance | None = None  #: None until the files of the run are known
     tuned: Tuned | None = None  #: with --tune
     shrunk: Shrunk | None = None  #: with --shrink
 

@@ -7,7 +7,29 @@ from typing import Literal
 
 from onp.defend.report.audit import Figures
 
-Decision = Literal["repaired", "no-backdoor-evidence", "not-repairable"]
+Task = Literal["defend", "scan", "verify"]
+"""What was asked: verdict and repair, the verdict alone, or whether a repaired network still obeys triggers."""
+
+
+@dataclass(frozen=True)
+class FileDigest:
+    """What ties a report to a file or a folder."""
+
+    role: str  #: "model", "data", "config", "trigger", "mask", "repaired model" and the like
+    name: str  #: without the folders it lies in
+    sha256: str  #: of the content; of a folder: of the sorted lines "SHA256  RELATIVE/NAME" of its files
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where a report comes from."""
+
+    created: str  #: UTC, ISO 8601
+    onp: str  #: version of this package
+    learned: dict[str, str]  #: what the verdict learned from, by file of `onp.pretrained`: version or SHA-256
+    inputs: tuple[FileDigest, ...]  #: files that were given; empty for values in memory
+    outputs: tuple[FileDigest, ...]  #: files that were written beside the report
 
 
 @dataclass(frozen=True)

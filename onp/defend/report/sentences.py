@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 
 from onp.data.images import ImageSet
+from onp.defend.decision import Decision
 from onp.defend.repair_loop import Repairs
-from onp.defend.report.sections import Decision
 from onp.detect.anomaly import DetectionScores
 from onp.detect.config import SECOND_PASS_STEPS
 from onp.detect.targets import Detection

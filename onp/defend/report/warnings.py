@@ -6,8 +6,8 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from onp.data.images import ImageSet
+from onp.defend.decision import Decision
 from onp.defend.report.audit import Audit
-from onp.defend.report.sections import Decision
 from onp.engine.metrics import Share
 from onp.errors import first_few
 from onp.model.checkpoint import Checkpoint
