@@ -48,10 +48,13 @@ class CMakeBuild(build_ext):
 
 
 setup(
-    # Namespace packages, because the folders of the bundle hold data and no __init__.py.
+    # Namespace packages, because the folders bundle and pretrained hold data and no __init__.py.
     packages=[*find_namespace_packages(include=["onp", "onp.*"], exclude=["*.__pycache__"]), "onp_kernels"],
     package_dir={"onp_kernels": "kernels"},
-    package_data={"onp_kernels": ["tiles.json"], "onp": ["py.typed", "bundle/**/*", "defend/report/templates/*"]},
+    package_data={
+        "onp_kernels": ["tiles.json"],
+        "onp": ["py.typed", "bundle/**/*", "defend/report/templates/*", "pretrained/*"],
+    },
     ext_modules=[Extension("onp_native", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
 )

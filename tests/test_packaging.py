@@ -54,7 +54,8 @@ def test_the_installed_distribution_is_complete(installed: metadata.Distribution
     files = {str(file) for file in installed.files or []}
     if not any(file.startswith("onp/") for file in files):
         pytest.skip("installed as editable: the package is the checkout itself")
-    sources = [*ROOT.glob("onp/**/*.py"), *(path for path in ROOT.glob("onp/bundle/**/*") if path.is_file())]
+    data = (path for pattern in ("bundle/**/*", "pretrained/*") for path in ROOT.glob(f"onp/{pattern}") if path.is_file())
+    sources = [*ROOT.glob("onp/**/*.py"), *data]
     wanted = {path.relative_to(ROOT).as_posix() for path in sources}
     wanted |= {f"onp_kernels/{path.name}" for path in ROOT.glob("kernels/*.*")}
     assert wanted <= files, f"run `pip install .` again: without {sorted(wanted - files)}"
