@@ -27,7 +27,7 @@ class CleanReference:
 
     shares: dict[
         str, float
-    ]  #: per trigger family: 95th percentile of the surrogate ASR, in [0, 1]; families not measured are missing
+    ]  #: per trigger family that was measured: 95th percentile, in [0, 1]
     networks: int  #: clean networks that they were measured on
     version: str  #: date and hash of the recipe
 
