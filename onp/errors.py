@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-import torch
-
 
 class InputError(ValueError):
     """Something the user gave cannot be used.
@@ -32,6 +30,8 @@ def device_error(error: RuntimeError | MemoryError) -> DeviceError | None:
     Returns:
         None for an error of the program.
     """
+    import torch  # here, since messages need none of it
+
     if isinstance(error, torch.OutOfMemoryError):
         return DeviceError("The GPU has too little memory", on_gpu=True)
     # Of the driver: the device is lost, or a kernel failed, after which nothing works on it in this process.

@@ -9,13 +9,15 @@ from pathlib import Path
 
 from onp.defend import Outcome, defend
 from onp.defend.config import DefendConfig
+from onp.defend.decision import exit_code
 from onp.defend.demos import DEMOS
 from onp.errors import InputError
 from onp.options import Parser, add_options
 from onp.resume import FOLDER
 
 EPILOG = """\
-exit codes: 0 done (see the decision); 2 something given cannot be used; 3 a backdoor that could not be repaired
+exit codes: 0 nothing found; 1 evidence of a backdoor found, repaired or not; 2 something given cannot be used; 3 evidence
+found and no repair possible; 130 interrupted
 example: python -m onp.defend --model model.pth --arch resnet18:width=64 --norm cifar10 --data clean/ --out repaired/
 """
 
@@ -64,7 +66,7 @@ def show(outcome: Outcome, config: DefendConfig) -> int:
             print(f"Written to {config.out}; open report.html there in a browser.")
         elif decision == "repaired":
             print("Nothing was written; give --out DIR to keep the repaired checkpoint and the report.")
-    return 3 if decision == "not-repairable" else 0
+    return exit_code(decision, config.fail_on)
 
 
 if __name__ == "__main__":
