@@ -137,17 +137,26 @@ def read_idx(path: Path, labelled: bool, budget: ByteBudget) -> Arrays:
     images = _idx_array(path, budget)
     if images.ndim != 3:
         raise InputError(f"{path} holds no images but a {images.ndim}-d array; give the images file (idx3).")
-    beside = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
-    names = {beside.name, beside.name.removesuffix(".gz"), beside.name + ".gz"} - {path.name}
-    found = next((path.with_name(name) for name in sorted(names) if file_kind(path.with_name(name)) == "file"), None)
+    found = labels_beside(path)
     if found is None:
         if labelled:
-            raise InputError(f"No labels file {beside.name} lies beside {path}; put it there.")
+            raise InputError(f"No labels file {_labels_name(path)} lies beside {path}; put it there.")
         return images[:, None], None, ()
     labels = _idx_array(found, budget)
     if labels.shape != images.shape[:1]:
         raise InputError(f"{found} holds {list(labels.shape)} labels for the {len(images)} images of {path.name}.")
     return images[:, None], labels.astype(np.int64), ()
+
+
+def labels_beside(path: Path) -> Path | None:
+    """The labels file that goes with an IDX file of images; None where there is none."""
+    name = _labels_name(path)
+    names = {name, name.removesuffix(".gz"), name + ".gz"} - {path.name}
+    return next((path.with_name(each) for each in sorted(names) if file_kind(path.with_name(each)) == "file"), None)
+
+
+def _labels_name(path: Path) -> str:
+    return path.name.replace("images", "labels").replace("idx3", "idx1")
 
 
 def _open(path: Path) -> IO[bytes]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
 from torch import nn
@@ -10,6 +10,7 @@ from torch import nn
 from onp.defend.report.diagnostics import Diagnostics
 from onp.defend.report.page import render
 from onp.defend.report.report import Report
+from onp.defend.report.sections import Provenance
 from onp.model.mask import Mask
 from onp.model.victim import Victim
 
@@ -27,6 +28,10 @@ class Outcome:
     def network(self) -> nn.Module:
         """The repaired network, in eval mode, float32; a copy of the given one where nothing was repaired."""
         return self.victim.model
+
+    def with_provenance(self, provenance: Provenance) -> Outcome:
+        """The same with the files that it comes from."""
+        return replace(self, report=replace(self.report, provenance=provenance))
 
     def html(self) -> str:
         """The page: one self-contained document."""

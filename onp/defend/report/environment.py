@@ -7,10 +7,12 @@ import platform
 import numpy
 import torch
 
+from onp.version import VERSION
+
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on, by name."""
-    return {"python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
+    return {"onp": VERSION, "python": platform.python_version(), "torch": torch.__version__, "numpy": numpy.__version__}
 
 
 def hardware() -> dict[str, str | int | None]:
