@@ -25,9 +25,7 @@ class CleanReference:
         (0.2, None)
     """
 
-    shares: dict[
-        str, float
-    ]  #: per trigger family that was measured: 95th percentile, in [0, 1]
+    shares: dict[str, float]  #: per trigger family that was measured: 95th percentile, in [0, 1]
     networks: int  #: clean networks that they were measured on
     version: str  #: date and hash of the recipe
 
