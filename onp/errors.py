@@ -13,6 +13,10 @@ class InputError(ValueError):
     """
 
 
+class UnsafeCheckpointError(InputError):
+    """A checkpoint was refused because it holds what can run code when it is opened: pickled objects or a program."""
+
+
 @dataclass(frozen=True)
 class DeviceError:
     """What an exception says about the machine."""

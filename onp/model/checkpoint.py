@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor, nn
 
-from onp.errors import InputError, first_few, first_line
+from onp.errors import InputError, UnsafeCheckpointError, first_few, first_line
 from onp.files import file_kind
 from onp.model import pt2
 from onp.model.numpy_values import STAND_INS, settled
@@ -155,7 +155,7 @@ def _read_torch(path: Path, head: bytes, names: list[str], wanted: str) -> Check
     if not names and not head.startswith(b"\x80"):
         raise InputError(f"{path} is not a checkpoint: neither safetensors, torch weights nor an exported program.")
     if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
-        raise InputError(f"{path} is a TorchScript program, which holds code; {_CONVERT}.")
+        raise UnsafeCheckpointError(f"{path} is a TorchScript program, which holds code; {_CONVERT}.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations of old storage types inside torch
@@ -165,7 +165,8 @@ def _read_torch(path: Path, head: bytes, names: list[str], wanted: str) -> Check
         found = states(content)
     except pickle.UnpicklingError as error:
         # Everything but tensors and plain containers ends here, before any of it is built.
-        raise InputError(f"{path} holds pickled Python objects, which can run code when opened; {_CONVERT}.") from error
+        message = f"{path} holds pickled Python objects, which can run code when opened; {_CONVERT}."
+        raise UnsafeCheckpointError(message) from error
     except Exception as error:
         raise InputError(f"{path} is a damaged torch file ({first_line(error)}); download or copy it again.") from error
     if not isinstance(content, dict):

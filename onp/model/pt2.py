@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from onp.errors import InputError, first_line, printable
+from onp.errors import InputError, UnsafeCheckpointError, first_line, printable
 from onp.model.capture import plain, silenced
 
 Members = dict[str, bytes]
@@ -83,7 +83,7 @@ def read_members(path: Path) -> Members:
                     # The loader asks for this member and skips it when it is empty.
                     members |= {name: b""} if inner.startswith("data/sample_inputs/") else {}
                 elif not _KEPT.fullmatch(inner) or name in members:
-                    raise InputError(
+                    raise UnsafeCheckpointError(
                         f"{path} holds '{printable(name)}', which may run code when opened; re-export the program with "
                         "a current torch: torch.export.save(torch.export.export(model, inputs), 'model.pt2')."
                     )
@@ -95,7 +95,7 @@ def read_members(path: Path) -> Members:
         program = _clean_program(json.loads(members[f"{root}/models/model.json"]))
         members[f"{root}/models/model.json"] = json.dumps(program).encode()
     except InputError as error:
-        raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+        raise type(error)(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     except Exception as error:
         raise InputError(f"{path} is a damaged or unknown kind of exported program ({first_line(error)}).") from error
     return members
@@ -105,7 +105,7 @@ def _check_config(document: Any) -> None:
     for name, entry in document["config"].items():
         pickled = entry["use_pickle"] is not False or entry["tensor_meta"] is None
         if pickled or not re.fullmatch(r"(weight|tensor)_\d+", entry["path_name"]):
-            raise InputError(f"tensor {name} is a pickle, which can run code; re-export it from plain tensors.")
+            raise UnsafeCheckpointError(f"tensor {name} is a pickle, which can run code; re-export it from plain tensors.")
         _check_name("parameter_name", name)
         _check(entry["tensor_meta"])
         size, stride = ([number["as_int"] for number in entry["tensor_meta"][field]] for field in ("sizes", "strides"))
@@ -147,7 +147,7 @@ def _check_name(key: str, text: str) -> None:
     else:
         fine = _PATTERNS.get(key, _WORD).fullmatch(text) is not None
     if not fine:
-        raise InputError(f"the program has {text[:60]!r} as {key or 'a value'}, which could run code.")
+        raise UnsafeCheckpointError(f"the program has {text[:60]!r} as {key or 'a value'}, which could run code.")
 
 
 def _is_plain_tree(spec: Any) -> bool:
