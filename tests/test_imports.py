@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1] / "onp"
-GROUND = {"errors", "files", "numerics", "options", "plugins", "pool", "progress", "resume", "version"}
+GROUND = {"command", "config_file", "errors", "files", "numerics", "options", "plugins", "pool", "progress", "resume", "version"}
 #: What each package may import beside itself and the ground floor.
 ALLOWED = {
     "data": set(),

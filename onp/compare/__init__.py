@@ -17,10 +17,10 @@ from onp.compare.cell import Cell, run_cell
 from onp.compare.config import CompareConfig
 from onp.compare.datasets import Datasets
 from onp.compare.folder import TableFolder
-from onp.compare.pool import Workers, run_all
 from onp.compare.table import write_tables
 from onp.compare.victims import Training, planned_trainings, ready_victims, train
 from onp.errors import InputError
+from onp.pool import Workers, run_all
 
 __all__ = ["CompareConfig", "compare"]
 
