@@ -21,6 +21,7 @@ from onp.data.images import ImageSet
 from onp.model.capture import op_name
 from onp.model.channel_flow import CHANNELWISE
 from onp.model.interpret import constant, run_graph
+from onp.model.pruned import pruned_units
 from onp.model.victim import Victim
 
 SHARE = 0.1  # of the training images, assumed to carry the trigger; the residual is divided by it
@@ -68,7 +69,13 @@ class BnStatistics:
     """Per norm, in execution order: running mean minus clean mean outside the span of the class means, float32 `[C]` on the
     CPU, in running standard deviations. Norms with too few channels for the number of classes are left out."""
     late: tuple[NormStatistics, ...]  #: the last `LATE` of all norms, in execution order
-    norms: int  #: how many the network has
+    norms: int  #: how many the network has; 0 where nothing was measured
+    pruned: int = 0  #: units that are pruned already; where there are any, nothing was measured
+
+    @staticmethod
+    def nothing(victim: Victim, clean: ImageSet, pruned: int = 0) -> BnStatistics:
+        """Of a network whose norms are not to have a say."""
+        return BnStatistics(clean.labels.cpu(), victim.classes, {}, (), 0, pruned)
 
     def late_residual(self) -> dict[str, Tensor]:
         """The residual of as many of the last norms that have one."""
@@ -92,13 +99,16 @@ class BnStatistics:
 def bn_statistics(victim: Victim, clean: ImageSet) -> BnStatistics:
     """Measure what every batch norm reads of the clean images: two forward passes, one of them of random crops.
 
+    Nothing is measured where units are pruned already: their norms stored the means of the network before that, and the
+    difference between them and those of clean images is what the pruning changed.
+
     Args:
         victim: the network; norms without running statistics are left out.
         clean: clean images with labels; those that detection and search may see, not the holdout.
     """
-    norms, labels = batch_norms(victim.program), clean.labels.cpu()
-    if not norms:
-        return BnStatistics(labels, victim.classes, {}, (), 0)
+    norms, labels, pruned = batch_norms(victim.program), clean.labels.cpu(), pruned_units(victim).pruned_count
+    if not norms or pruned:
+        return BnStatistics.nothing(victim, clean, pruned)
     pixels, late = clean.pixels(), norms[-_late(len(norms)) :]
     plain, cropped = channel_means(victim, norms, pixels), channel_means(victim, late, random_crops(pixels))
     residual, kept = {}, []

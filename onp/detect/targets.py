@@ -36,6 +36,7 @@ class Detection:
     first: DetectionScores
     second: DetectionScores | None  #: of a second pass; None where the first was not ambiguous
     config: DetectConfig  #: of the first pass
+    pruned: int = 0  #: units that were pruned already; where there are any, no detector that reads BN statistics has a say
 
     @property
     def scores(self) -> DetectionScores:
@@ -90,8 +91,8 @@ def detect_targets(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectR
     with stages("detecting the target class", scan_steps(run.config)) as stage:
         first = scan(victim, clean, bn, replace(run, progress=stage.advance))
     if not ambiguous(first, run.config.threshold):
-        return Detection(first, None, run.config)
+        return Detection(first, None, run.config, bn.pruned)
     again = replace(run, config=run.config.second_pass(), seed=derive_seed(run.seed, "second_pass"))
     with stages("detecting the target class again, with more steps", scan_steps(again.config)) as stage:
         second = scan(victim, clean, bn, replace(again, progress=stage.advance))
-    return Detection(first, second, run.config)
+    return Detection(first, second, run.config, bn.pruned)

@@ -34,6 +34,11 @@ class Layer:
     group: int  #: layers of one group are tied channel by channel by sums, products or depthwise convs
     stage: int  #: spatial down-samplings between the input and this layer
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """State-dict keys of all tensors of which row k belongs to unit k: weight, bias and norm."""
+        return (self.weight, *([self.bias] if self.bias else []), *self.norm)
+
 
 def find_layers(model: nn.Module, program: fx.GraphModule) -> tuple[tuple[Layer, ...], tuple[tuple[str, str], ...]]:
     """The prunable layers of `program` (from `onp.model.capture.capture(model, ...)`) in execution order.

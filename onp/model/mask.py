@@ -64,6 +64,11 @@ class Mask:
             parts.append(part)
         return Mask(torch.cat(parts) if parts else torch.ones(0, dtype=torch.bool), tuple(layers))
 
+    @property
+    def pruned_count(self) -> int:
+        """How many units are pruned."""
+        return int((~self.keep).sum())
+
     def by_layer(self) -> dict[str, Tensor]:
         """Per layer name, the bool [K] part of `keep` that belongs to it."""
         parts = self.keep.split([units for _, units in self.layers])
@@ -95,7 +100,7 @@ class Mask:
         pruned = self.pruned()
         rows = [json.dumps({"name": name, "units": units, "pruned": pruned.get(name, [])}) for name, units in self.layers]
         head = json.dumps(
-            {"format": FORMAT, "version": VERSION, "units": len(self.keep), "pruned_units": int((~self.keep).sum())}
+            {"format": FORMAT, "version": VERSION, "units": len(self.keep), "pruned_units": self.pruned_count}
         )
         return head[:-1] + ', "layers": [\n  ' + ",\n  ".join(rows) + "\n]}\n"
 
@@ -132,6 +137,6 @@ def _from_json(document: Any) -> Mask:
     if not all(0 < units <= MAX_UNITS for _, units in layers) or sum(units for _, units in layers) > MAX_UNITS:
         raise InputError(f"The mask has a layer without units, or more than {MAX_UNITS} units; the file was changed.")
     mask = Mask.from_pruned(layers, {row["name"]: row["pruned"] for row in document["layers"]})
-    if len(mask.keep) != document["units"] or int((~mask.keep).sum()) != document["pruned_units"]:
+    if len(mask.keep) != document["units"] or mask.pruned_count != document["pruned_units"]:
         raise InputError("The mask's layers do not add up to its unit counts; the file was changed.")
     return mask

@@ -63,8 +63,7 @@ def pruned_rows(victim: Victim, mask: Mask) -> Mapping[str, Tensor]:
     rows = {}
     for layer, keep in zip(victim.layers, mask.by_layer().values(), strict=True):
         if not keep.all():
-            keys = [layer.weight, *([layer.bias] if layer.bias else []), *layer.norm]
-            rows.update(dict.fromkeys(keys, ~keep))
+            rows.update(dict.fromkeys(layer.keys, ~keep))
     return rows
 
 
