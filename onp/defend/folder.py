@@ -9,6 +9,8 @@ from pathlib import Path
 from onp.errors import InputError
 from onp.resume import FACTS, FOLDER
 
+REFUSAL = "report.sarif"
+
 
 def check_folder(folder: Path, resume: bool) -> None:
     """Make sure that `folder` can be written and holds nothing, or where `resume` an unfinished run.
@@ -23,7 +25,8 @@ def check_folder(folder: Path, resume: bool) -> None:
         begun = (folder / FOLDER / FACTS).exists()
         if begun and not resume:
             raise InputError(f"The folder {folder} holds an unfinished run; continue it with --resume or give --out a new one.")
-        if not begun and folder.exists() and any(folder.iterdir()):
+        # A refused checkpoint leaves REFUSAL alone: the user mends the file and gives the same command.
+        if not begun and folder.exists() and any(path.name != REFUSAL for path in folder.iterdir()):
             finished = resume and (folder / "report.json").exists()
             why = "holds a finished run" if finished else "is not empty"
             raise InputError(f"The folder {folder} {why}; give --out a new one, so that nothing is overwritten.")

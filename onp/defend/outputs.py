@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
+from onp.defend.digests import FileState
+from onp.defend.folder import REFUSAL as SARIF
 from onp.defend.outcome import Outcome
 from onp.defend.provenance import provenance
+from onp.defend.report.bom import bom_available, bom_of
 from onp.defend.report.model_card import model_card
-from onp.errors import InputError
+from onp.defend.report.sarif import sarif_of, sarif_of_refusal
+from onp.defend.report.statement import statement_of
+from onp.errors import InputError, UnsafeCheckpointError
 from onp.files import write_atomically
 from onp.model.hub_config import HubModel, companions
 from onp.model.prune import save_checkpoint
 from onp.model.shrink import write_shrunk
+from onp.model.state_dicts import file_and_key
 
+BOM, STATEMENT = "sbom.cdx.json", "statement.intoto.json"
 Written = list[tuple[str, Path]]
 """What files are to the run, and where they lie."""
 
 
 def write_outputs(outcome: Outcome, out: str | None, hub: HubModel | None = None) -> Outcome:
-    """Write the report (.html, .json, .txt) and, for a repair, mask.json, model_card.md, the checkpoint under its own
-    name with the configs that lay beside it, and what `--shrink` made.
+    """Write the report (.html, .json, .txt), the same as SARIF, as an ML-BOM where cyclonedx-python-lib is installed and as
+    an in-toto statement; for a repair also mask.json, model_card.md, the checkpoint under its own name with the configs that
+    lay beside it, and what `--shrink` made.
 
     Args:
         outcome: of the run.
@@ -43,17 +52,36 @@ def write_outputs(outcome: Outcome, out: str | None, hub: HubModel | None = None
         read = outcome.report.provenance
         outcome = outcome.with_provenance(provenance(read.inputs if read else (), written))
         report = outcome.report
-        if repaired:
-            write_atomically(folder / "model_card.md", model_card(report))
-        write_atomically(folder / "report.html", outcome.html())
-        write_atomically(folder / "report.txt", report.to_text())
-        write_atomically(folder / "report.json", report.to_json())
+        files = {"model_card.md": model_card(report)} if repaired else {}
+        files |= {"report.html": outcome.html(), "report.txt": report.to_text(), "report.json": report.to_json()}
+        files |= {SARIF: sarif_of(report)} | ({BOM: bom_of(report)} if bom_available() else {})
+        if (statement := statement_of(report, files)) is not None:
+            files[STATEMENT] = statement
+        for name, content in files.items():
+            write_atomically(folder / name, content)
     except OSError as error:
         raise InputError(
             f"The results could not be written to {folder} ({error.strerror}); free some space and give the same command with "
             "--resume, which does nothing twice."
         ) from error
     return outcome
+
+
+def write_refusal(error: UnsafeCheckpointError, model: str, out: str | None) -> None:
+    """Write report.sarif, and nothing else, for a checkpoint that was refused because it can run code when it is opened.
+
+    Args:
+        error: why; where the disk refuses, it still is what there is to say.
+        model: PATH or PATH::KEY of the checkpoint.
+        out: folder; None: nothing is written.
+    """
+    if out is None:
+        return
+    path = file_and_key(model)[0]
+    with suppress(OSError, InputError):
+        log = sarif_of_refusal(error, path, FileState(path).digest("model", path.name))
+        Path(out).mkdir(parents=True, exist_ok=True)
+        write_atomically(Path(out) / SARIF, log)
 
 
 def _write_repair(outcome: Outcome, folder: Path, hub: HubModel | None) -> Written:

@@ -83,7 +83,7 @@ def provenance(inputs: Iterable[FileDigest], written: Iterable[tuple[str, Path]]
         inputs: what was read.
         written: (role, path) of the files that exist by now beside the report.
     """
-    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    created = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     outputs = tuple(FileState(path).digest(role, path.name) for role, path in written)
     return Provenance(created, VERSION, learned(), tuple(inputs), outputs)
 
