@@ -12,14 +12,19 @@ from onp.defend.config import DefendConfig
 from onp.defend.estimate import announce, scaled_down
 from onp.defend.inputs import read_case
 from onp.defend.outcome import Outcome
-from onp.defend.outputs import write_outputs
-from onp.defend.repair_loop import held_out_triggers, repair_targets
+from onp.defend.outputs import write_outputs, write_refusal
+from onp.defend.provenance import digests, inputs_of, provenance
+from onp.defend.repair_loop import held_out_triggers, repair_targets, target_classes
 from onp.defend.report.audit import AuditSet, audit_repair
-from onp.defend.report.build import Findings, build_report, decide
+from onp.defend.report.build import build_report
 from onp.defend.report.diagnostics import diagnose
+from onp.defend.report.sentences import highest_score
 from onp.defend.run import Run
+from onp.defend.verdict import Findings, decide, is_to_repair
+from onp.defend.verify import verify_pipeline
 from onp.detect.bn_statistics import bn_statistics
 from onp.detect.targets import detect_targets
+from onp.errors import UnsafeCheckpointError
 from onp.model.mask import Mask
 from onp.model.prune import prune
 from onp.model.tuning import check_tuning
@@ -37,16 +42,22 @@ def defend(config: DefendConfig) -> Outcome:
         InputError: something given cannot be used, or the machine has too little memory or disk.
     """
     with Run.open(config) as run:  # options resolved; progress, settings, seeds, resume store
-        outcome = run.with_fallback(_read_and_run)
+        try:
+            outcome = run.with_fallback(_read_and_run)
+        except UnsafeCheckpointError as error:
+            write_refusal(error, str(run.config.model), run.config.out)
+            raise
         run.monitor.pictures((picture.family, picture.triggered) for picture in outcome.diagnostics.pictures)
-        write_outputs(outcome, run.config.out, run.hub)
-    return outcome
+        return write_outputs(outcome, run.config.out, run.hub)
 
 
 def _read_and_run(run: Run) -> Outcome:
+    given = inputs_of(run.config, run.hub)  # before they are read, so that a file changed meanwhile is noticed
     case = read_case(run)  # untrusted files to a network, clean images, a known trigger, and what is for measuring only
+    with run.stage("taking the SHA-256 of the files"):
+        read = digests(given)
     run.begin(case)
-    return run_pipeline(case, run)
+    return run_pipeline(case, run).with_provenance(provenance(read))
 
 
 @strict_float32()
@@ -57,6 +68,8 @@ def run_pipeline(case: Case, run: Run) -> Outcome:
         case: the network, the clean images, a known trigger, and what is for measuring only.
         run: options, settings, seed, progress and resume store.
     """
+    if run.config.verify:
+        return verify_pipeline(case, run)
     victim, clean = case.victim, case.clean
     check_tuning(run.config.tune, victim)
     run = scaled_down(run, victim)
@@ -67,29 +80,25 @@ def run_pipeline(case: Case, run: Run) -> Outcome:
     detection = None
     if case.known_trigger is None:
         detection = detect_targets(victim, clean, bn, run.detecting(), run.stage)
-        highest = detection.scores.predicted_target
-        score, threshold = detection.scores.score[highest], detection.config.threshold
-        run.monitor.note(
-            f"Class {case.name(highest)} has the highest detection score, {score:.1f}; the threshold is {threshold:g}."
-        )
+        run.monitor.note(highest_score(detection, clean.build))
 
     # Which neurons carry it? For each target class: triggers, environment, agent, mask.
-    repairs = repair_targets(case, detection, bn, run)
-    decision = decide(repairs)
-    mask = repairs.mask if repairs is not None and decision == "repaired" else Mask.of(victim)
-    repaired = prune(victim, mask) if decision == "repaired" else victim
+    repairs = repair_targets(case, detection, bn, run) if is_to_repair(case, run.config) else None
+    working = repairs if repairs is not None and repairs.works else None
+    mask = working.mask if working else Mask.of(victim)
+    repaired = prune(victim, mask) if working else victim
 
     # What did the repair do? Images and triggers that no decision has seen.
-    held_out = held_out_triggers(case, detection, repairs, bn, run)
+    held_out = held_out_triggers(case, detection, target_classes(case, detection, repairs), bn, run)
     data = AuditSet.of(victim, clean, held_out, case.evaluation)
     with run.stage("measuring the result", data.images if repaired is victim else 2 * data.images) as stage:
         audit = audit_repair(victim, repaired, data, stage.advance)
-        searches = [repair.search for repair in repairs.repairs] if repairs else []
-        diagnostics = diagnose(victim, repaired, mask, audit, searches)
+        diagnostics = diagnose(victim, repaired, mask, audit)
 
     tuned = shrunk = None
-    if decision == "repaired":
+    if working:
         repaired, tuned = tune_repaired(repaired, mask, case.searched, audit, run)
         shrunk = shrink_repaired(repaired, mask, run)
-    report = build_report(case, run, Findings(detection, repairs, decision, mask, audit, tuned, shrunk))
-    return Outcome(report, diagnostics, mask, repaired)
+    decision = decide(detection, repairs, audit, tuned)
+    findings = Findings(detection, repairs, decision, mask, audit, tuned, shrunk)
+    return Outcome(build_report(case, run, findings), diagnostics, mask, repaired)

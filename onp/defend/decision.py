@@ -10,6 +10,9 @@ triggers of a family still work better than on clean networks; `inconclusive`: t
 
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
 
+REPAIRS: tuple[Decision, ...] = ("repaired", "partly-repaired")
+"""Those that come with a mask and a repaired network."""
+
 FAIL_ON = ("evidence", "inconclusive", "never")
 """From which decision on a run ends with an exit code that stops a pipeline."""
 

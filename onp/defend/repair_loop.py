@@ -7,7 +7,7 @@ both.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from onp.defend.case import Case
@@ -123,27 +123,41 @@ def repair_targets(
     return Repairs(tuple(repairs), tuple(scores_after), Mask.of(case.victim, keep)) if repairs else None
 
 
+def target_classes(case: Case, detection: Detection | None, repairs: Repairs | None) -> tuple[int, ...]:
+    """The classes that a run has evidence for: those that were to be repaired, or else all that detection found.
+
+    Args:
+        case: its known trigger stands for detection where there is none.
+        detection: of the network; None for a known trigger.
+        repairs: None where nothing was to be repaired.
+    """
+    if repairs is not None:
+        return repairs.targets
+    if detection is not None:
+        return detection.targets
+    assert case.known_trigger is not None
+    return (case.known_trigger.target,)
+
+
 def held_out_triggers(
-    case: Case, detection: Detection | None, repairs: Repairs | None, bn: BnStatistics, run: Run
+    case: Case, detection: Detection | None, targets: Sequence[int], bn: BnStatistics, run: Run
 ) -> list[Bank]:
-    """Triggers for each class that was to be repaired, which no decision has seen: the known one, or some inverted again.
+    """Triggers for each target class, which no decision has seen: the known one, or some inverted again.
 
     Args:
         case: network and images.
         detection: of the network; None for a known trigger.
-        repairs: None where no class reached the threshold.
+        targets: the classes.
         bn: BN statistics of the network.
         run: settings, progress and store; seeds are those of the "audit".
     """
-    if repairs is None:
-        return []
     if detection is None:
         assert case.known_trigger is not None
         return [case.known_trigger]
     config = detection.deciding_config
     run = replace(run, preset=replace(run.preset, detect=config)).fork("audit")
     banks: list[Bank] = []
-    for target in repairs.targets:
+    for target in targets:
         # The residual is that of all backdoors together; it is taken for the first one's.
         match = None if banks else bn_match(case.victim, bn)
         banks.append(inverted_bank(case, TargetClass(target, detection.scores, match), run))

@@ -9,8 +9,7 @@ from onp.data.images import joined
 from onp.defend import run_pipeline
 from onp.defend.case import Case
 from onp.defend.config import DefendConfig
-from onp.defend.repair_loop import after_loss, held_out_triggers, repair_targets
-from onp.defend.report.build import decide
+from onp.defend.repair_loop import after_loss, held_out_triggers, repair_targets, target_classes
 from onp.defend.run import Run
 from onp.detect.anomaly import DetectionScores
 from onp.detect.bn_statistics import bn_statistics
@@ -63,15 +62,15 @@ def clear(case, bn, scores, small):
 
 def test_a_clear_detection_is_one_repair(clear, backdoored, case):
     _, repairs = clear
-    assert repairs.targets == (0,) and repairs.scores_after == () and repairs.works and decide(repairs) == "repaired"
+    assert repairs.targets == (0,) and repairs.scores_after == () and repairs.works
     assert torch.equal(repairs.mask.keep, repairs.repairs[0].search.mask.keep)
     assert attack_left(backdoored, prune(case.victim, repairs.mask)) < 0.3 < 0.8 < attack_left(backdoored, case.victim)
 
 
 def test_no_target_is_no_repair(case, bn, scores, small):
     nothing = Detection(with_scores(scores, 3.0, 1.0, 0.0, 0.0), None, small.PRESET.detect)
-    assert repair_targets(case, nothing, bn, a_run(small)) is None and decide(None) == "no-backdoor-evidence"
-    assert held_out_triggers(case, nothing, None, bn, a_run(small)) == []
+    assert repair_targets(case, nothing, bn, a_run(small)) is None and target_classes(case, nothing, None) == ()
+    assert held_out_triggers(case, nothing, (), bn, a_run(small)) == []
 
 
 def test_the_budget_of_later_repairs_is_what_is_left(case, small, clear):
@@ -123,7 +122,7 @@ def test_a_class_that_still_reaches_the_threshold_is_repaired_on_the_repaired_ne
 def test_every_target_has_held_out_triggers_of_its_own(case, bn, clear, small):
     detection, repairs = clear
     run = a_run(small)
-    (bank,) = held_out_triggers(case, detection, repairs, bn, run)
+    (bank,) = held_out_triggers(case, detection, repairs.targets, bn, run)
     assert bank.target == 0
     searched = repairs.repairs[0].search.bank
     images = case.clean.holdout
@@ -137,7 +136,7 @@ def test_what_one_class_leaves_unrepaired_is_no_repair(case, clear):
     search = repairs.repairs[0].search
     hopeless = replace(search, asr_before=float(search.outcome.asr))
     both = replace(repairs, repairs=(*repairs.repairs, replace(repairs.repairs[0], target=2, search=hopeless)))
-    assert not hopeless.works and not both.works and decide(both) == "not-repairable"
+    assert not hopeless.works and not both.works and both.targets == (0, 2)
 
 
 def test_a_network_that_cannot_be_repaired_is_left_as_it_is(case, small):
@@ -170,7 +169,7 @@ def test_a_wrong_first_target_is_put_right_and_a_resumed_run_agrees(case, bn, sc
         run = a_run(small, store=kind(tmp_path))
         run.begin(case)
         repairs = repair_targets(case, detection, bn, run)
-        banks = held_out_triggers(case, detection, repairs, bn, run)
+        banks = held_out_triggers(case, detection, repairs.targets, bn, run)
         found.append((repairs, banks))
     (repairs, (bank,)), (again, (same,)) = found
     assert repairs.works and torch.equal(repairs.mask.keep, again.mask.keep)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -26,6 +26,11 @@ class HeldOutTriggers:
 
     bank: Bank
     batches: tuple[TriggeredBatch, ...]  #: of the bank, on the holdout images
+    class_name: str | None = None  #: of the target; None where there is one target class only
+
+    def name(self, batch: TriggeredBatch) -> str:
+        """What a report calls a batch: its family, and its target class where there are several."""
+        return batch.family if self.class_name is None else f"{batch.family} to {self.class_name}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,19 +38,17 @@ class AuditSet:
     """Everything that the figures of one run are measured on."""
 
     holdout: ImageSet
-    triggers: tuple[HeldOutTriggers, ...]  #: one for each class that was to be repaired
+    triggers: tuple[HeldOutTriggers, ...]  #: one for each target class
     evaluation: Evaluation  #: its images replace the holdout images where they were given
 
     @staticmethod
     def of(victim: Victim, clean: Splits, banks: Sequence[Bank], evaluation: Evaluation) -> AuditSet:
-        """Put the triggers of every bank on the holdout images; with several banks a family is named with its target class."""
+        """Put the triggers of every bank on the holdout images."""
         triggers = []
         for bank in banks:
             batches = bank.batches(victim, bank.images(clean).holdout)
-            if len(banks) > 1:
-                to = f" to {clean.holdout.name(bank.target)}"
-                batches = [replace(batch, family=batch.family + to) for batch in batches]
-            triggers.append(HeldOutTriggers(bank, tuple(batches)))
+            class_name = clean.holdout.name(bank.target) if len(banks) > 1 else None
+            triggers.append(HeldOutTriggers(bank, tuple(batches), class_name))
         return AuditSet(clean.holdout, tuple(triggers), evaluation)
 
     @property
@@ -57,6 +60,16 @@ class AuditSet:
     def batches(self) -> tuple[TriggeredBatch, ...]:
         """All triggered holdout images."""
         return tuple(batch for triggers in self.triggers for batch in triggers.batches)
+
+    @property
+    def named(self) -> dict[str, TriggeredBatch]:
+        """The triggered holdout images by the name of their triggers."""
+        return {triggers.name(batch): batch for triggers in self.triggers for batch in triggers.batches}
+
+    @property
+    def families(self) -> dict[str, str]:
+        """The trigger family by the name of the triggers."""
+        return {name: batch.family for name, batch in self.named.items()}
 
     @property
     def images(self) -> int:
@@ -86,7 +99,7 @@ class Figures:
     """What one network does on an `AuditSet`."""
 
     acc: Share
-    asr_surrogate: dict[str, Share]  #: per family, of the held-out triggers
+    asr_surrogate: dict[str, Share]  #: of the held-out triggers, by their name in `AuditSet.named`
     asr: Share | None  #: of the true trigger, where it was given
     ra: Share | None  #: share of the same images that are given their own class
     asr_clean: Share | None  #: share of clean images of other classes that are given the target class without any trigger
@@ -119,10 +132,10 @@ def measure_figures(victim: Victim, data: AuditSet, advance: Advance = no_progre
     """ACC, surrogate ASR, and with a true trigger ASR and RA of one network; `advance` is called with the images done."""
     clean = batches_of(data.measured, victim.normalisation, victim.device)
     measured = measure(victim.model, clean, data.goals(victim.classes), data.attacked(victim), advance)
-    surrogate = {batch.family: measure_attack(victim.model, [batch], advance)[0] for batch in data.batches}
+    surrogate = {name: measure_attack(victim.model, [batch], advance)[0] for name, batch in data.named.items()}
     return Figures(
         acc=measured.acc,
-        asr_surrogate={family: share for family, share in surrogate.items() if share is not None},
+        asr_surrogate={name: share for name, share in surrogate.items() if share is not None},
         asr=measured.asr,
         ra=measured.ra,
         asr_clean=measured.asr_clean,

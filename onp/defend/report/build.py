@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from onp.defend.case import Case
+from onp.defend.clean_reference import clean_reference
 from onp.defend.config import DefendConfig
-from onp.defend.decision import Decision
 from onp.defend.repair_loop import Repairs
-from onp.defend.report.audit import Audit
+from onp.defend.report.audit import AuditSet
+from onp.defend.report.names import arch_name, name_of, named
 from onp.defend.report.report import Report
 from onp.defend.report.sections import (
     BudgetSection,
@@ -16,38 +15,17 @@ from onp.defend.report.sections import (
     DetectionSection,
     ModelSection,
     PrunableLayer,
+    ReferenceSection,
     SkippedLayer,
     SurrogateSection,
-    Tuned,
 )
-from onp.defend.report.sentences import notes, reason
+from onp.defend.report.sentences import headline, next_steps, notes, reason
 from onp.defend.report.warnings import further_copies, warning
 from onp.defend.run import Run
+from onp.defend.verdict import Findings
 from onp.detect.bank import TriggerBank
 from onp.detect.targets import Detection
-from onp.model.mask import Mask
-from onp.model.shrink import Shrunk
 from onp.model.victim import Victim
-
-
-@dataclass(frozen=True, eq=False)
-class Findings:
-    """What the stages of a run came to."""
-
-    detection: Detection | None  #: None where the trigger was given
-    repairs: Repairs | None  #: None where no class reached the threshold
-    decision: Decision
-    mask: Mask  #: what was pruned
-    audit: Audit
-    tuned: Tuned | None = None
-    shrunk: Shrunk | None = None
-
-
-def decide(repairs: Repairs | None) -> Decision:
-    """The decision; only surrogate triggers (or the given one) and clean images have a say."""
-    if repairs is None:
-        return "no-backdoor-evidence"
-    return "repaired" if repairs.works else "not-repairable"
 
 
 def build_report(case: Case, run: Run, findings: Findings) -> Report:
@@ -60,11 +38,14 @@ def build_report(case: Case, run: Run, findings: Findings) -> Report:
     """
     detection, repairs, audit, config = findings.detection, findings.repairs, findings.audit, run.config
     images = case.images
-    targets = repairs.targets if repairs else ()
+    found = findings.decision not in ("no-backdoor-evidence", "inconclusive")
+    targets = tuple(triggers.bank.target for triggers in audit.data.triggers) if found else ()
     return Report(
         decision=findings.decision,
-        reason=reason(detection, repairs, images, config.max_acc_drop),
-        warning=warning(audit, images, config.max_acc_drop, case.known_trigger is not None),
+        headline=headline(findings, images),
+        reason=reason(findings, images, config),
+        warning=warning(findings, images, config.max_acc_drop),
+        next_steps=next_steps(findings, config),
         notes=further_copies(case.victim.checkpoint, findings.decision) + notes(detection, repairs, images),
         target_classes=targets,
         target_name=case.name(targets[0]) if targets else None,
@@ -73,21 +54,29 @@ def build_report(case: Case, run: Run, findings: Findings) -> Report:
         detection=_detection(detection, repairs),
         before=audit.before,
         after=audit.after,
+        clean_reference=_reference(audit.data),
         pruned=findings.mask.pruned(),
         units=case.victim.units,
         budget=_budget(repairs, run.seconds),
         timings=dict(run.monitor.seconds),
-        config=config,
+        config=named(config),
         preset=run.preset,
+        task="verify" if config.verify else "defend" if config.repair else "scan",
         tuned=findings.tuned,
         shrunk=findings.shrunk,
     )
 
 
+def _reference(data: AuditSet) -> ReferenceSection:
+    reference = clean_reference()
+    shares = {name: reference.share(family) for name, family in data.families.items()}
+    return ReferenceSection(reference.networks, reference.version, shares)
+
+
 def _model(victim: Victim, config: DefendConfig) -> ModelSection:
     return ModelSection(
-        path=config.model,
-        arch=victim.arch,
+        path=None if config.model is None else name_of(config.model),
+        arch=None if victim.arch is None else arch_name(victim.arch),
         input_shape=victim.input_shape,
         classes=victim.classes,
         layers=tuple(PrunableLayer(layer.name, layer.units) for layer in victim.layers),
@@ -98,13 +87,13 @@ def _model(victim: Victim, config: DefendConfig) -> ModelSection:
 def _data(case: Case, config: DefendConfig) -> DataSection:
     clean = case.clean
     return DataSection(
-        path=config.data,
+        path=None if config.data is None else name_of(config.data),
         images=len(clean.build) + len(clean.score) + len(clean.holdout),
         build=len(clean.build),
         score=len(clean.score),
         holdout=len(clean.holdout),
         normalisation=str(case.victim.normalisation),
-        evaluation=config.eval_data,
+        evaluation=None if config.eval_data is None else name_of(config.eval_data),
     )
 
 

@@ -14,7 +14,16 @@ from onp.defend.decision import Decision
 from onp.defend.presets import Preset
 from onp.defend.report.audit import Figures, der
 from onp.defend.report.environment import hardware, versions
-from onp.defend.report.sections import BudgetSection, DataSection, DetectionSection, ModelSection, Provenance, Task, Tuned
+from onp.defend.report.sections import (
+    BudgetSection,
+    DataSection,
+    DetectionSection,
+    ModelSection,
+    Provenance,
+    ReferenceSection,
+    Task,
+    Tuned,
+)
 from onp.detect.known_trigger import KNOWN
 from onp.engine.metrics import Share
 from onp.model.shrink import Shrunk
@@ -29,16 +38,19 @@ class Report:
     """Everything `report.json` holds; `docs/report.md` explains every key."""
 
     decision: Decision
+    headline: str  #: what was measured, in one sentence
     reason: str  #: a few sentences
     warning: str | None  #: what must be known before the report is acted upon
+    next_steps: tuple[str, ...]  #: what to do, the first thing first
     notes: tuple[str, ...]  #: sentences on other classes near or above the threshold, and on further copies of the weights
-    target_classes: tuple[int, ...]  #: all that were to be repaired, the first target first
+    target_classes: tuple[int, ...]  #: all that there is evidence for, the first one first
     target_name: str | None  #: of the first one
     model: ModelSection
     data: DataSection
     detection: DetectionSection | None  #: None where the trigger was given
     before: Figures
     after: Figures  #: what the pruning alone did
+    clean_reference: ReferenceSection
     pruned: dict[str, list[int]]  #: layer -> units
     units: int  #: prunable units in all
     budget: BudgetSection
@@ -72,9 +84,12 @@ class Report:
             after["der"] = self.der
         document = {
             "schema_version": SCHEMA_VERSION,
+            "task": self.task,
             "decision": self.decision,
+            "headline": self.headline,
             "reason": self.reason,
             "warning": self.warning,
+            "next_steps": self.next_steps,
             "target_class": self.target_class,
             "target_name": self.target_name,
             "target_classes": self.target_classes,
@@ -84,6 +99,7 @@ class Report:
             "detection": None if self.detection is None else dataclasses.asdict(self.detection),
             "before": _figures(self.before),
             "after": after,
+            "clean_reference": dataclasses.asdict(self.clean_reference),
             "pruned": {"count": self.pruned_count, "units": self.units, "layers": self.pruned},
             "budget": dataclasses.asdict(self.budget),
             "timings": self.timings,
@@ -91,6 +107,7 @@ class Report:
             "seed": self.config.seed,
             "versions": versions(),
             "hardware": hardware(),
+            "provenance": None if self.provenance is None else dataclasses.asdict(self.provenance),
         }
         if self.tuned is not None:
             document["tuned"] = _figures(self.tuned.figures) | {"method": self.tuned.method, "der": self.tuned.der}
@@ -100,7 +117,7 @@ class Report:
 
     def to_text(self) -> str:
         """The report as plain text; sentences are wrapped at `WIDTH` columns, the table is as wide as its longest name."""
-        lines = [f"Decision: {self.decision}"]
+        lines = [*textwrap.wrap(self.headline, WIDTH), f"Decision: {self.decision}"]
         for sentence in (self.reason, *self.notes, *([f"Warning: {self.warning}"] if self.warning else [])):
             lines += textwrap.wrap(sentence, WIDTH, initial_indent="  ", subsequent_indent="  ")
         lines.append("")

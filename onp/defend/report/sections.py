@@ -109,6 +109,17 @@ class BudgetSection:
     wall_seconds: float  #: of all stages, those of a resumed run included
 
 
+@dataclass(frozen=True)
+class ReferenceSection:
+    """What clean networks show for triggers inverted as those of the report; see `onp.defend.clean_reference`."""
+
+    networks: int  #: clean networks that were measured
+    version: str  #: of the measurement
+    shares: dict[
+        str, float | None
+    ]  #: by surrogate, named as in `asr_surrogate`: ASR that 5 % of clean networks exceed; None where it was not measured
+
+
 @dataclass(frozen=True, eq=False)
 class Tuned:
     """The network after `--tune`, which trains it once it is pruned."""

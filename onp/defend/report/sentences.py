@@ -9,36 +9,57 @@ import math
 from collections.abc import Sequence
 
 from onp.data.images import ImageSet
+from onp.defend.config import DefendConfig
 from onp.defend.decision import Decision
 from onp.defend.repair_loop import Repairs
+from onp.defend.verdict import LEAST_IMAGES, WEAK_TRIGGER, Findings, Survivor
 from onp.detect.anomaly import DetectionScores
 from onp.detect.config import SECOND_PASS_STEPS
 from onp.detect.targets import Detection
 
-HEADLINES: dict[Decision, str] = {
-    "repaired": "A backdoor was detected, and the model was repaired.",
-    "no-backdoor-evidence": "No evidence of a backdoor was found.",
-    "not-repairable": "A backdoor was detected, but the model could not be repaired.",
-}
+SCAN_AGAIN = "run again with --preset thorough, with other seeds (--seed 1, --seed 2) or with more clean images"
+KEEP_BOTH = "Keep the original checkpoint and this report, and tell whoever supplied the model."
+USE_REPAIRED = (
+    "Measure the repaired checkpoint on your own test images, by class, before you use it in place of the original; "
+    "architecture, tensor names and shapes are the same."
+)
+VERIFY = (
+    "To ask later whether the repaired checkpoint obeys triggers, after more training for instance, use onp verify (python -m "
+    "onp.defend --verify), which knows what pruning does to the statistics that a scan compares."
+)
 
 NEXT_STEPS: dict[Decision, tuple[str, ...]] = {
     "repaired": (
-        "Read the warning, if there is one, and compare the surrogate ASR after the repair with the ASR without a trigger: "
-        "the closer the two, the more complete the repair.",
-        "Use the repaired checkpoint in place of the original; architecture, tensor names and shapes are the same. Measure it "
-        "on your own test images first, by class.",
-        "If you know the attacker's trigger or have images that carry it, measure with --eval-trigger or "
-        "--eval-triggered-data; to repair for exactly that trigger, use --trigger or --triggered-data.",
-        "Do not take a second scan of the repaired checkpoint for a test: pruning changes the batch-norm statistics that two "
-        "of the detectors compare.",
-        "Keep the original checkpoint and this report, and tell whoever supplied the model.",
+        USE_REPAIRED,
+        "If you have the attacker's trigger or images that carry it, measure with --eval-trigger or --eval-triggered-data; to "
+        "repair for exactly that trigger, use --trigger or --triggered-data.",
+        VERIFY,
+        KEEP_BOTH,
+    ),
+    "partly-repaired": (
+        "Do not deploy the repaired checkpoint yet: some fresh triggers still work better than on clean networks.",
+        "Run again with a larger --max-acc-drop, with --preset thorough or with more clean images; or train what is left with "
+        "--tune ft-sam.",
+        "If you have the attacker's trigger or images that carry it, repair for exactly that trigger with --trigger or "
+        "--triggered-data.",
+        VERIFY,
+        KEEP_BOTH,
     ),
     "no-backdoor-evidence": (
-        "The absence of evidence is no proof. If the highest detection score is close to the threshold, run again with "
-        "--preset thorough, with other seeds or with more clean images.",
+        "The model was not changed, and nothing speaks against using it; but the absence of evidence is no proof.",
         "If you have images that you think carry a trigger, give them with --triggered-data: a known trigger needs no "
         "detection.",
-        "Nothing was written except this report; the model can be used as it is.",
+        "Where much depends on the answer, scan again with --preset thorough or other seeds.",
+    ),
+    "inconclusive": (
+        f"Do not take this for a clean model: {SCAN_AGAIN}.",
+        "If you have images that you think carry a trigger, give them with --triggered-data: a known trigger needs no "
+        "detection.",
+    ),
+    "backdoor-evidence": (
+        "Do not deploy this model.",
+        "To repair it, run onp defend with the same options.",
+        KEEP_BOTH,
     ),
     "not-repairable": (
         "Do not deploy this model. Where the reason above names a larger --max-acc-drop, a repair exists that costs up to "
@@ -50,35 +71,146 @@ NEXT_STEPS: dict[Decision, tuple[str, ...]] = {
 }
 
 
-def reason(detection: Detection | None, repairs: Repairs | None, images: ImageSet, max_acc_drop: float) -> str:
+def next_steps(findings: Findings, config: DefendConfig) -> tuple[str, ...]:
+    """What to do, the first thing first.
+
+    Args:
+        findings: of the run.
+        config: its options.
+    """
+    steps = NEXT_STEPS[findings.decision]
+    if findings.missed is not None:
+        return (f"G{USE_TRIGGER[1:]}.", f"Do not take this for a clean model: {SCAN_AGAIN}.")
+    if findings.decision == "backdoor-evidence" and config.repair and not config.force:
+        return (steps[0], f"Give {LEAST_IMAGES} clean images or more to repair it; --force repairs with fewer.", *steps[2:])
+    return steps
+
+
+USE_TRIGGER = "give that trigger with --trigger, or the images that carry it with --triggered-data, to repair the model for it"
+
+
+def headline(findings: Findings, images: ImageSet) -> str:
+    """What was measured, in a sentence.
+
+    Args:
+        findings: of the run.
+        images: whose class names to use.
+    """
+    if findings.missed is not None:
+        return (
+            f"The scan missed a trigger that works on {_percent(findings.missed.value)} of the images it was measured on: "
+            f"{USE_TRIGGER}."
+        )
+    detection, pruned = findings.detection, int((~findings.mask.keep).sum())
+    parts: tuple[str, ...]
+    match findings.decision:
+        case "no-backdoor-evidence":
+            parts = ("No evidence of a backdoor was found", *_measured(findings))
+        case "inconclusive":
+            assert detection is not None
+            threshold = f"the threshold of {detection.config.threshold:g}"
+            parts = ("Inconclusive", f"the highest detection score, {max(detection.scores.score):.1f}, is close to {threshold}")
+        case "not-repairable":
+            parts = ("Evidence of a backdoor", "no mask within the accuracy budget removes it, and nothing was changed")
+        case "backdoor-evidence":
+            parts = ("Evidence of a backdoor", *_measured(findings), "nothing was changed")
+        case "repaired" | "partly-repaired":
+            parts = ("Evidence of a backdoor", f"{pruned} {'unit' if pruned == 1 else 'units'} pruned", *_left(findings))
+    return "; ".join(parts) + "."
+
+
+def _measured(findings: Findings) -> tuple[str, ...]:
+    """What the evidence is, or why there is none."""
+    detection, before = findings.detection, findings.audit.before
+    if detection is not None:
+        score, threshold = max(detection.scores.score), detection.config.threshold
+        return (f"the highest detection score is {score:.1f}, the threshold {threshold:g}",)
+    return tuple(f"the given trigger reaches {_percent(asr.value)}" for asr in before.asr_surrogate.values())
+
+
+def _left(findings: Findings) -> tuple[str, ...]:
+    """What the strongest triggers still reach on the repaired network."""
+    left, surviving = findings.left, findings.survivors
+    parts = []
+    if surviving:
+        worst = surviving[0]
+        clean = f"on clean networks no more than {_percent(worst.clean)}"
+        parts.append(f"{worst.name} triggers still reach {_percent(worst.asr.value)}, {clean}")
+    elif left.asr_surrogate:
+        kind = "the strongest surrogate trigger" if findings.detection is not None else "the given trigger"
+        parts.append(f"{kind} still reaches {_percent(max(asr.value for asr in left.asr_surrogate.values()))}")
+    if left.asr is not None and left.asr.value >= WEAK_TRIGGER:
+        parts.append(f"the trigger given for measuring still works on {_percent(left.asr.value)} of the images")
+    return tuple(parts)
+
+
+def highest_score(detection: Detection, images: ImageSet) -> str:
+    """The class with the highest detection score, in a sentence."""
+    highest, threshold = detection.scores.predicted_target, detection.config.threshold
+    score = detection.scores.score[highest]
+    return f"Class {images.name(highest)} has the highest detection score, {score:.1f}; the threshold is {threshold:g}."
+
+
+def reason(findings: Findings, images: ImageSet, config: DefendConfig) -> str:
     """Why the decision was taken.
 
     Args:
-        detection: None where the trigger was given.
-        repairs: None where no class reached the threshold.
-        images: whose class names to use.
-        max_acc_drop: the accuracy budget, a share.
+        findings: of the run.
+        images: all clean images, whose class names to use.
+        config: the options.
     """
+    detection, repairs, decision = findings.detection, findings.repairs, findings.decision
     if repairs is None:
-        assert detection is not None
-        scores, highest = detection.scores, detection.scores.predicted_target
-        return (
-            f"No class reaches the detection threshold of {detection.config.threshold:g}: the highest score is "
-            f"{scores.score[highest]:.1f}, of class {images.name(highest)}. The model was not changed."
-        )
+        return _without_repair(findings, images, config)
     targets = [repair.target for repair in repairs.repairs]
     found = _found(detection, targets, images)
     if repairs.works:
         count = int((~repairs.mask.keep).sum())
-        return f"{found}; {count} {'unit was' if count == 1 else 'units were'} pruned to remove it."
+        text = f"{found}; {count} {'unit was' if count == 1 else 'units were'} pruned to remove it."
+        return f"{text} {surviving_families(findings.survivors)}" if decision == "partly-repaired" else text
     *done, last = (images.name(k) for k in targets)
     first = f"A mask was found for class {' and '.join(done)}, but none for class {last}: no" if done else "No"
     asr = float(repairs.repairs[-1].search.outcome.asr)
     return (
-        f"{found}. {first} pruning mask within the accuracy budget of {100 * max_acc_drop:g} points removes most of the "
-        f"backdoor; the best one leaves an ASR of {100 * asr:.0f} % on the images that masks are scored on. The model was not "
-        f"changed.{budget_advice(repairs, max_acc_drop)}"
+        f"{found}. {first} pruning mask within the accuracy budget of {100 * config.max_acc_drop:g} points removes most of the "
+        f"backdoor; the best one leaves an ASR of {100 * asr:.0f} % on the images that masks are scored on. {UNCHANGED}"
+        f"{budget_advice(repairs, config.max_acc_drop)}"
     )
+
+
+def _without_repair(findings: Findings, images: ImageSet, config: DefendConfig) -> str:
+    detection = findings.detection
+    if findings.decision == "backdoor-evidence":
+        targets = [triggers.bank.target for triggers in findings.audit.data.triggers]
+        found, least = _found(detection, targets, images), LEAST_IMAGES
+        if not config.repair:
+            return f"{found}. {UNCHANGED}"
+        return (
+            f"{found}. {UNCHANGED} A repair needs {least} clean images and {len(images)} were given, {least - len(images)} too "
+            "few: give more, or repair all the same with --force."
+        )
+    if detection is None:
+        return f"The given trigger works on fewer than {_percent(WEAK_TRIGGER)} of the images. {UNCHANGED}"
+    scores, highest = detection.scores, detection.scores.predicted_target
+    text = (
+        f"No class reaches the detection threshold of {detection.config.threshold:g}: the highest score is "
+        f"{scores.score[highest]:.1f}, of class {images.name(highest)}"
+    )
+    close = ", which is close to it; other seeds or images can change a score by that much"
+    return f"{text}{close if findings.decision == 'inconclusive' else ''}. {UNCHANGED}"
+
+
+UNCHANGED = "The model was not changed."
+
+
+def surviving_families(surviving: Sequence[Survivor]) -> str:
+    """Which fresh triggers still work, in a sentence."""
+    each = (f"{one.name} {_percent(one.asr.value)} (clean networks: at most {_percent(one.clean)})" for one in surviving)
+    return f"After the repair, fresh triggers still reach more than on clean networks: {', '.join(each)}."
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
 
 
 def budget_advice(repairs: Repairs, max_acc_drop: float) -> str:

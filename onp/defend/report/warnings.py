@@ -6,36 +6,46 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from onp.data.images import ImageSet
-from onp.defend.decision import Decision
-from onp.defend.report.audit import Audit
+from onp.defend.decision import REPAIRS, Decision
+from onp.defend.report.sentences import surviving_families
+from onp.defend.verdict import WEAK_TRIGGER, Findings
 from onp.engine.metrics import Share
 from onp.errors import first_few
 from onp.model.checkpoint import Checkpoint
 
 FEW_IMAGES, FEW_CLASSES = 200, 6  # below which detection is called weak
-WEAK_TRIGGER = 0.2  # ASR below which an image change is no backdoor trigger
 CLASS_LOSS, LEVEL = 0.03, 0.01  # accuracy a class must have lost to be named, and the level of the test over all classes
 
 
-def warning(audit: Audit, clean: ImageSet, max_acc_drop: float, known_trigger: bool) -> str | None:
+def warning(findings: Findings, clean: ImageSet, max_acc_drop: float) -> str | None:
     """All warnings of a run, one after another; None where there are none.
 
     Args:
-        audit: the figures before and after.
+        findings: of the run.
         clean: all clean images that were given.
         max_acc_drop: the accuracy budget, a share.
-        known_trigger: the user gave the trigger, so that nothing had to be detected.
     """
+    audit = findings.audit
     before, after, evaluation = audit.before, audit.after, audit.data.evaluation.images
     measured, classes = audit.data.measured, before.probabilities.shape[1]
     sentences = (
+        surviving_families(findings.survivors) if findings.decision == "partly-repaired" else None,
+        None if findings.missed is None else missed_trigger(findings.missed),
         None if before.asr is None else weak_trigger(before.asr),
         over_budget(before.acc, after.acc, max_acc_drop),
         class_accuracy_loss(before.probabilities.argmax(1), after.probabilities.argmax(1), measured),
-        None if known_trigger else few_images(len(clean), classes),
+        None if findings.detection is None else few_images(len(clean), classes),
         None if evaluation is None else evaluation_overlap(clean, evaluation),
     )
     return " ".join(sentence for sentence in sentences if sentence) or None
+
+
+def missed_trigger(asr: Share) -> str:
+    """Warn where the scan found nothing and the attacker's trigger, given for measuring, works."""
+    return (
+        f"The trigger given for measuring works on {100 * asr.value:.1f} % of the images (n = {asr.n}), and the scan, which "
+        "never sees it, found no class: this model has a backdoor that detection does not see."
+    )
 
 
 def weak_trigger(asr: Share) -> str | None:
@@ -113,7 +123,7 @@ def further_copies(checkpoint: Checkpoint | None, decision: Decision) -> tuple[s
     if checkpoint is None or not checkpoint.copies:
         return ()
     copies = first_few(map(str, checkpoint.copies))
-    if decision == "repaired":
+    if decision in REPAIRS:
         return (f"The checkpoint holds the weights more than once ({copies}): the repaired weights replace all copies.",)
     place = "/".join(checkpoint.copies[0].place)
     advice = f"; to scan it, give --model {checkpoint.path}::{place}" if place else ""
