@@ -3,9 +3,9 @@
 import argparse
 from pathlib import Path
 
-from onp.attack.__main__ import parser as attack
-from onp.compare.__main__ import parser as compare
-from onp.defend.__main__ import parser as defend
+from onp.attack.__main__ import COMMAND as ATTACK
+from onp.compare.__main__ import COMMAND as COMPARE
+from onp.defend.__main__ import COMMAND as DEFEND
 
 PAGE = Path(__file__).parent / "command-line.md"
 HEAD = """\
@@ -17,7 +17,7 @@ Written by `python docs/command_line.py` from the commands' own `--help`.
 
 def page() -> str:
     """The whole page."""
-    return HEAD + "".join(_section(command()) for command in (defend, attack, compare))
+    return HEAD + "".join(_section(command.parser()) for command in (DEFEND, ATTACK, COMPARE))
 
 
 def _section(parser: argparse.ArgumentParser) -> str:
@@ -34,9 +34,7 @@ def _section(parser: argparse.ArgumentParser) -> str:
 
 
 def _flag(action: argparse.Action) -> str:
-    value = action.metavar or (
-        "" if action.nargs == 0 or isinstance(action, argparse.BooleanOptionalAction) else action.dest.upper()
-    )
+    value = action.metavar or ("" if action.nargs == 0 else action.dest.upper())
     if action.choices is not None and action.metavar is None:
         value = "{" + ",".join(map(str, action.choices)) + "}"
     dots = " ..." if action.nargs == "+" else ""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import suppress
 
+from onp.command import guarded
 from onp.options import Parser
-from onp.version import VERSION
 
 COMMANDS = {
     "scan": "tell which checkpoints of a folder or list show evidence of a backdoor; repairs nothing",
@@ -34,28 +35,29 @@ examples:
 def parser() -> Parser:
     """The options of `onp` itself."""
     lines = "\n".join(f"  {name:<9}{text}" for name, text in COMMANDS.items())
-    out = Parser(
+    return Parser(
         prog="onp",
         usage="onp COMMAND [options]",
         description=f"Find and prune the neurons that carry a backdoor in an image classifier.\n\ncommands:\n{lines}",
         epilog=EPILOG,
     )
-    out.add_argument("--version", action="version", version=f"onp {VERSION}", help="print the version of onp and stop")
-    return out
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a subcommand and return its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
+    return guarded(lambda: _run(given), lambda: "--json" in given, lambda: "nothing was begun.")
+
+
+def _run(given: list[str]) -> int:
     name, rest = (given[0], given[1:]) if given else ("", [])
-    if name.startswith("-"):
-        parser().parse_args([name])
+    if name == "version" or name.startswith("-"):
+        with suppress(SystemExit):  # of --help and --version
+            parser().parse_args([*rest, "--version"] if name == "version" else given)
+        return 0
     if name not in COMMANDS:
         wrong = f"There is no command {name}" if name else "No command was given"
         parser().error(f"{wrong}; name one of {', '.join(COMMANDS)}")
-    if name == "version":
-        print(f"onp {VERSION}")
-        return 0
     package, *options = MODULES.get(name, (f"onp.{name}",))
     code = importlib.import_module(f"{package}.__main__").main([*options, *rest])
     return int(code)

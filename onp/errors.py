@@ -9,8 +9,12 @@ from dataclasses import dataclass
 class InputError(ValueError):
     """Something the user gave cannot be used.
 
-    The message is one sentence that says what is wrong and what to do; the command line prints it and exits with 2.
+    The message is one sentence that says what is wrong and what to do; the command line prints it and exits with 2. It may hold
+    names from files, so it is made `printable`.
     """
+
+    def __init__(self, message: object) -> None:
+        super().__init__(printable(message, longest=None))
 
 
 class UnsafeCheckpointError(InputError):
@@ -52,10 +56,15 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}".rstrip(": ")
 
 
-def printable(text: object, longest: int = 200) -> str:
-    """A name from a file as it may stand in a message: on one line, without control characters and marks of direction."""
+def printable(text: object, longest: int | None = 200) -> str:
+    """Text as it may stand in a message: on one line, without control characters and marks of direction.
+
+    Args:
+        text: often a name from a file.
+        longest: characters that are kept; None for all.
+    """
     line = "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in str(text)[:longest])
-    return line + ("..." if len(str(text)) > longest else "")
+    return line + ("..." if longest is not None and len(str(text)) > longest else "")
 
 
 def first_few(names: Iterable[object], count: int = 3) -> str:

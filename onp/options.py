@@ -7,16 +7,23 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from onp.errors import InputError
+from onp.version import VERSION
+
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one sentence, without the whole usage before it; its epilog keeps its line breaks."""
+    """A parser whose errors are an `InputError` of one sentence; its epilog keeps its line breaks.
+
+    Names are not abbreviated: what a script calls today may be two options tomorrow.
+    """
 
     def __init__(self, **more: Any) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **more)
+        self.add_argument("--version", action="version", version=f"onp {VERSION}", help="print the version of onp and stop")
 
     def error(self, message: str) -> NoReturn:
-        """Print one line on stderr and exit with code 2."""
-        self.exit(2, f"error: {message}; --help lists the options.\n")
+        """Raise InputError in place of printing the usage."""
+        raise InputError(f"{message}; --help lists the options.")
 
 
 def option(default: Any, text: str, *, group: str | None = None, **more: Any) -> Any:
@@ -26,7 +33,8 @@ def option(default: Any, text: str, *, group: str | None = None, **more: Any) ->
         default: of the field; () for an option that takes several values.
         text: its line in --help.
         group: heading in --help under which the option stands.
-        more: keywords for `argparse.ArgumentParser.add_argument`, such as `metavar`, `choices`, `required` or `type`.
+        more: keywords for `argparse.ArgumentParser.add_argument`, such as `metavar`, `choices`, `required` or `type`;
+            `positional` for values that stand without a name.
     """
     return dataclasses.field(default=default, metadata={"help": text, "group": group, **more})
 
@@ -34,28 +42,52 @@ def option(default: Any, text: str, *, group: str | None = None, **more: Any) ->
 def add_options(parser: argparse.ArgumentParser, config: type) -> None:
     """Add an option for each field of `config` that `option` made: --max-acc-drop for `max_acc_drop`.
 
-    A bool is a flag, one that is True by default also has a --no- form. A tuple takes several values. The type is that of the
-    default, or str where the default is None or a tuple, unless the option has a `type` of its own. The parsed namespace holds
-    exactly the values of the fields.
+    A bool is a flag; --help shows the form that changes the default, and the other one undoes what a file of options says. A
+    tuple takes several values. The type is that of `value_type`. The parsed namespace holds exactly the values of the fields.
     """
     headings: dict[str, Any] = {}
     for field in dataclasses.fields(config):
         more: dict[str, Any] = dict(field.metadata)
         text, heading = more.pop("help").replace("%", "%%"), more.pop("group")
         place = headings.setdefault(heading, parser.add_argument_group(heading)) if heading else parser
-        place.add_argument("--" + field.name.replace("_", "-"), default=field.default, **_keywords(field.default, text) | more)
+        flag = "--" + field.name.replace("_", "-")
+        if more.pop("positional", False):
+            place.add_argument(field.name, default=field.default, **_keywords(field, text) | {"nargs": "*"} | more)
+        elif isinstance(field.default, bool):
+            action = place.add_argument(flag, "--no-" + flag[2:], action=_Flag, default=field.default, help=text, **more)
+            action.option_strings = [action.option_strings[field.default]]
+        else:
+            place.add_argument(flag, default=field.default, **_keywords(field, text) | more)
 
 
-def _keywords(default: Any, text: str) -> dict[str, Any]:
+def value_type(field: dataclasses.Field[Any]) -> type:
+    """The type of an option's value, or of one of its values: its own, that of the default, or str for None and a tuple."""
+    of_default = str if field.default is None or isinstance(field.default, tuple) else type(field.default)
+    return field.metadata.get("type", of_default)
+
+
+def _keywords(field: dataclasses.Field[Any], text: str) -> dict[str, Any]:
     """Keywords of `add_argument` that follow from the default."""
-    if isinstance(default, bool):
-        return {"help": text, "action": argparse.BooleanOptionalAction if default else "store_true"}
-    several = isinstance(default, tuple)
-    shown = " ".join(map(str, default)) if several else default
+    several = isinstance(field.default, tuple)
+    shown = " ".join(map(str, field.default)) if several else field.default
     text += "" if shown in (None, "") else f" (default: {shown})"
-    if several:
-        return {"help": text, "type": str, "nargs": "+", "action": _AsTuple}
-    return {"help": text, "type": str if default is None else type(default)}
+    return {"help": text, "type": value_type(field)} | ({"nargs": "+", "action": _AsTuple} if several else {})
+
+
+class _Flag(argparse.Action):
+    """--name for True, --no-name for False; `argparse.BooleanOptionalAction` would show both in --help."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **more: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, **more)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        setattr(namespace, self.dest, not str(option_string).startswith("--no-"))
 
 
 class _AsTuple(argparse.Action):

@@ -11,6 +11,8 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from onp.errors import printable
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -41,29 +43,31 @@ class Stage:
         if total and bar is None and show == "lines":
             say(f"{name} ...")
 
-    def advance(self, steps: int = 1, note: str = "", known: bool = False) -> None:
+    def advance(self, steps: int = 1, note: str = "", known: bool = False, left: float | None = None) -> None:
         """Count steps as done.
 
         Args:
             steps: how many more.
             note: short text to show beside the bar.
             known: an earlier run did them, so that they are no measure of those to come.
+            left: seconds that the rest takes, where the caller knows better than the pace of the steps.
         """
         self.done += steps
         if known and self._first is not None:
             self._first = self._first[0], self._first[1] + steps
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, advance=steps, note=note)
+            self._bar.update(self._task, advance=steps, note=printable(note))
             return
         now = self._pace.clock()
         # What comes before the first step is no measure of the steps.
         self._first = self._first or (now, self.done)
         start, before = self._first
         between = self._pace.events if self._show == "events" else self._pace.lines
-        if self.done == before or self._show == "nothing" or now - self._last < between:
+        if (left is None and self.done == before) or self._show == "nothing" or now - self._last < between:
             return
         self._last = now
-        left = (now - start) / (self.done - before) * max(self.total - self.done, 0)
+        if left is None:
+            left = (now - start) / (self.done - before) * max(self.total - self.done, 0)
         if self._show == "events":
             event("progress", stage=self.name, done=self.done, total=self.total, seconds_left=round(left, 1))
         else:
@@ -72,7 +76,7 @@ class Stage:
     def print(self, line: str) -> None:
         """A line of its own, above the bar where there is one."""
         if self._bar is not None:
-            self._bar.console.print(line, highlight=False, markup=False)
+            self._bar.console.print(printable(line, None), highlight=False, markup=False)
         else:
             say(line)
 
@@ -99,8 +103,8 @@ def stage(name: str, total: int, quiet: bool = False, machine: bool = False, pac
 
 
 def say(line: str) -> None:
-    """A line on stderr, at once."""
-    print(line, file=sys.stderr, flush=True)
+    """A line on stderr, at once; it may hold names from files."""
+    print(printable(line, None), file=sys.stderr, flush=True)
 
 
 def event(kind: str, **facts: Any) -> None:

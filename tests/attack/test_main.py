@@ -3,19 +3,16 @@
 import shlex
 
 import numpy as np
-import pytest
 from helpers.easy_victims import ARCH, easy_images
 
 from onp.attack.__main__ import main
 from onp.attack.triggers import TRIGGERS, load_trigger
-from onp.defend.__main__ import parser as defend_parser
+from onp.defend.__main__ import COMMAND as DEFEND
 
 
 def test_help_names_every_attack(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["--help"])
+    assert main(["--help"]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
-    assert stopped.value.code == 0
     for name, kind in TRIGGERS.items():
         assert f"{name:<17}{kind.summary}" in lines
 
@@ -46,9 +43,9 @@ def test_command_line(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "ASR" in shown and (tmp_path / "out" / "model.safetensors").exists()
     command = shlex.split(shown.splitlines()[-1].partition(": ")[2])
-    options = vars(defend_parser().parse_args(command[3:]))
-    assert command[:3] == ["python", "-m", "onp.defend"] and options["arch"] == ARCH and options["norm"] == "half"
-    assert options["eval_trigger"] == str(tmp_path / "out" / "trigger.safetensors")
+    options = DEFEND.options(command[2:])
+    assert command[:2] == ["onp", "defend"] and options.arch == ARCH and options.norm == "half"
+    assert options.eval_trigger == str(tmp_path / "out" / "trigger.safetensors")
     for more in (("--arch", "vgg12"), ("--attack", "sig"), ("--out", str(tmp_path / "train.npz" / "out"))):
         assert main([*arguments, *more]) == 2
         message = capsys.readouterr().err

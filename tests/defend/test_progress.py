@@ -92,12 +92,12 @@ def test_the_time_of_a_stage_that_is_made_twice_adds_up():
 
 
 def test_json_prints_the_report_alone(outcome, capsys):
-    assert show(outcome, DefendConfig(json=True)) == 0
+    assert show(outcome, DefendConfig(json=True)) == 1
     assert json.loads(capsys.readouterr().out)["decision"] == "repaired"
 
 
 def test_what_is_printed_and_the_exit_code_follow_the_decision(outcome, capsys):
-    assert show(outcome, DefendConfig()) == 0
+    assert show(outcome, DefendConfig()) == 1 and show(outcome, DefendConfig(quiet=True, fail_on="never")) == 0
     assert capsys.readouterr().out.endswith("give --out DIR to keep the repaired checkpoint and the report.\n")
     failed = replace(outcome, report=replace(outcome.report, decision="not-repairable"))
     assert show(failed, DefendConfig(out="here")) == 3
