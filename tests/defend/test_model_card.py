@@ -2,6 +2,9 @@
 
 from dataclasses import replace
 
+import pytest
+from helpers.reports import DATA, ORIGINAL, REPAIRED, repaired_report
+
 from onp.defend.report.model_card import model_card
 
 
@@ -10,27 +13,70 @@ def parts(card):
     return head, body
 
 
-def test_it_says_what_was_done(outcome):
-    report = replace(outcome.report, reason="The trigger leads to class <b>a_b|c*; 6 units were pruned.", warning="Too dear.")
+@pytest.fixture
+def report():
+    """A repair whose files have digests."""
+    return repaired_report()
+
+
+def rows(body, start):
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in body.splitlines() if line.startswith(start)]
+
+
+def test_it_says_what_was_done(report):
+    report = replace(report, reason="The trigger leads to class <b>a_b|c*; 6 units were pruned.", warning="Too dear.")
     head, body = parts(model_card(report))
     assert "pipeline_tag: image-classification" in head
     assert r"class &lt;b>a\_b\|c\*; 6 units" in body and "**Warning:** Too dear." in body
     for layer, units in report.pruned.items():
         assert f"- `{layer}`: {', '.join(map(str, units))}" in body
     before, after = (f"{100 * figures.acc.value:.1f} %" for figures in (report.before, report.after))
-    (row,) = [line for line in body.splitlines() if line.startswith("| ACC")]
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
-    assert cells[1].startswith(before) and cells[2].startswith(after) and cells[3] == str(report.after.acc.n)
+    (cells,) = rows(body, "| ACC")
+    assert cells[1].startswith(before) and cells[2].startswith(after) and cells[4] == str(report.after.acc.n)
+    assert report.headline in body
 
 
-def test_line_breaks_in_names_break_neither_the_front_matter_nor_the_table(outcome):
+def test_surrogates_stand_beside_what_clean_networks_show(report):
+    _, body = parts(model_card(report))
+    assert [cells[3] for cells in rows(body, "| surrogate ASR")] == ["20.0 %", ""]
+    assert "24 networks, version 2026-11-29" in body
+    assert len(rows(body, "| RA, true trigger")) == 1 and "RA: robust accuracy" in body
+    unmeasured = replace(report.clean_reference, shares={"patch": None, "warp": None})
+    assert "Clean network:" not in model_card(replace(report, clean_reference=unmeasured))
+
+
+def test_it_ties_the_repaired_file_to_the_original(report):
+    head, body = parts(model_card(report))
+    for each in (ORIGINAL, REPAIRED, DATA):
+        assert [each.role, each.name, f"`{each.sha256}`"] in rows(body, f"| {each.role}")
+    assert "2026-11-29T10:00:00Z with onp 0.1.0 (clean\\_reference.json 1)" in body
+    assert f'# base_model: the repository of the original checkpoint, "net one.pt, SHA-256 {ORIGINAL.sha256}"' in head
+    assert "A signature of the original does not cover the repaired file" in body
+
+
+@pytest.mark.parametrize(
+    "arch, library",
+    [("timm resnet18", "timm"), ("torchvision:resnet18", "torchvision"), (None, "pytorch"), ("timmy:Net", "pytorch")],
+)
+def test_it_names_the_library_that_loads_it(report, arch, library):
+    head, _ = parts(model_card(replace(report, model=replace(report.model, arch=arch))))
+    assert f"library_name: {library}\n" in head and "# license: that of the original\n" in head
+
+
+def test_line_breaks_in_names_break_neither_the_front_matter_nor_the_table(report):
     hostile = "cat\n---\n# owned | x"
-    model = replace(outcome.report.model, path=f"/home/me/{hostile}", arch=hostile)
+    model = replace(report.model, path=f"/home/me/{hostile}", arch=hostile)
     before, after = (replace(figures, asr_surrogate={f"patch to {hostile}": figures.acc})
-                     for figures in (outcome.report.before, outcome.report.after))  # fmt: skip
-    report = replace(outcome.report, reason=f"Leads to {hostile}.", model=model, before=before, after=after)
+                     for figures in (report.before, report.after))  # fmt: skip
+    made = replace(report.provenance, inputs=(replace(ORIGINAL, name=hostile),))
+    report = replace(
+        report, reason=f"Leads to {hostile}.", model=model, before=before, after=after, provenance=made, headline=hostile
+    )
     head, body = parts(model_card(report))
     assert "owned" in head and "/home" not in head + body
-    assert all(line.split(":")[0] in ("pipeline_tag", "tags", "# base_model") for line in head.splitlines())
+    known = ("library_name", "pipeline_tag", "tags", "# base_model", "# base_model_relation", "# license")
+    assert all(line.split(":")[0] in known for line in head.splitlines())
     assert not any(line.startswith(("---", "# owned")) for line in body.splitlines())
-    assert len({line.replace("\\|", "").count("|") for line in body.splitlines() if line.startswith("|")}) == 1
+    figures, _, files = body.partition("## Provenance")
+    for table in (figures, files):
+        assert len({line.replace("\\|", "").count("|") for line in table.splitlines() if line.startswith("|")}) == 1

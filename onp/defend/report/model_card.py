@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import json
 
-from onp.defend.report.environment import versions
+from onp.defend.report.environment import hardware, versions
+from onp.defend.report.names import name_of
 from onp.defend.report.report import Report, percent, shares
+from onp.defend.report.sections import FileDigest
+
+LIBRARIES = ("timm", "transformers", "torchvision")
+REFERENCE = (
+    "Clean network: what 19 of 20 networks without a backdoor stay below when the same triggers are inverted for them "
+    "({networks} networks, version {version}); triggers that reach no more than that are no sign of a backdoor."
+)
 
 
 def model_card(report: Report) -> str:
@@ -14,42 +22,81 @@ def model_card(report: Report) -> str:
     The front matter is what hubs read (https://huggingface.co/docs/hub/model-cards); licence and data are the model's own
     and are left for its owner to fill in.
     """
-    table = ["| | before | after | images |", "|---|---|---|---|"]
-    table += [
-        f"| {_plain(name)} | {percent(before)} | {percent(after)} | {after.n} |"
-        for name, before, after in shares(report.before, report.after)
-    ]
     layers = [f"- `{name}`: {', '.join(map(str, units))}" for name, units in report.pruned.items()]
-    settings = {"max_acc_drop": report.config.max_acc_drop, "seed": report.config.seed, "torch": versions()["torch"]}
     lines = [
         f"# {_plain(_name(report))}, repaired",
         "",
-        f"{_plain(report.reason)} Pruned with onp (the method follows ONP, arXiv 2405.17746); architecture, names and shapes "
-        "of the weights are those of the original.",
+        f"{_plain(report.headline)} {_plain(report.reason)} Pruned with onp (the method follows ONP, arXiv 2405.17746); "
+        "architecture, names and shapes of the weights are those of the original.",
         *(f"\n{_plain(note)}" for note in report.notes),
         *([f"\n**Warning:** {_plain(report.warning)}"] if report.warning else []),
         "\n## Before and after\n",
-        *table,
-        "\nIn per cent, with exact 95 % intervals, measured on images that the repair did not see. ACC: accuracy on clean "
-        "images. ASR: attack success rate, the share of triggered images of other classes that are given the target class. RA: "
-        "share of the same images that are given their own class. Surrogate: triggers inverted from clean images, not the "
-        "attacker's.",
+        *_figures(report),
         f"\n## Pruned: {report.pruned_count} of {report.units} units\n",
         *layers,
         "\nTheir rows of weights, biases and norm parameters are zero; nothing else differs.",
         "\n## Provenance\n",
-        f"Made from the checkpoint {_plain(_file(report))} ({_plain(_name(report))}), with {report.data.images} clean images: "
-        f"{report.data.build} to invert triggers, {report.data.score} to select, {report.data.holdout} held out.",
+        *_provenance(report),
         "\n## Input\n",
         f"{' x '.join(map(str, report.model.input_shape))} in [0, 1], normalised with `{report.data.normalisation}`; "
         f"{report.model.classes} classes.",
+        "\n## Licence\n",
+        "That of the original model, which its owner knows; the repair adds no terms.",
         "\n## Limits\n",
         "Detection is statistical: that the measured triggers no longer work does not prove that no other trigger exists. "
-        "Fine-tuning on poisoned data can bring a backdoor back.",
+        "Fine-tuning on poisoned data can bring a backdoor back. A signature of the original does not cover the repaired file.",
         "\n## Settings\n",
-        f"```json\n{json.dumps(settings)}\n```",
+        f"```json\n{json.dumps(_settings(report))}\n```",
     ]
     return _front_matter(report) + "\n".join(lines) + "\n"
+
+
+def _figures(report: Report) -> list[str]:
+    reference = report.clean_reference
+    table = ["| | before | after | clean network | images |", "|---|---|---|---|---|"]
+    for name, before, after in shares(report.before, report.after):
+        clean = reference.shares.get(name.removeprefix("surrogate ASR, "))
+        shown = "" if clean is None else f"{100 * clean:.1f} %"
+        table.append(f"| {_plain(name)} | {percent(before)} | {percent(after)} | {shown} | {after.n} |")
+    measured = any(share is not None for share in reference.shares.values())
+    explained = REFERENCE.format(networks=reference.networks, version=_plain(reference.version))
+    return [
+        *table,
+        "\nIn per cent, with exact 95 % intervals, measured on images that the repair did not see. ACC: accuracy on clean "
+        "images. ASR: attack success rate, the share of triggered images of other classes that are given the target class. RA: "
+        "robust accuracy, the share of the same images that are given their own class. Surrogate: triggers inverted from clean "
+        "images, not the attacker's.",
+        *([f"\n{explained}"] if measured else []),
+    ]
+
+
+def _provenance(report: Report) -> list[str]:
+    made, data = report.provenance, report.data
+    lines = [
+        f"Made from the checkpoint {_plain(_file(report))} ({_plain(_name(report))}), with {data.images} clean images: "
+        f"{data.build} to invert triggers, {data.score} to select, {data.holdout} held out."
+    ]
+    if made is None:
+        return lines
+    learned = ", ".join(f"{name} {version}" for name, version in made.learned.items())
+    lines += [
+        f"\nOn {made.created} with onp {made.onp} ({_plain(learned)}).\n",
+        "| file | | SHA-256 |",
+        "|---|---|---|",
+        *(_row(each) for each in (*made.inputs, *made.outputs)),
+        "\n`sha256sum FILE` gives the same; that of a folder is of the sorted list of its files.",
+    ]
+    return lines
+
+
+def _row(digest: FileDigest) -> str:
+    return f"| {_plain(digest.role)} | {_plain(digest.name)} | `{digest.sha256}` |"
+
+
+def _settings(report: Report) -> dict[str, object]:
+    config = report.config
+    settings = {"preset": config.preset, "max_acc_drop": config.max_acc_drop, "seed": config.seed, "tune": config.tune}
+    return {name: value for name, value in (settings | versions() | hardware()).items() if value is not None}
 
 
 def _name(report: Report) -> str:
@@ -57,15 +104,29 @@ def _name(report: Report) -> str:
 
 
 def _front_matter(report: Report) -> str:
-    lines = ["pipeline_tag: image-classification", "tags: [backdoor-defense, pruning, onp]"]
-    # Hubs take the name of a repository only, which the owner knows. A JSON string is on one line, whatever it holds.
-    lines.append(f"# base_model: the repository of the original checkpoint, {json.dumps(_file(report))}")
+    arch = report.model.arch or ""
+    library = next((name for name in LIBRARIES if arch.startswith((f"{name} ", f"{name}:"))), "pytorch")
+    lines = [
+        f"library_name: {library}",
+        "pipeline_tag: image-classification",
+        "tags: [backdoor-defense, pruning, onp]",
+        # Hubs take the name of a repository only, and one licence of their list: the owner knows both. A JSON string is on
+        # one line, whatever it holds.
+        f"# base_model: the repository of the original checkpoint, {json.dumps(_original(report))}",
+        "# base_model_relation: finetune",
+        "# license: that of the original",
+    ]
     return "\n".join(("---", *lines, "---")) + "\n"
 
 
+def _original(report: Report) -> str:
+    found = report.provenance.inputs if report.provenance else ()
+    digests = [f", SHA-256 {each.sha256}" for each in found if each.role == "model"]
+    return _file(report) + "".join(digests[:1])
+
+
 def _file(report: Report) -> str:
-    """The name of the original checkpoint, without the folders of this machine."""
-    return "unnamed" if report.model.path is None else report.model.path.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    return "unnamed" if report.model.path is None else name_of(report.model.path)
 
 
 def _plain(text: str) -> str:
