@@ -1,5 +1,6 @@
 """The main job: what it decides, what it writes, and what it says about bad input."""
 
+import hashlib
 import json
 import os
 import signal
@@ -17,12 +18,17 @@ from onp.defend import defend
 from onp.defend.__main__ import main
 from onp.defend.config import DefendConfig
 from onp.defend.demos import ARCH, NORM, clean_images, demo
+from onp.defend.report.bom import bom_available
 from onp.defend.report.warnings import over_budget
 from onp.defend.resolve import preset_of
 from onp.engine.metrics import Share
 from onp.model.archs import build_network
 from onp.model.mask import load_mask
 
+REPORTS = ["report.html", "report.json", "report.sarif", "report.txt", "statement.intoto.json"]
+if bom_available():
+    REPORTS.append("sbom.cdx.json")
+    REPORTS.sort()
 BASE = ("--arch", ARCH, "--norm", NORM, "--quiet")
 
 
@@ -74,10 +80,62 @@ def test_the_report_holds_what_it_promises(repaired):
         "mask.json",
         "model.safetensors",
         "model_card.md",
-        "report.html",
-        "report.json",
-        "report.txt",
+        *REPORTS,
     ]
+
+
+def digest(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_every_digest_is_that_of_the_file(repaired):
+    out, _ = repaired
+    given, made = demo("badnets"), json.loads((out / "report.json").read_text())["provenance"]
+    assert {each["role"]: (each["name"], each["sha256"]) for each in made["inputs"]} == {
+        role: (path.name, digest(path))
+        for role, path in {
+            "model": given.model,
+            "data": given.clean,
+            "evaluation data": given.evaluation,
+            "evaluation trigger": given.trigger,
+        }.items()
+    }
+    names = {"repaired model": "model.safetensors", "mask": "mask.json"}
+    assert {each["role"]: each["name"] for each in made["outputs"]} == names
+    assert all(each["sha256"] == digest(out / each["name"]) for each in made["outputs"])
+    card, text = (out / "model_card.md").read_text(), (out / "report.html").read_text()
+    assert all(each["sha256"] in card for each in (*made["inputs"], *made["outputs"])) and made["created"] in card + text
+    statement = json.loads((out / "statement.intoto.json").read_text())
+    assert [each["digest"]["sha256"] for each in statement["subject"]] == [
+        digest(given.model), digest(out / "model.safetensors")
+    ]  # fmt: skip
+    reports = {each["name"]: each["digest"]["sha256"] for each in statement["predicate"]["reports"]}
+    assert {"report.json", "report.html", "model_card.md", "report.sarif"} <= set(reports)
+    assert reports == {name: digest(out / name) for name in reports}
+    (artifact,) = json.loads((out / "report.sarif").read_text())["runs"][0]["artifacts"]
+    assert artifact["hashes"]["sha-256"] == digest(given.model)
+
+
+def test_no_report_names_a_folder_of_this_machine(repaired):
+    out, outcome = repaired
+    folders = (str(out.parent), str(demo("badnets").model.parent), str(Path.home()), os.getcwd())
+    texts = {path.name: path.read_text() for path in out.iterdir() if path.name not in ("model.safetensors", "config.toml")}
+    texts["stdout"] = outcome.report.to_json() + outcome.report.to_text()
+    assert not [(name, folder) for name, text in texts.items() for folder in folders if folder + "/" in text]
+
+
+def test_a_refused_checkpoint_leaves_a_finding_and_room_for_the_next_try(tmp_path, capsys):
+    (tmp_path / "unsafe").mkdir()
+    bad, out = tmp_path / "unsafe" / "net.pt", tmp_path / "out"
+    torch.save({"weights": torch.zeros(2), "run": print}, bad)
+    options = ("--model", str(bad), *BASE, "--data", str(demo("clean").clean), "--out", str(out))
+    for _ in range(2):  # the log of the first try is in the way of no other
+        assert main([*options]) == 2
+        assert "holds pickled Python objects" in capsys.readouterr().err
+        assert [path.name for path in out.iterdir()] == ["report.sarif"]
+    (run,) = json.loads((out / "report.sarif").read_text())["runs"]
+    assert [result["ruleId"] for result in run["results"]] == ["unsafe-checkpoint"]
+    assert run["artifacts"][0]["hashes"]["sha-256"] == digest(bad) and str(tmp_path) not in json.dumps(run)
 
 
 def test_a_repair_that_costs_more_than_allowed_says_so():
@@ -99,7 +157,7 @@ def test_a_clean_model_is_left_alone(tmp_path):
     outcome = defend(DefendConfig(demo="clean", preset="fast", out=str(tmp_path / "out"), quiet=True))
     assert outcome.report.decision == "no-backdoor-evidence"
     assert bool(outcome.mask.keep.all())
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["report.html", "report.json", "report.txt"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == REPORTS
 
 
 def test_with_a_known_trigger_nothing_stands_in_for_it():

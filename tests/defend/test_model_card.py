@@ -70,7 +70,14 @@ def test_line_breaks_in_names_break_neither_the_front_matter_nor_the_table(repor
                      for figures in (report.before, report.after))  # fmt: skip
     made = replace(report.provenance, inputs=(replace(ORIGINAL, name=hostile),))
     report = replace(
-        report, reason=f"Leads to {hostile}.", model=model, before=before, after=after, provenance=made, headline=hostile
+        report,
+        reason=f"Leads to {hostile}.",
+        model=model,
+        before=before,
+        after=after,
+        provenance=made,
+        headline=hostile,
+        pruned={hostile + "`": [1]},
     )
     head, body = parts(model_card(report))
     assert "owned" in head and "/home" not in head + body

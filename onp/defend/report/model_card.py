@@ -22,7 +22,7 @@ def model_card(report: Report) -> str:
     The front matter is what hubs read (https://huggingface.co/docs/hub/model-cards); licence and data are the model's own
     and are left for its owner to fill in.
     """
-    layers = [f"- `{name}`: {', '.join(map(str, units))}" for name, units in report.pruned.items()]
+    layers = [f"- {_code(name)}: {', '.join(map(str, units))}" for name, units in report.pruned.items()]
     lines = [
         f"# {_plain(_name(report))}, repaired",
         "",
@@ -38,7 +38,7 @@ def model_card(report: Report) -> str:
         "\n## Provenance\n",
         *_provenance(report),
         "\n## Input\n",
-        f"{' x '.join(map(str, report.model.input_shape))} in [0, 1], normalised with `{report.data.normalisation}`; "
+        f"{' x '.join(map(str, report.model.input_shape))} in [0, 1], normalised with {_code(report.data.normalisation)}; "
         f"{report.model.classes} classes.",
         "\n## Licence\n",
         "That of the original model, which its owner knows; the repair adds no terms.",
@@ -127,6 +127,10 @@ def _original(report: Report) -> str:
 
 def _file(report: Report) -> str:
     return "unnamed" if report.model.path is None else name_of(report.model.path)
+
+
+def _code(text: str) -> str:
+    return "`" + " ".join(text.split()).replace("`", "'") + "`"
 
 
 def _plain(text: str) -> str:

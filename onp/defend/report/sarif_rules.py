@@ -7,7 +7,7 @@ from typing import Any
 
 from onp.defend.decision import Decision
 
-ATLAS, OWASP = "MITRE ATLAS", "OWASP Machine Learning Security Top Ten"
+ATLAS, OWASP, CWE = "MITRE ATLAS", "OWASP Machine Learning Security Top Ten", "CWE"
 
 TAXA: dict[str, dict[str, str]] = {
     ATLAS: {
@@ -17,11 +17,13 @@ TAXA: dict[str, dict[str, str]] = {
         "AML.M0008": "Validate AI Model",
     },
     OWASP: {"ML10:2023": "Model Poisoning", "ML06:2023": "AI Supply Chain Attacks"},
+    CWE: {"CWE-502": "Deserialization of Untrusted Data"},
 }
 """By catalogue: what the rules refer to. AML.M0008 is the control that a scan carries out."""
 
 LIMIT = "Detection is statistical: that nothing was found is no proof that there is no backdoor."
 VERSIONS = {ATLAS: "5.6.1", OWASP: "2023 v0.3"}
+ORGANISATIONS = {ATLAS: "MITRE", OWASP: "OWASP", CWE: "MITRE"}
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ RULES = (
         "9.0",
         "The checkpoint holds pickled objects or a program, which can run code when it is opened; it was not opened.",
         "Do not load it; ask for the weights alone, as safetensors or as a state dict that torch.load reads with weights_only.",
-        ("AML.T0018.002", "AML.T0011.000", "ML06:2023"),
+        ("AML.T0018.002", "AML.T0011.000", "ML06:2023", "CWE-502"),
     ),
     Rule(
         "inconclusive",
@@ -121,8 +123,8 @@ def taxonomies() -> list[dict[str, Any]]:
     return [
         {
             "name": catalogue,
-            "version": VERSIONS[catalogue],
-            "organization": catalogue.partition(" ")[0],
+            **({"version": VERSIONS[catalogue]} if catalogue in VERSIONS else {}),
+            "organization": ORGANISATIONS[catalogue],
             "shortDescription": {"text": f"The entries of {catalogue} that the rules refer to."},
             "isComprehensive": False,
             "taxa": [{"id": taxon, "name": name, "shortDescription": {"text": name}} for taxon, name in entries.items()],
