@@ -16,6 +16,7 @@ from onp.data.images import ImageSet, load_images
 from onp.data.normalisation import Normalisation
 from onp.defend import defend
 from onp.defend.config import DefendConfig
+from onp.defend.decision import REPAIRS
 from onp.defend.report.environment import hardware, versions
 from onp.engine.metrics import defence_effectiveness
 from onp.errors import InputError
@@ -114,7 +115,7 @@ def apply_defence(cell: Cell, victim: Victim, clean: ImageSet) -> Defended:
         decision = "repaired" if not bool(made.mask.keep.all()) else "nothing pruned"
         defended = Defended(prune(victim, made.mask), decision, made.evaluations, made.mask, made)
     # A defence that detected no backdoor has nothing to tune away.
-    if tuning and defended.mask is not None and defended.decision == "repaired":
+    if tuning and defended.mask is not None and defended.decision in REPAIRS:
         tuned = tune_pruned(defended.victim, defended.mask, tuning, clean, config)
         return Defended(tuned, defended.decision, defended.evaluations, defended.mask)
     return defended

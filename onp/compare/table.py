@@ -129,7 +129,7 @@ def _victim(rows: Sequence[Row]) -> list[str]:
 
 def _clean(rows: Sequence[Row]) -> list[str]:
     """What each defence did to networks without a backdoor; the best answer is nothing."""
-    left_alone = ("no-backdoor-evidence", "nothing pruned", "not-repairable")
+    left_alone = ("no-backdoor-evidence", "inconclusive", "nothing pruned", "not-repairable")
     columns = {
         "n": lambda group: str(len(group)),
         "changed": lambda group: f"{sum(row['decision'] not in left_alone for row in group)} of {len(group)}",

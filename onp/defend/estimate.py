@@ -11,6 +11,7 @@ from onp.data.images import ImageSet
 from onp.defend.case import Case
 from onp.defend.presets import Preset
 from onp.defend.run import Run
+from onp.defend.verdict import is_to_repair
 from onp.detect.config import DetectConfig, InversionConfig
 from onp.detect.detectors import AUGMENTATIONS
 from onp.detect.pgd import STEPS
@@ -35,7 +36,8 @@ class Estimate:
     """Seconds, right to a factor of two as a rule."""
 
     detection: float  #: 0 where the trigger is known
-    repair: float  #: where a backdoor is detected
+    repair: float  #: where a backdoor is detected: to repair it, or only to measure its triggers
+    repairing: bool = True
 
     @property
     def total(self) -> float:
@@ -43,10 +45,11 @@ class Estimate:
         return self.detection + self.repair
 
     def __str__(self) -> str:
+        purpose = "repair it" if self.repairing else "invert its triggers again"
         if not self.detection:
-            return f"{_rounded(self.repair)} to repair it"
+            return f"{_rounded(self.repair)} to {purpose}"
         return (
-            f"{_rounded(self.detection)} to look for a backdoor and, if there is one, {_rounded(self.repair)} more to repair it"
+            f"{_rounded(self.detection)} to look for a backdoor and, if there is one, {_rounded(self.repair)} more to {purpose}"
         )
 
 
@@ -94,25 +97,26 @@ def announce(case: Case, run: Run, seconds: float | None = None) -> None:
         seconds: that one image takes forwards and back; measured where it is None.
     """
     each = seconds_an_image(case.victim, case.clean.build) if seconds is None else seconds
-    ahead = estimate(case, run.preset, each)
+    ahead = estimate(case, run.preset, each, is_to_repair(case, run.config))
     if ahead.total >= LONG:
         quicker = "a GPU is" if run.config.preset == "fast" else "--preset fast or a GPU are"
         run.monitor.note(f"About {ahead}, on {case.victim.device}; {quicker} quicker.")
 
 
-def estimate(case: Case, preset: Preset, seconds: float) -> Estimate:
+def estimate(case: Case, preset: Preset, seconds: float, repairing: bool = True) -> Estimate:
     """From the number of passes that a run makes.
 
     Args:
         case: what it works on.
         preset: its settings.
         seconds: that one image takes forwards and back.
+        repairing: whether a backdoor is to be repaired, and not only measured.
     """
     detect, known = preset.detect, case.known_trigger is not None
-    inverted = 0 if known else 2 * len(FAMILIES) * detect.starts * detect.refine.steps * detect.refine.images
-    scored = preset.search.agent.max_evaluations * 2 * len(case.clean.score) * FORWARD * NOT_REUSED
+    inverted = 0 if known else (1 + repairing) * len(FAMILIES) * detect.starts * detect.refine.steps * detect.refine.images
+    scored = repairing * preset.search.agent.max_evaluations * 2 * len(case.clean.score) * FORWARD * NOT_REUSED
     detected = 0 if known else _detection_passes(case.victim.classes, len(case.clean.build), detect)
-    return Estimate(seconds * detected, seconds * (inverted + scored))
+    return Estimate(seconds * detected, seconds * (inverted + scored), repairing)
 
 
 def seconds_an_image(victim: Victim, images: ImageSet) -> float:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from onp.defend.case import Case
 from onp.defend.clean_reference import CleanReference, clean_reference
 from onp.defend.config import DefendConfig
-from onp.defend.decision import Decision
+from onp.defend.decision import REPAIRS, Decision
 from onp.defend.repair_loop import Repairs
 from onp.defend.report.audit import Audit, AuditSet, Figures
-from onp.defend.report.sections import Tuned
+from onp.defend.report.sections import Tuned, Verification
 from onp.detect.known_trigger import KNOWN
 from onp.detect.targets import Detection
 from onp.engine.metrics import Share
@@ -33,6 +33,7 @@ class Findings:
     audit: Audit
     tuned: Tuned | None = None
     shrunk: Shrunk | None = None
+    verification: Verification | None = None  #: of `onp verify`
 
     @property
     def left(self) -> Figures:
@@ -47,9 +48,13 @@ class Findings:
     @property
     def missed(self) -> Share | None:
         """ASR of the true trigger where it works and no class was found; None otherwise."""
-        asr = self.audit.before.asr
-        nothing_found = self.decision in ("no-backdoor-evidence", "inconclusive")
-        return asr if asr is not None and nothing_found and asr.value >= WEAK_TRIGGER else None
+        return missed(self.decision, self.audit.before)
+
+    @property
+    def outlived(self) -> Share | None:
+        """ASR of the true trigger after a repair where it still works; None otherwise."""
+        asr = self.left.asr
+        return asr if asr is not None and self.decision in REPAIRS and asr.value >= WEAK_TRIGGER else None
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,17 @@ class Survivor:
     name: str  #: as in `Figures.asr_surrogate`: the family, and with several target classes the class
     asr: Share
     clean: float  #: ASR that few clean networks exceed, a share
+
+
+def missed(decision: Decision, before: Figures) -> Share | None:
+    """ASR of the true trigger where it works and no class was found; None otherwise.
+
+    Args:
+        decision: of the run.
+        before: figures of the network as given.
+    """
+    found = decision not in ("no-backdoor-evidence", "inconclusive")
+    return None if found or before.asr is None or before.asr.value < WEAK_TRIGGER else before.asr
 
 
 def is_to_repair(case: Case, config: DefendConfig) -> bool:

@@ -41,6 +41,9 @@ def test_the_estimate_counts_passes(backdoored, small):
     # Classes x images x (families x steps + PGD steps), and augmented images forwards only.
     assert found.detection == 4 * 8 * (4 * 15 + 5) + 6 * 60 / 3
     assert found.repair == 2 * 4 * 2 * 15 * 8 + 100 * 2 * 60 / 6
+    scan = estimate(case, small.PRESET, 1.0, repairing=False)
+    assert scan.detection == found.detection and scan.repair == 4 * 2 * 15 * 8, "triggers are inverted once more and no mask scored"
+    assert str(scan).endswith("more to invert its triggers again")
     given = estimate(known, small.PRESET, 1.0)
     assert given.detection == 0 and given.repair == 100 * 2 * 60 / 6
     text = "40 s to look for a backdoor and, if there is one, 10 minutes more to repair it"

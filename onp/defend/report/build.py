@@ -6,6 +6,7 @@ from onp.defend.case import Case
 from onp.defend.clean_reference import clean_reference
 from onp.defend.config import DefendConfig
 from onp.defend.repair_loop import Repairs
+from onp.defend.report.advice import next_steps
 from onp.defend.report.audit import AuditSet
 from onp.defend.report.names import arch_name, name_of, named
 from onp.defend.report.report import Report
@@ -19,7 +20,7 @@ from onp.defend.report.sections import (
     SkippedLayer,
     SurrogateSection,
 )
-from onp.defend.report.sentences import headline, next_steps, notes, reason
+from onp.defend.report.sentences import headline, notes, reason
 from onp.defend.report.warnings import further_copies, warning
 from onp.defend.run import Run
 from onp.defend.verdict import Findings

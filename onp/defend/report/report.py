@@ -24,6 +24,7 @@ from onp.defend.report.sections import (
     Task,
     Tuned,
 )
+from onp.defend.verdict import missed
 from onp.detect.known_trigger import KNOWN
 from onp.engine.metrics import Share
 from onp.model.shrink import Shrunk
@@ -66,6 +67,11 @@ class Report:
     def target_class(self) -> int | None:
         """The first class that was to be repaired."""
         return self.target_classes[0] if self.target_classes else None
+
+    @property
+    def missed(self) -> bool:
+        """Whether the trigger given for measuring works on the network, and the scan found no class."""
+        return missed(self.decision, self.before) is not None
 
     @property
     def der(self) -> float | None:
@@ -121,16 +127,12 @@ class Report:
         for sentence in (self.reason, *self.notes, *([f"Warning: {self.warning}"] if self.warning else [])):
             lines += textwrap.wrap(sentence, WIDTH, initial_indent="  ", subsequent_indent="  ")
         lines.append("")
-        if self.pruned_count:
-            rows = [(name, percent(before), percent(after)) for name, before, after in shares(self.before, self.after)]
-            lines += _table([("", "before", "after"), *rows, *_der_row(self.der)])
-        else:
-            lines += _table([(name, percent(share)) for name, share, _ in shares(self.before, self.before)])
+        lines += self._figures()
         if self.tuned is not None:
             figures = self.tuned.figures
             lines += ["", f"Tuned with {self.tuned.method} after the pruning, whose own figures are above:"]
-            rows = [(name, "", percent(share)) for name, share, _ in shares(figures, figures) if name != ASR_CLEAN]
-            lines += _table([*rows, *_der_row(self.tuned.der)])
+            rows = [(name, percent(share)) for name, share, _ in shares(figures, figures) if name != ASR_CLEAN]
+            lines += _table([*rows, *([] if self.tuned.der is None else [("DER", f"{self.tuned.der:.3f}")])])
         if self.pruned_count:
             lines += ["", f"Pruned {self.pruned_count} of {self.units} units"]
             lines += [f"  {layer}: {', '.join(map(str, units))}" for layer, units in self.pruned.items()]
@@ -138,6 +140,31 @@ class Report:
             lines += textwrap.wrap(self.shrunk.to_text(), WIDTH, subsequent_indent="  ")
         lines += ["", f"{self._masks()}{self.budget.wall_seconds:.0f} s in all"]
         return "\n".join(lines) + "\n"
+
+    def _figures(self) -> list[str]:
+        """The table of the figures, without the columns that say nothing."""
+        clean = self.clean_words
+        rows = [("", "before", "after", "a clean network")] if self.pruned_count else [("", "", "", "a clean network")]
+        rows += [
+            (name, percent(before), percent(after), clean.get(name, ""))
+            for name, before, after in shares(self.before, self.after)
+        ]
+        if self.pruned_count and self.der is not None:
+            rows.append(("DER", "", f"{self.der:.3f}", ""))
+        columns = [0, *([1] if self.pruned_count else []), 2, *([3] if clean else [])]
+        table = _table([tuple(row[column] for column in columns) for row in rows])
+        return [line for line in table if line]
+
+    @property
+    def clean_words(self) -> dict[str, str]:
+        """What clean networks show, by the name of a surrogate in `shares`; empty where nothing was measured."""
+        measured = self.clean_reference.shares
+        if all(share is None for share in measured.values()):
+            return {}
+        return {
+            row_name(name): "not measured" if share is None else f"up to {100 * share:.1f} %"
+            for name, share in measured.items()
+        }
 
     def _masks(self) -> str:
         masks = self.budget.evaluations
@@ -147,23 +174,23 @@ class Report:
 def shares(before: Figures, after: Figures) -> list[tuple[str, Share, Share]]:
     """Name, share before and share after of every figure that was measured, in the order of a table."""
     rows: list[tuple[str, Share | None, Share | None]] = [(ACC, before.acc, after.acc)]
-    for family, share in before.asr_surrogate.items():
-        name = "ASR, known trigger" if family == KNOWN else f"surrogate ASR, {family}"
-        rows.append((name, share, after.asr_surrogate[family]))
+    for name, share in before.asr_surrogate.items():
+        rows.append((row_name(name), share, after.asr_surrogate[name]))
     rows.append((ASR_CLEAN, before.asr_clean, after.asr_clean))
     rows.append((ASR_TRUE, before.asr, after.asr))
     rows.append((RA_TRUE, before.ra, after.ra))
     return [(name, old, new) for name, old, new in rows if old is not None and new is not None]
 
 
+def row_name(surrogate: str) -> str:
+    """What a table calls the ASR of a key of `asr_surrogate`."""
+    return "ASR, known trigger" if surrogate == KNOWN else f"surrogate ASR, {surrogate}"
+
+
 def percent(share: Share) -> str:
     """A share in per cent with its 95 % interval."""
     low, high = share.interval
     return f"{100 * share.value:5.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _der_row(value: float | None) -> list[tuple[str, str, str]]:
-    return [] if value is None else [("DER", "", f"{value:.3f}")]
 
 
 def _table(rows: list[tuple[str, ...]]) -> list[str]:

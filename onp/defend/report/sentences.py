@@ -1,6 +1,6 @@
-"""The prose of a report: headline, reason, notes on other classes, and what to do next.
+"""The prose of a report: headline, reason, and notes on other classes.
 
-The warnings' sentences stand beside their conditions, in warnings.py.
+What to do next is in advice.py; the warnings' sentences stand beside their conditions, in warnings.py.
 """
 
 from __future__ import annotations
@@ -10,83 +10,12 @@ from collections.abc import Sequence
 
 from onp.data.images import ImageSet
 from onp.defend.config import DefendConfig
-from onp.defend.decision import Decision
 from onp.defend.repair_loop import Repairs
+from onp.defend.report.advice import USE_TRIGGER
 from onp.defend.verdict import LEAST_IMAGES, WEAK_TRIGGER, Findings, Survivor
 from onp.detect.anomaly import DetectionScores
 from onp.detect.config import SECOND_PASS_STEPS
-from onp.detect.targets import Detection
-
-SCAN_AGAIN = "run again with --preset thorough, with other seeds (--seed 1, --seed 2) or with more clean images"
-KEEP_BOTH = "Keep the original checkpoint and this report, and tell whoever supplied the model."
-USE_REPAIRED = (
-    "Measure the repaired checkpoint on your own test images, by class, before you use it in place of the original; "
-    "architecture, tensor names and shapes are the same."
-)
-VERIFY = (
-    "To ask later whether the repaired checkpoint obeys triggers, after more training for instance, use onp verify (python -m "
-    "onp.defend --verify), which knows what pruning does to the statistics that a scan compares."
-)
-
-NEXT_STEPS: dict[Decision, tuple[str, ...]] = {
-    "repaired": (
-        USE_REPAIRED,
-        "If you have the attacker's trigger or images that carry it, measure with --eval-trigger or --eval-triggered-data; to "
-        "repair for exactly that trigger, use --trigger or --triggered-data.",
-        VERIFY,
-        KEEP_BOTH,
-    ),
-    "partly-repaired": (
-        "Do not deploy the repaired checkpoint yet: some fresh triggers still work better than on clean networks.",
-        "Run again with a larger --max-acc-drop, with --preset thorough or with more clean images; or train what is left with "
-        "--tune ft-sam.",
-        "If you have the attacker's trigger or images that carry it, repair for exactly that trigger with --trigger or "
-        "--triggered-data.",
-        VERIFY,
-        KEEP_BOTH,
-    ),
-    "no-backdoor-evidence": (
-        "The model was not changed, and nothing speaks against using it; but the absence of evidence is no proof.",
-        "If you have images that you think carry a trigger, give them with --triggered-data: a known trigger needs no "
-        "detection.",
-        "Where much depends on the answer, scan again with --preset thorough or other seeds.",
-    ),
-    "inconclusive": (
-        f"Do not take this for a clean model: {SCAN_AGAIN}.",
-        "If you have images that you think carry a trigger, give them with --triggered-data: a known trigger needs no "
-        "detection.",
-    ),
-    "backdoor-evidence": (
-        "Do not deploy this model.",
-        "To repair it, run onp defend with the same options.",
-        KEEP_BOTH,
-    ),
-    "not-repairable": (
-        "Do not deploy this model. Where the reason above names a larger --max-acc-drop, a repair exists that costs up to "
-        "that much accuracy.",
-        "More clean images, or --preset thorough, give the search more to work with.",
-        "If you have the attacker's trigger or images that carry it, give them with --trigger or --triggered-data.",
-        "Otherwise train the model again from data you trust, and tell whoever supplied it.",
-    ),
-}
-
-
-def next_steps(findings: Findings, config: DefendConfig) -> tuple[str, ...]:
-    """What to do, the first thing first.
-
-    Args:
-        findings: of the run.
-        config: its options.
-    """
-    steps = NEXT_STEPS[findings.decision]
-    if findings.missed is not None:
-        return (f"G{USE_TRIGGER[1:]}.", f"Do not take this for a clean model: {SCAN_AGAIN}.")
-    if findings.decision == "backdoor-evidence" and config.repair and not config.force:
-        return (steps[0], f"Give {LEAST_IMAGES} clean images or more to repair it; --force repairs with fewer.", *steps[2:])
-    return steps
-
-
-USE_TRIGGER = "give that trigger with --trigger, or the images that carry it with --triggered-data, to repair the model for it"
+from onp.detect.targets import SEPARATION, Detection
 
 
 def headline(findings: Findings, images: ImageSet) -> str:
@@ -139,8 +68,8 @@ def _left(findings: Findings) -> tuple[str, ...]:
     elif left.asr_surrogate:
         kind = "the strongest surrogate trigger" if findings.detection is not None else "the given trigger"
         parts.append(f"{kind} still reaches {_percent(max(asr.value for asr in left.asr_surrogate.values()))}")
-    if left.asr is not None and left.asr.value >= WEAK_TRIGGER:
-        parts.append(f"the trigger given for measuring still works on {_percent(left.asr.value)} of the images")
+    if findings.outlived is not None:
+        parts.append(f"the trigger given for measuring still works on {_percent(findings.outlived.value)} of the images")
     return tuple(parts)
 
 
@@ -230,18 +159,22 @@ def notes(detection: Detection | None, repairs: Repairs | None, images: ImageSet
     if detection is None:
         return ()
     threshold = detection.config.threshold
+    already = pruned_already(detection.pruned)
     reached = detection.first.over(threshold)
     if detection.second is None:
         if len(reached) < 2 or repairs is None or not repairs.works:
-            return ()
+            return already
         return (
-            f"Also above the threshold, but far below the repaired class: {_scores(reached[1:], detection.first, images)}. Not "
-            "repaired; a class that far below is usually close to the target in feature space, but it can be a second target.",
+            *already,
+            f"Also above the threshold: {_scores(reached[1:], detection.first, images)}. Not repaired, because more than "
+            f"{SEPARATION:g} below class {images.name(reached[0])}: such a class is usually close to the target in feature "
+            "space, but it can be a second target.",
         )
     sentences = [
+        *already,
         f"Ambiguous detection: {_scores(reached, detection.first, images)} "
         f"{'have similar scores' if len(reached) > 1 else 'is close to the threshold'}. All classes were scored again with "
-        f"{SECOND_PASS_STEPS:g} times the inversion steps: {_scores(reached, detection.second, images)}."
+        f"{SECOND_PASS_STEPS:g} times the inversion steps: {_scores(reached, detection.second, images)}.",
     ]
     if repairs is not None:
         left = list(detection.targets[1:])
@@ -252,6 +185,21 @@ def notes(detection: Detection | None, repairs: Repairs | None, images: ImageSet
             sentences.append(f"Scores on the network repaired for class {name}: {_scores(left, scores, images)}; {next_step}.")
             left = still[1:]
     return tuple(sentences)
+
+
+def pruned_already(units: int) -> tuple[str, ...]:
+    """What units that are zero already mean for the scores, in a sentence; empty where there are none.
+
+    Args:
+        units: how many are pruned in the network as given.
+    """
+    if not units:
+        return ()
+    return (
+        f"{units} {'unit is' if units == 1 else 'units are'} pruned already in the network as given. Pruning changes what "
+        "batch norms read, so the detectors that compare batch-norm statistics have no say; onp verify asks whether a repaired "
+        "network still obeys triggers.",
+    )
 
 
 def _found(detection: Detection | None, classes: Sequence[int], images: ImageSet) -> str:

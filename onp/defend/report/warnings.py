@@ -31,6 +31,7 @@ def warning(findings: Findings, clean: ImageSet, max_acc_drop: float) -> str | N
     sentences = (
         surviving_families(findings.survivors) if findings.decision == "partly-repaired" else None,
         None if findings.missed is None else missed_trigger(findings.missed),
+        None if findings.outlived is None else outlived_repair(findings.outlived),
         None if before.asr is None else weak_trigger(before.asr),
         over_budget(before.acc, after.acc, max_acc_drop),
         class_accuracy_loss(before.probabilities.argmax(1), after.probabilities.argmax(1), measured),
@@ -45,6 +46,14 @@ def missed_trigger(asr: Share) -> str:
     return (
         f"The trigger given for measuring works on {100 * asr.value:.1f} % of the images (n = {asr.n}), and the scan, which "
         "never sees it, found no class: this model has a backdoor that detection does not see."
+    )
+
+
+def outlived_repair(asr: Share) -> str:
+    """Warn where the attacker's trigger, given for measuring, still works on the repaired network."""
+    return (
+        f"The trigger given for measuring still works on {100 * asr.value:.1f} % of the images (n = {asr.n}) after the repair; "
+        "repair the original for that trigger with --trigger or --triggered-data."
     )
 
 
