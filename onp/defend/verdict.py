@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from onp.defend.case import Case
 from onp.defend.clean_reference import CleanReference, clean_reference
@@ -34,6 +34,7 @@ class Findings:
     tuned: Tuned | None = None
     shrunk: Shrunk | None = None
     verification: Verification | None = None  #: of `onp verify`
+    reference: CleanReference = field(default_factory=clean_reference)  #: what clean networks show
 
     @property
     def left(self) -> Figures:
@@ -43,7 +44,7 @@ class Findings:
     @property
     def survivors(self) -> tuple[Survivor, ...]:
         """On that network."""
-        return survivors(self.left, self.audit.data, clean_reference())
+        return survivors(self.left, self.audit.data, self.reference)
 
     @property
     def missed(self) -> Share | None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from onp.defend.case import Case
-from onp.defend.clean_reference import clean_reference
 from onp.defend.config import DefendConfig
 from onp.defend.repair_loop import Repairs
 from onp.defend.report.advice import next_steps
-from onp.defend.report.audit import AuditSet
 from onp.defend.report.names import arch_name, name_of, named
 from onp.defend.report.report import Report
 from onp.defend.report.sections import (
@@ -55,7 +53,7 @@ def build_report(case: Case, run: Run, findings: Findings) -> Report:
         detection=_detection(detection, repairs),
         before=audit.before,
         after=audit.after,
-        clean_reference=_reference(audit.data),
+        clean_reference=_reference(findings),
         pruned=findings.mask.pruned(),
         units=case.victim.units,
         budget=_budget(repairs, run.seconds),
@@ -68,9 +66,9 @@ def build_report(case: Case, run: Run, findings: Findings) -> Report:
     )
 
 
-def _reference(data: AuditSet) -> ReferenceSection:
-    reference = clean_reference()
-    shares = {name: reference.share(family) for name, family in data.families.items()}
+def _reference(findings: Findings) -> ReferenceSection:
+    reference = findings.reference
+    shares = {name: reference.share(family) for name, family in findings.audit.data.families.items()}
     return ReferenceSection(reference.networks, reference.version, shares)
 
 
