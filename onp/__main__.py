@@ -25,8 +25,8 @@ exit codes: 0 nothing found; 1 evidence of a backdoor found, repaired or not; 2 
 found and no repair possible; 130 interrupted; 70 an error in onp itself
 examples:
   onp defend --demo badnets --out repaired
-  onp scan --model model.pth --arch resnet18 --norm cifar10 --data clean
-  onp verify --model repaired/model.pth --arch resnet18 --norm cifar10 --data clean
+  onp scan checkpoints/ --norm cifar10 --data clean/ --out scan
+  onp verify --model repaired/model.pth --arch resnet18 --norm cifar10 --data clean/
   onp defend --config repaired/config.toml --out again
 "onp COMMAND --help" lists the options of a subcommand; "python -m onp.defend" is "onp defend", and so for the others.
 """

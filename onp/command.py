@@ -37,7 +37,7 @@ class Command:
     epilog: str = ""
     lists: tuple[tuple[str, str, str], ...] = ()  #: options that print a text and stop: name, line in --help, text
     interrupted: Callable[[Any], str] = lambda config: "run the same command again to continue."
-    """Given the options: the rest of the sentence that begins with "Interrupted"."""
+    """Given the options, None where they were not read yet: the rest of the sentence that begins with "Interrupted"."""
 
     def parser(self) -> Parser:
         """The options of the command."""
@@ -46,6 +46,8 @@ class Command:
         for name, text, shown in self.lists:
             out.add_argument(name, action="version", version=shown, help=text)
         add_options(out, self.config)
+        places = [f" [{action.metavar} ...]" for action in out._actions if not action.option_strings]
+        out.usage = f"onp {self.name} [options]{''.join(places)}"
         return out
 
     def options(self, arguments: Sequence[str]) -> Any:

@@ -44,8 +44,8 @@ def show(outcome: Outcome, config: DefendConfig) -> int:
     return exit_code(decision, config.fail_on)
 
 
-def _interrupted(config: DefendConfig) -> str:
-    kept = config.out is not None and (Path(config.out) / FOLDER).exists()
+def _interrupted(config: DefendConfig | None) -> str:
+    kept = config is not None and config.out is not None and (Path(config.out) / FOLDER).exists()
     return "continue with --resume." if kept else "nothing was written."
 
 

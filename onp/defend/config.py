@@ -26,13 +26,6 @@ class DefendConfig:
         metavar="SPEC",
         group="the model",
     )
-    data: str | None = option(
-        None,
-        "a few hundred clean images: a folder with one sub-folder per class or a metadata.csv, a tar of one, .npz, CIFAR-10 "
-        "batches, IDX, parquet; PATH::test picks a sub-folder or split",
-        metavar="PATH",
-        group="the images",
-    )
     norm: str | None = option(
         None,
         "normalisation the model was trained with: cifar10, cifar100, imagenet, gtsrb, mnist, fashion-mnist, half, none, "
@@ -43,13 +36,42 @@ class DefendConfig:
     image_size: int | None = option(
         None, "resize the shorter side to this many pixels and crop the centre", metavar="PIXELS", type=int, group="the model"
     )
-    out: str | None = option(
+    data: str | None = option(
         None,
-        "new or empty folder for the repaired checkpoint, mask.json and the report (.html, .json, .txt)",
-        metavar="DIR",
-        group="output",
+        "a few hundred clean images: a folder with one sub-folder per class or a metadata.csv, a tar of one, .npz, CIFAR-10 "
+        "batches, IDX, parquet; PATH::test picks a sub-folder or split",
+        metavar="PATH",
+        group="the images",
     )
-    device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda"), group="the run")
+    class_order: str | None = option(
+        None,
+        "names of the classes in the order in which the network counts them: a file with one name a line, or NAME,NAME,...",
+        metavar="FILE|NAMES",
+        group="the images",
+    )
+    expect_acc: float | None = option(
+        None,
+        "accuracy that the network should reach on the clean images, as a share; the run stops below it",
+        metavar="SHARE",
+        type=float,
+        group="the images",
+    )
+    trigger: str | None = option(
+        None, "the trigger, where it is known: a trigger.safetensors of onp attack", metavar="FILE", group="the images"
+    )
+    triggered_data: str | None = option(
+        None, "images that carry the trigger, labelled or not", metavar="DIR", group="the images"
+    )
+    eval_data: str | None = option(
+        None, "other labelled images, for measuring only", metavar="PATH", group="for measuring only"
+    )
+    eval_trigger: str | None = option(None, "the true trigger, for measuring only", metavar="FILE", group="for measuring only")
+    eval_triggered_data: str | None = option(
+        None,
+        "images that carry the trigger, labelled with their own classes, for measuring only",
+        metavar="DIR",
+        group="for measuring only",
+    )
     preset: str = option(
         "default",
         "how much to try; paper: as close to the published method as is known",
@@ -73,43 +95,17 @@ class DefendConfig:
         group="the repair",
     )
     force: bool = option(False, "repair even with fewer than 50 clean images", group="the repair")
+    out: str | None = option(
+        None,
+        "new or empty folder for the repaired checkpoint, mask.json and the report (.html, .json, .txt)",
+        metavar="DIR",
+        group="output",
+    )
     shrink: bool = option(
         False,
         "also write the network without the pruned channels: shrunk.pt2, and shrunk.onnx where onnx is installed",
         group="output",
     )
-    class_order: str | None = option(
-        None,
-        "names of the classes in the order in which the network counts them: a file with one name a line, or NAME,NAME,...",
-        metavar="FILE|NAMES",
-        group="the images",
-    )
-    expect_acc: float | None = option(
-        None,
-        "accuracy that the network should reach on the clean images, as a share; the run stops below it",
-        metavar="SHARE",
-        type=float,
-        group="the images",
-    )
-    trigger: str | None = option(
-        None, "the trigger, where it is known: a trigger.safetensors of onp.attack", metavar="FILE", group="the images"
-    )
-    triggered_data: str | None = option(
-        None, "images that carry the trigger, labelled or not", metavar="DIR", group="the images"
-    )
-    eval_data: str | None = option(
-        None, "other labelled images, for measuring only", metavar="PATH", group="for measuring only"
-    )
-    eval_trigger: str | None = option(None, "the true trigger, for measuring only", metavar="FILE", group="for measuring only")
-    eval_triggered_data: str | None = option(
-        None,
-        "images that carry the trigger, labelled with their own classes, for measuring only",
-        metavar="DIR",
-        group="for measuring only",
-    )
-    demo: str | None = option(None, "repair an embedded example instead; see --list-demos", metavar="NAME", group="the run")
-    seed: int = option(0, "same seed, same machine: same mask", metavar="N", group="the run")
-    resume: bool = option(False, "continue the run that was begun in --out, or begin it", group="the run")
     fail_on: str = option(
         "evidence",
         "which decisions end with an exit code other than 0; inconclusive: also a score close to the threshold",
@@ -125,3 +121,7 @@ class DefendConfig:
         metavar="DIR",
         group="output",
     )
+    demo: str | None = option(None, "repair an embedded example instead; see --list-demos", metavar="NAME", group="the run")
+    device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda"), group="the run")
+    seed: int = option(0, "same seed, same machine: same mask", metavar="N", group="the run")
+    resume: bool = option(False, "continue the run that was begun in --out, or begin it", group="the run")
