@@ -53,7 +53,7 @@ setup(
     package_dir={"onp_kernels": "kernels"},
     package_data={
         "onp_kernels": ["tiles.json"],
-        "onp": ["py.typed", "bundle/**/*", "defend/report/templates/*", "pretrained/*"],
+        "onp": ["py.typed", "bundle/**/*", "defend/report/templates/*", "pretrained/*", "scan/templates/*"],
     },
     ext_modules=[Extension("onp_native", sources=[])],
     cmdclass={"build_ext": CMakeBuild},
