@@ -2,10 +2,13 @@
 
 import json
 from dataclasses import fields, replace
+from typing import get_args
 
 import pytest
 
+from onp.defend.decision import DECISIONS
 from onp.defend.report import sections
+from onp.defend.report.sections import ReferenceSection
 from onp.engine.metrics import Share
 
 
@@ -38,6 +41,8 @@ def test_the_schema_refuses_what_is_missing_unknown_or_no_share(outcome, report_
         ("data", sections.DataSection),
         ("detection", sections.DetectionSection),
         ("budget", sections.BudgetSection),
+        ("clean_reference", sections.ReferenceSection),
+        ("provenance", sections.Provenance),
     ],
 )
 def test_the_schema_knows_every_field(report_schema, key, section):
@@ -61,7 +66,7 @@ def test_columns_of_the_text_are_apart_however_long_a_name_is(outcome):
     before, after = (replace(figures, asr_surrogate=surrogate) for figures in (outcome.report.before, outcome.report.after))
     lines = replace(outcome.report, before=before, after=after).to_text().splitlines()
     first, second = f"surrogate ASR, {name}", f"surrogate ASR, {name}  100.0 % [96.4, 100.0]"
-    rows = [line for line in lines if "%" in line]
+    rows = [line for line in lines[1:] if "%" in line]
     assert any(line.startswith(second) for line in rows)
     for line in rows:
         assert line[len(first) :].startswith("  ") and line[len(second) :].startswith("  "), line
@@ -74,3 +79,33 @@ def test_where_nothing_was_pruned_the_text_has_one_column_and_nothing_about_mask
     assert "before" not in text and "Pruned" not in text and "masks" not in text and "DER" not in text
     (acc,) = [line for line in text.splitlines() if line.startswith("ACC")]
     assert acc.count("%") == 1
+
+
+def test_the_headline_is_the_first_line_and_a_value(outcome):
+    report = replace(outcome.report, headline="Evidence of a backdoor; 6 units pruned.")
+    assert report.to_text().splitlines()[:2] == ["Evidence of a backdoor; 6 units pruned.", "Decision: repaired"]
+    document = json.loads(report.to_json())
+    assert document["headline"] == "Evidence of a backdoor; 6 units pruned." and document["task"] == "defend"
+    assert document["next_steps"] == list(report.next_steps) != []
+
+
+def test_a_column_says_what_clean_networks_show_where_that_was_measured(outcome, report_schema):
+    (name,) = outcome.report.before.asr_surrogate
+    measured = replace(outcome.report, clean_reference=ReferenceSection(30, "test", {name: 0.305}))
+    report_schema.validate(json.loads(measured.to_json()))
+    lines = measured.to_text().splitlines()
+    assert any(line.split() == ["before", "after", "a", "clean", "network"] for line in lines)
+    assert [line for line in lines if line.endswith("  up to 30.5 %")] == [
+        line for line in lines if line.startswith("ASR, known")
+    ]
+    nothing = replace(measured, decision="backdoor-evidence", after=measured.before, pruned={})
+    assert any(line.endswith("  up to 30.5 %") for line in nothing.to_text().splitlines())
+    unknown = replace(measured, clean_reference=ReferenceSection(0, "none", {name: None}))
+    assert "a clean network" not in unknown.to_text()
+
+
+@pytest.mark.parametrize("decision", DECISIONS)
+def test_the_schema_knows_every_decision(outcome, report_schema, decision):
+    report_schema.validate(json.loads(replace(outcome.report, decision=decision).to_json()))
+    assert set(report_schema.schema["properties"]["decision"]["enum"]) == set(DECISIONS)
+    assert set(report_schema.schema["properties"]["task"]["enum"]) == set(get_args(sections.Task))

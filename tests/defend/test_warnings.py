@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from helpers.made_findings import figures, findings, images, repair, repairs
 
 from onp.data.images import ImageSet
 from onp.defend.report.warnings import (
@@ -11,6 +12,7 @@ from onp.defend.report.warnings import (
     few_images,
     further_copies,
     over_budget,
+    warning,
     weak_trigger,
 )
 from onp.engine.metrics import Share
@@ -66,3 +68,21 @@ def test_further_copies_of_the_weights():
     assert further_copies(None, "repaired") == further_copies(Checkpoint(Path("a.pth"), "torch", {}), "repaired") == ()
     assert "(model_ema): the repaired weights replace all copies" in further_copies(checkpoint, "repaired")[0]
     assert further_copies(checkpoint, "not-repairable")[0].endswith("; to scan it, give --model a.pth::model_ema.")
+
+
+def test_triggers_that_survive_are_the_first_warning():
+    left = figures({"patch": 53, "warp": 40})
+    found = findings("partly-repaired", figures({"patch": 98, "warp": 98}), left, repairs=repairs(repair(0)))
+    text = warning(found, images(60), 0.01)
+    assert text.startswith("After the repair, fresh triggers still reach more than on clean networks: patch 53.0 %")
+    assert "warp" not in text and "With only 60 clean images" in text
+    assert warning(findings("repaired", figures({"patch": 98}), left), images(500), 0.01).startswith("With only 4 classes")
+
+
+def test_a_missed_trigger_and_one_that_outlives_the_repair():
+    missed = warning(findings("no-backdoor-evidence", figures({}, 88)), images(500), 0.01)
+    assert "works on 88.0 % of the images (n = 100)" in missed and "found no class" in missed
+    outlived = warning(findings("repaired", figures({"patch": 98}, 97), figures({"patch": 3}, 90)), images(500), 0.01)
+    assert "still works on 90.0 % of the images (n = 100) after the repair" in outlived and "--triggered-data" in outlived
+    stopped = warning(findings("repaired", figures({"patch": 98}, 97), figures({"patch": 3}, 2)), images(500), 0.01)
+    assert "trigger" not in stopped
