@@ -21,7 +21,8 @@ from onp.model.checkpoint import read_checkpoint
 from onp.model.hub_config import CONFIG, read_config
 from onp.model.state_dicts import file_and_key
 from onp.pool import WorkerDied
-from onp.scan.row import Row
+from onp.resume import FACTS, FOLDER
+from onp.scan.row import Failure, Row
 
 
 @dataclass(frozen=True)
@@ -71,14 +72,23 @@ def scan_model(task: ModelTask) -> Scanned:
 def failed(task: ModelTask, error: Exception, seconds: float = 0.0) -> Row:
     """The row of a model without a verdict."""
     path = file_and_key(str(task.options.model))[0]
-    row = Row(task.name, task.identity, kind="crashed", seconds=seconds, **_of_file(task))
-    if isinstance(error, UnsafeCheckpointError):
-        entry = entry_of_refusal(error, path, task.digest, task.name)
-        row = dataclasses.replace(row, kind="unsafe", sarif=dataclasses.asdict(entry))
-    elif isinstance(error, InputError):
-        row = dataclasses.replace(row, kind="unusable")
-    sentence = str(error) if isinstance(error, InputError | WorkerDied) else f"This is an error in onp ({first_line(error)})."
-    return dataclasses.replace(row, error=sentence.replace(str(path), task.name))
+    kind: Failure = "crashed"
+    if isinstance(error, InputError):
+        kind = "unsafe" if isinstance(error, UnsafeCheckpointError) else "unusable"
+    elif isinstance(error, WorkerDied):
+        error = InputError(error)
+    else:
+        error = InputError(f"This is an error in onp ({first_line(error)}).")
+    entry = entry_of_refusal(error, path, task.digest, task.name)
+    return Row(
+        task.name,
+        task.identity,
+        **_of_file(task),
+        kind=kind,
+        error=entry.refusal,
+        seconds=seconds,
+        sarif=dataclasses.asdict(entry),
+    )
 
 
 def with_arch(options: DefendConfig) -> tuple[DefendConfig, str]:
@@ -108,8 +118,8 @@ def with_arch(options: DefendConfig) -> tuple[DefendConfig, str]:
 
 
 def _run(options: DefendConfig) -> Outcome:
-    if options.out is not None and (Path(options.out) / "report.json").exists():
-        # Of a run that was killed before its row was written.
+    # A run that was begun goes on. One that was killed between its report and its row, or refused, is done once more.
+    if options.out is not None and Path(options.out).exists() and not (Path(options.out) / FOLDER / FACTS).exists():
         shutil.rmtree(options.out)
     return defend(options)
 

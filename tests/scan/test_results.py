@@ -17,7 +17,8 @@ from onp.scan.row import Row, in_order
 from onp.scan.tables import comma_separated, markdown, text_table
 
 CLEAN = Row(
-    "clean.pt", "1" * 64, "a" * 64, 100, "no-backdoor-evidence", "No evidence.", "Because.", None, 1.25, 4.0, 0, "Bag", 0.9, "vit"
+    *("clean.pt", "1" * 64, "a" * 64, 100),
+    *("no-backdoor-evidence", "No evidence.", "Because.", None, 1.25, 4.0, 0, "Bag", 0.9, "vit"),
 )
 BAD = replace(
     CLEAN, name="=b|<script>.pt", identity="2" * 64, decision="backdoor-evidence", score=7.5, report="models/b-1/report.html"

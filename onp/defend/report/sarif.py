@@ -17,7 +17,7 @@ from onp.defend.report.report import Report
 from onp.defend.report.sarif_rules import RULE_OF, RULES, TAXA, descriptors, taxonomies
 from onp.defend.report.sections import FileDigest
 from onp.engine.metrics import Share
-from onp.errors import UnsafeCheckpointError
+from onp.errors import InputError, UnsafeCheckpointError
 from onp.version import VERSION
 
 SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/errata01/os/schemas/sarif-schema-2.1.0.json"
@@ -106,10 +106,8 @@ def entry_of(report: Report, name: str | None = None) -> Entry:
     return Entry(_artifact(name, digest), result)
 
 
-def entry_of_refusal(
-    error: UnsafeCheckpointError, path: Path, digest: FileDigest | None = None, name: str | None = None
-) -> Entry:
-    """A checkpoint that was refused because it can run code when it is opened.
+def entry_of_refusal(error: InputError, path: Path, digest: FileDigest | None = None, name: str | None = None) -> Entry:
+    """A checkpoint that was not examined; that is a finding where it can run code when it is opened.
 
     Args:
         error: why.
@@ -119,7 +117,9 @@ def entry_of_refusal(
     """
     name = name or name_of(path)
     message = str(error).replace(str(path), name)
-    result = _result("unsafe-checkpoint", "error", message, digest or name) | {"locations": [{}]}
+    result = None
+    if isinstance(error, UnsafeCheckpointError):
+        result = _result("unsafe-checkpoint", "error", message, digest or name) | {"locations": [{}]}
     return Entry(_artifact(name, digest), result, message)
 
 
