@@ -10,10 +10,12 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
+from itertools import chain
 from urllib.parse import quote
 
 from onp import progress
 from onp.defend.report.sarif import Entry, sarif_log
+from onp.errors import InputError
 from onp.pool import Workers, run_all
 from onp.scan.candidates import find_models
 from onp.scan.config import ScanConfig
@@ -51,7 +53,7 @@ def scan(config: ScanConfig) -> ScanResult:
     unique = {task.identity: task for task in reversed(tasks)}
     todo = [task for task in tasks if unique[task.identity] is task and task.identity not in folder.done]
     results = {identity: Scanned(row) for identity, row in folder.done.items()}
-    results |= _scan_all(todo, workers_for(config, len(todo)), folder, config)
+    results |= _scan_all(todo, workers_for(config, sum(task.problem is None for task in todo)), folder, config)
     rows = in_order([_renamed(results[task.identity].row, task, unique[task.identity]) for task in tasks])
     result = ScanResult(tuple(rows), found.left_out, results[tasks[0].identity].text if len(tasks) == 1 else None)
     if config.out is not None:
@@ -62,11 +64,14 @@ def scan(config: ScanConfig) -> ScanResult:
 def _scan_all(tasks: Sequence[ModelTask], workers: Workers, folder: ScanFolder, config: ScanConfig) -> dict[str, Scanned]:
     """Run the tasks; each row is kept as soon as it is there."""
     results: dict[str, Scanned] = {}
+    # What cannot even be read needs no worker.
+    unread = [(task, InputError(task.problem)) for task in tasks if task.problem is not None]
+    tasks = [task for task in tasks if task.problem is None]
     alone = workers.ray is None and not workers.processes  # then the model shows its own stages
     tasks = [task if alone else dataclasses.replace(task, threads=workers.threads) for task in tasks]
     pace = _Pace(len(tasks), workers.processes)
-    with progress.stage("models", len(tasks), config.quiet or alone, config.json) as bar:
-        for task, made in run_all(scan_model, tasks, workers):
+    with progress.stage("models", len(unread) + len(tasks), config.quiet or alone, config.json) as bar:
+        for task, made in chain(unread, run_all(scan_model, tasks, workers)):
             scanned = made if isinstance(made, Scanned) else Scanned(failed(task, made))
             row = scanned.row
             folder.append(row)
@@ -94,7 +99,7 @@ class _Pace:
 
     def left(self, row: Row) -> float | None:
         """Seconds, once a model is done; None as long as nothing is known."""
-        self._left -= 1
+        self._left -= row.seconds > 0
         if row.decision is not None:
             self._seconds.append(row.seconds)
         if not self._seconds:
@@ -111,8 +116,8 @@ def _line(row: Row) -> str:
     if row.decision is None:
         return f"{row.name}: {row.kind}: {row.error}"
     score = "" if row.score is None else f", score {row.score:.1f} of {row.threshold:g}"
-    told = f"; its {row.arch_from} say that it is {row.arch}" if row.arch_from == "weights" else ""
-    return f"{row.name}: {row.decision}{score}{told}"
+    network = f"; by its weights it is {row.arch}" if row.arch_from == "weights" else ""
+    return f"{row.name}: {row.decision}{score}{network}"
 
 
 def _renamed(row: Row, task: ModelTask, first: ModelTask) -> Row:

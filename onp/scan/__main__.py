@@ -16,7 +16,7 @@ that could not be scanned counts with --fail-on inconclusive only.
 examples:
   onp scan checkpoints/ --norm cifar10 --data clean/ --out scan
   onp scan models.toml --data clean/ --out scan --ray auto --resume
-  onp scan suspect.safetensors --arch resnet18:width=64 --norm cifar10 --data clean/
+  onp scan model.safetensors --arch resnet18:width=64 --norm cifar10 --data clean/
 """
 
 

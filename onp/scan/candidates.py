@@ -21,7 +21,7 @@ from onp.scan.model_list import LISTS, read_list
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".pt2", ".ckpt", ".pth.tar")
 OTHERS = (*FOREIGN, ".bin", ".pkl", ".joblib", ".msgpack")
-"""Suffixes of models that are not read; the number of such files is told, so that nobody takes them for scanned."""
+"""Suffixes of models that are not read; the number of such files is given, so that nobody takes them for scanned."""
 DEEPEST = 32  #: folders within each other
 MOST_MODELS = 100_000
 MOST_ENTRIES = 5_000_000  #: of all folders together

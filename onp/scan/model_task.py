@@ -50,8 +50,6 @@ def scan_model(task: ModelTask) -> Scanned:
     threads, start = torch.get_num_threads(), time.monotonic()
     torch.set_num_threads(task.threads or threads)
     try:
-        if task.problem is not None:
-            raise InputError(task.problem)
         options, arch_from = with_arch(task.options)
         outcome = _run(options)
     except Exception as error:

@@ -13,7 +13,6 @@ import torch
 
 from onp import progress
 from onp.defend.config import DefendConfig
-from onp.defend.digests import FileState
 from onp.defend.presets import PRESETS
 from onp.defend.provenance import digests, inputs_of, learned
 from onp.defend.report.sections import FileDigest
@@ -94,12 +93,12 @@ def tasks_of(config: ScanConfig, candidates: Sequence[Candidate], folder: ScanFo
 
 def _task(candidate: Candidate, options: DefendConfig, images: Sequence[FileDigest], folder: ScanFolder) -> ModelTask:
     path, key = file_and_key(candidate.path)
-    digest, beside, problem = None, (), candidate.problem
+    own: tuple[FileDigest, ...] = ()  # of the model, and of what lies beside it
+    problem = candidate.problem
     try:
         if problem is None:
             check_file(path)  # so that no pipe or device is opened
-            digest = FileState(path).digest("model", candidate.name)
-            beside = digests(inputs_of(dataclasses.replace(options, data=None, class_order=None)))
+            own = digests(inputs_of(dataclasses.replace(options, data=None, class_order=None)))
     except InputError as error:
         problem = str(error).replace(str(path), candidate.name)
     facts = {
@@ -107,14 +106,14 @@ def _task(candidate: Candidate, options: DefendConfig, images: Sequence[FileDige
         "learned": learned(),
         "options": {name: getattr(options, name) for name in MEASURED},
         "parts": [key, str(options.data).partition("::")[2]],
-        "files": sorted((each.role, each.sha256) for each in (*images, *beside)),
+        "files": sorted((each.role, each.sha256) for each in (*images, *own)),
         # What cannot be read has no content to tell it by.
-        "unread": candidate.path if digest is None else None,
+        "unread": None if own else candidate.path,
     }
     identity = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
     options = dataclasses.replace(options, out=folder.report_of(candidate.name, identity))
-    options = _anywhere(options)
-    return ModelTask(candidate.name, identity, options, digest, problem)
+    digest = next((each for each in own if each.role == "model"), None)
+    return ModelTask(candidate.name, identity, _anywhere(options), digest, problem)
 
 
 def _anywhere(options: DefendConfig) -> DefendConfig:
