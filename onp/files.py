@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import stat
 import threading
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Literal
 from onp.errors import InputError
 
 SHARE = 0.5  # of the free memory, that the content of one image set or checkpoint may take
+TEMPORARY = re.compile(r"\..+\.([1-9]\d*)\.tmp")  # what write_atomically writes to, with the number of its process
 
 
 class ByteBudget:
@@ -93,3 +95,29 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_temporary(path: Path) -> bool:
+    """Whether `path` has the name of a file that `write_atomically` has not finished."""
+    return TEMPORARY.fullmatch(path.name) is not None
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what `write_atomically` left in `folder` when its process was killed; those of running processes stay."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        match = TEMPORARY.fullmatch(path.name)
+        if match and not _runs(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    """Whether another process has this number; on Windows, where asking would end it, none has."""
+    if os.name != "posix" or process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -14,17 +14,18 @@ import torch
 from onp import progress
 from onp.defend.case import Case
 from onp.defend.config import DefendConfig
-from onp.defend.folder import check_folder
+from onp.defend.folder import check_apart, check_folder, check_model_name
 from onp.defend.monitor import Monitor
 from onp.defend.presets import Preset
 from onp.defend.resolve import preset_of, resolve
 from onp.detect.config import DetectRun
 from onp.errors import InputError, device_error
 from onp.model.hub_config import HubModel
+from onp.model.state_dicts import file_and_key
 from onp.numerics import derive_seed, resolve_device
 from onp.resume import Store
 
-IDENTIFYING = ("preset", "max_acc_drop", "seed", "arch", "norm", "image_size", "tune")
+IDENTIFYING = ("preset", "max_acc_drop", "seed", "arch", "norm", "image_size", "tune", "repair", "verify")
 """Options that a resumed run must share with the one it continues."""
 
 T = TypeVar("T")
@@ -69,6 +70,9 @@ class Run:
         config, hub = resolve(config)
         out = None if config.out is None else Path(config.out)
         if out is not None:
+            check_apart(out, (config.data, config.eval_data, config.triggered_data, config.eval_triggered_data))
+            if config.model is not None:
+                check_model_name(file_and_key(config.model)[0].name)
             check_folder(out, config.resume)
         store = None if out is None else Store(out)
         try:

@@ -27,6 +27,7 @@ from onp.defend.report.sections import (
 from onp.defend.verdict import missed
 from onp.detect.known_trigger import KNOWN
 from onp.engine.metrics import Share
+from onp.errors import printable
 from onp.model.shrink import Shrunk
 
 SCHEMA_VERSION = 1
@@ -122,7 +123,8 @@ class Report:
         return json.dumps(_finite(document), indent=2, default=str) + "\n"
 
     def to_text(self) -> str:
-        """The report as plain text; sentences are wrapped at `WIDTH` columns, the table is as wide as its longest name."""
+        """The report as plain text, without control characters that names may hold; sentences are wrapped at `WIDTH` columns,
+        the table is as wide as its longest name."""
         lines = [*textwrap.wrap(self.headline, WIDTH), f"Decision: {self.decision}"]
         for sentence in (self.reason, *self.notes, *([f"Warning: {self.warning}"] if self.warning else [])):
             lines += textwrap.wrap(sentence, WIDTH, initial_indent="  ", subsequent_indent="  ")
@@ -139,7 +141,7 @@ class Report:
         if self.shrunk is not None:
             lines += textwrap.wrap(self.shrunk.to_text(), WIDTH, subsequent_indent="  ")
         lines += ["", f"{self._masks()}{self.budget.wall_seconds:.0f} s in all"]
-        return "\n".join(lines) + "\n"
+        return "".join(f"{printable(line, longest=None)}\n" for line in lines)
 
     def _figures(self) -> list[str]:
         """The table of the figures, without the columns that say nothing."""
