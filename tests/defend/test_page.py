@@ -13,10 +13,10 @@ import torch
 from PIL import Image, ImageStat
 
 from onp.defend.evaluation import Evaluation
+from onp.defend.report.advice import NEXT_STEPS
 from onp.defend.report.audit import AuditSet, audit_repair
 from onp.defend.report.diagnostics import GraphDrawing, diagnose
 from onp.defend.report.page import render
-from onp.defend.report.advice import NEXT_STEPS
 from onp.search.neuron_graph import RELATIONS, build_graph
 
 CHROMIUM = shutil.which("chromium")
