@@ -75,7 +75,9 @@ def test_columns_of_the_text_are_apart_however_long_a_name_is(outcome):
 def test_where_nothing_was_pruned_the_text_has_one_column_and_nothing_about_masks(outcome):
     report = outcome.report
     budget = replace(report.budget, evaluations=0, masks_per_second=0.0)
-    text = replace(report, decision="no-backdoor-evidence", after=report.before, pruned={}, budget=budget).to_text()
+    nothing = {"decision": "no-backdoor-evidence", "after": report.before, "pruned": {}, "budget": budget}
+    text = replace(report, headline="No evidence.", next_steps=("Use it.",), **nothing).to_text()
+    assert "\nWhat to do next:\n- Use it.\n" in text
     assert "before" not in text and "Pruned" not in text and "masks" not in text and "DER" not in text
     (acc,) = [line for line in text.splitlines() if line.startswith("ACC")]
     assert acc.count("%") == 1
@@ -109,3 +111,11 @@ def test_the_schema_knows_every_decision(outcome, report_schema, decision):
     report_schema.validate(json.loads(replace(outcome.report, decision=decision).to_json()))
     assert set(report_schema.schema["properties"]["decision"]["enum"]) == set(DECISIONS)
     assert set(report_schema.schema["properties"]["task"]["enum"]) == set(get_args(sections.Task))
+
+
+def test_the_text_shows_no_control_characters_of_names(outcome):
+    """A class or layer whose name moves the cursor, or turns the direction of the text."""
+    hostile = "a\x1b]0;title\x07\nb\u202ec"
+    text = replace(outcome.report, reason=hostile, headline=hostile, pruned={hostile: [1]}).to_text()
+    assert text.count(r"a\x1b]0;title\x07") == 3 and r"\nb\u202ec: 1" in text
+    assert all(each.isprintable() for line in text.splitlines() for each in line)
