@@ -23,6 +23,7 @@ from onp.defend.report.sections import (
     ReferenceSection,
     Task,
     Tuned,
+    Verification,
 )
 from onp.defend.verdict import missed
 from onp.detect.known_trigger import KNOWN
@@ -63,6 +64,7 @@ class Report:
     provenance: Provenance | None = None  #: None until the files of the run are known
     tuned: Tuned | None = None  #: with --tune
     shrunk: Shrunk | None = None  #: with --shrink
+    verification: Verification | None = None  #: with --verify
 
     @property
     def target_class(self) -> int | None:
@@ -120,6 +122,8 @@ class Report:
             document["tuned"] = _figures(self.tuned.figures) | {"method": self.tuned.method, "der": self.tuned.der}
         if self.shrunk is not None:
             document["shrunk"] = {name: getattr(self.shrunk, name) for name in ("removed", "kept", "parameters")}
+        if self.verification is not None:
+            document["verification"] = dataclasses.asdict(self.verification)
         return json.dumps(_finite(document), indent=2, default=str) + "\n"
 
     def to_text(self) -> str:
@@ -140,6 +144,9 @@ class Report:
             lines += [f"  {layer}: {', '.join(map(str, units))}" for layer, units in self.pruned.items()]
         if self.shrunk is not None:
             lines += textwrap.wrap(self.shrunk.to_text(), WIDTH, subsequent_indent="  ")
+        lines += ["", "What to do next:"]
+        for step in self.next_steps:
+            lines += textwrap.wrap(step, WIDTH, initial_indent="- ", subsequent_indent="  ")
         lines += ["", f"{self._masks()}{self.budget.wall_seconds:.0f} s in all"]
         return "".join(f"{printable(line, longest=None)}\n" for line in lines)
 
