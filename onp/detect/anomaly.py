@@ -47,17 +47,29 @@ class DetectionScores:
     """Per detector and class: log(cost / success rate); of `bn_shift` and `prior_shift` the negated shift."""
     anomaly_index: dict[str, tuple[float, ...]]  #: per detector and class; positive where the class is anomalously cheap
     score: tuple[float, ...]  #: per class: the clipped anomaly indices of all detectors, summed
+    shortcuts_only: bool = False  #: only classes with a shortcut in feature space count, see `of`
 
     @classmethod
-    def of(cls, log_costs: Mapping[str, Sequence[float]]) -> DetectionScores:
+    def of(cls, log_costs: Mapping[str, Sequence[float]], *, shortcuts_only: bool = False) -> DetectionScores:
         """Compute indices and scores.
 
         Args:
             log_costs: per detector, a value for each class.
+            shortcuts_only: classes whose `latent` index is within the noise floor score 0. Without BN statistics a class that
+                triggers reach easily on any network of these images would stand out: it is reached through many features, and
+                a backdoor's target through few. Without effect where `latent` was not measured.
         """
         costs = {name: tuple(values) for name, values in log_costs.items()}
         indices = {name: anomaly_indices(values, spread_floor(name)) for name, values in costs.items()}
-        return cls(costs, indices, _scores(indices))
+        scores = _scores(indices)
+        if shortcuts_only and LATENT in indices:
+            scores = tuple(score if clipped(index) else 0.0 for score, index in zip(scores, indices[LATENT], strict=True))
+        return cls(costs, indices, scores, shortcuts_only)
+
+    @property
+    def easy(self) -> DetectionScores:
+        """The same where classes count without a shortcut too."""
+        return DetectionScores.of(self.log_costs)
 
     @property
     def predicted_target(self) -> int:
@@ -70,7 +82,8 @@ class DetectionScores:
 
     def only(self, names: Sequence[str]) -> DetectionScores:
         """The scores of some detectors alone."""
-        return DetectionScores.of({name: self.log_costs[name] for name in names if name in self.log_costs})
+        chosen = {name: self.log_costs[name] for name in names if name in self.log_costs}
+        return DetectionScores.of(chosen, shortcuts_only=self.shortcuts_only)
 
 
 def log_costs(cost: Tensor, success: Tensor) -> tuple[float, ...]:

@@ -70,12 +70,13 @@ class BnStatistics:
     CPU, in running standard deviations. Norms with too few channels for the number of classes are left out."""
     late: tuple[NormStatistics, ...]  #: the last `LATE` of all norms, in execution order
     norms: int  #: how many the network has; 0 where nothing was measured
-    pruned: int = 0  #: units that are pruned already; where there are any, nothing was measured
+    left_out: bool = False  #: nothing was measured, since the network is a repaired one, or is taken for one
+    pruned: int = 0  #: units that are pruned already
 
     @staticmethod
-    def nothing(victim: Victim, clean: ImageSet, pruned: int = 0) -> BnStatistics:
-        """Of a network whose norms are not to have a say."""
-        return BnStatistics(clean.labels.cpu(), victim.classes, {}, (), 0, pruned)
+    def nothing(victim: Victim, clean: ImageSet) -> BnStatistics:
+        """Of a repaired network: its norms have no say."""
+        return BnStatistics(clean.labels.cpu(), victim.classes, {}, (), 0, True, pruned_units(victim).pruned_count)
 
     def late_residual(self) -> dict[str, Tensor]:
         """The residual of as many of the last norms that have one."""
@@ -106,9 +107,11 @@ def bn_statistics(victim: Victim, clean: ImageSet) -> BnStatistics:
         victim: the network; norms without running statistics are left out.
         clean: clean images with labels; those that detection and search may see, not the holdout.
     """
-    norms, labels, pruned = batch_norms(victim.program), clean.labels.cpu(), pruned_units(victim).pruned_count
-    if not norms or pruned:
-        return BnStatistics.nothing(victim, clean, pruned)
+    if pruned_units(victim).pruned_count:
+        return BnStatistics.nothing(victim, clean)
+    norms, labels = batch_norms(victim.program), clean.labels.cpu()
+    if not norms:
+        return BnStatistics(labels, victim.classes, {}, (), 0)
     pixels, late = clean.pixels(), norms[-_late(len(norms)) :]
     plain, cropped = channel_means(victim, norms, pixels), channel_means(victim, late, random_crops(pixels))
     residual, kept = {}, []

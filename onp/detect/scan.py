@@ -54,4 +54,4 @@ def scan(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectRun) -> Det
         costs[family.name] = log_costs(triggers.cost.cpu(), torch.tensor(rates))
     reached = target_probability(victim, pixels, labels, run.seed, run.config.scan.images)
     costs[PGD] = log_costs(torch.ones_like(reached), reached)
-    return DetectionScores.of(costs)
+    return DetectionScores.of(costs, shortcuts_only=bn.left_out)

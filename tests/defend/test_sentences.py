@@ -51,13 +51,6 @@ def test_another_class_far_below_the_target():
     assert notes(found, repairs(repair(0, works=False)), IMAGES) == ()
 
 
-def test_units_that_are_pruned_already():
-    for second in (None, (5.0, 0.0, 0.0, 0.0)):
-        note = notes(detection((5.0, 0.0, 0.0, 0.0), second, pruned=7), None, IMAGES)[0]
-        assert note.startswith("7 units are pruned already") and "onp verify" in note
-    assert notes(detection((5.0, 0.0, 0.0, 0.0)), None, IMAGES) == ()
-
-
 def test_a_known_trigger():
     found = repairs(repair(3))
     assert reason_of("repaired", None, found).startswith("The given trigger leads to class ant; 3 units")

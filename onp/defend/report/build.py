@@ -7,6 +7,7 @@ from onp.defend.config import DefendConfig
 from onp.defend.repair_loop import Repairs
 from onp.defend.report.advice import next_steps
 from onp.defend.report.names import arch_name, name_of, named
+from onp.defend.report.repaired import repaired_notes
 from onp.defend.report.report import Report
 from onp.defend.report.sections import (
     BudgetSection,
@@ -45,7 +46,11 @@ def build_report(case: Case, run: Run, findings: Findings) -> Report:
         reason=reason(findings, images, config),
         warning=warning(findings, images, config.max_acc_drop),
         next_steps=next_steps(findings, config),
-        notes=further_copies(case.victim.checkpoint, findings.decision) + notes(detection, repairs, images),
+        notes=(
+            *further_copies(case.victim.checkpoint, findings.decision),
+            *notes(detection, repairs, images),
+            *repaired_notes(findings, images),
+        ),
         target_classes=targets,
         target_name=case.name(targets[0]) if targets else None,
         model=_model(case.victim, config),
@@ -63,6 +68,7 @@ def build_report(case: Case, run: Run, findings: Findings) -> Report:
         task="verify" if config.verify else "defend" if config.repair else "scan",
         tuned=findings.tuned,
         shrunk=findings.shrunk,
+        verification=findings.verification,
     )
 
 

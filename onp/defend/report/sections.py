@@ -120,6 +120,16 @@ class ReferenceSection:
     ]  #: by surrogate, named as in `asr_surrogate`: ASR that 5 % of clean networks exceed; None where it was not measured
 
 
+@dataclass(frozen=True)
+class Verification:
+    """The mask beside a repaired checkpoint against its weights, with `onp verify`; each field gives units by layer."""
+
+    pruned: dict[str, list[int]]  #: units that are pruned in the weights
+    mask: dict[str, list[int]] | None  #: units that the mask names; None where there is no mask
+    not_zero: dict[str, list[int]]  #: units that the mask names and that are not pruned in the weights
+    not_named: dict[str, list[int]]  #: units that are pruned in the weights and that the mask does not name
+
+
 @dataclass(frozen=True, eq=False)
 class Tuned:
     """The network after `--tune`, which trains it once it is pruned."""

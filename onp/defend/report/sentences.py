@@ -12,6 +12,7 @@ from onp.data.images import ImageSet
 from onp.defend.config import DefendConfig
 from onp.defend.repair_loop import Repairs
 from onp.defend.report.advice import USE_TRIGGER
+from onp.defend.report.repaired import verified_headline, verified_reason
 from onp.defend.verdict import LEAST_IMAGES, WEAK_TRIGGER, Findings, Survivor
 from onp.detect.anomaly import DetectionScores
 from onp.detect.config import SECOND_PASS_STEPS
@@ -30,7 +31,10 @@ def headline(findings: Findings, images: ImageSet) -> str:
             f"The scan missed a trigger that works on {_percent(findings.missed.value)} of the images it was measured on: "
             f"{USE_TRIGGER}."
         )
-    detection, pruned = findings.detection, int((~findings.mask.keep).sum())
+    verified = verified_headline(findings)
+    if verified is not None:
+        return verified
+    detection, pruned = findings.detection, findings.mask.pruned_count
     parts: tuple[str, ...]
     match findings.decision:
         case "no-backdoor-evidence":
@@ -89,6 +93,9 @@ def reason(findings: Findings, images: ImageSet, config: DefendConfig) -> str:
         config: the options.
     """
     detection, repairs, decision = findings.detection, findings.repairs, findings.decision
+    verified = verified_reason(findings, images)
+    if verified is not None:
+        return verified
     if repairs is None:
         return _without_repair(findings, images, config)
     targets = [repair.target for repair in repairs.repairs]
@@ -159,19 +166,16 @@ def notes(detection: Detection | None, repairs: Repairs | None, images: ImageSet
     if detection is None:
         return ()
     threshold = detection.config.threshold
-    already = pruned_already(detection.pruned)
     reached = detection.first.over(threshold)
     if detection.second is None:
         if len(reached) < 2 or repairs is None or not repairs.works:
-            return already
+            return ()
         return (
-            *already,
             f"Also above the threshold: {_scores(reached[1:], detection.first, images)}. Not repaired, because more than "
             f"{SEPARATION:g} below class {images.name(reached[0])}: such a class is usually close to the target in feature "
             "space, but it can be a second target.",
         )
     sentences = [
-        *already,
         f"Ambiguous detection: {_scores(reached, detection.first, images)} "
         f"{'have similar scores' if len(reached) > 1 else 'is close to the threshold'}. All classes were scored again with "
         f"{SECOND_PASS_STEPS:g} times the inversion steps: {_scores(reached, detection.second, images)}.",
@@ -185,21 +189,6 @@ def notes(detection: Detection | None, repairs: Repairs | None, images: ImageSet
             sentences.append(f"Scores on the network repaired for class {name}: {_scores(left, scores, images)}; {next_step}.")
             left = still[1:]
     return tuple(sentences)
-
-
-def pruned_already(units: int) -> tuple[str, ...]:
-    """What units that are zero already mean for the scores, in a sentence; empty where there are none.
-
-    Args:
-        units: how many are pruned in the network as given.
-    """
-    if not units:
-        return ()
-    return (
-        f"{units} {'unit is' if units == 1 else 'units are'} pruned already in the network as given. Pruning changes what "
-        "batch norms read, so the detectors that compare batch-norm statistics have no say; onp verify asks whether a repaired "
-        "network still obeys triggers.",
-    )
 
 
 def _found(detection: Detection | None, classes: Sequence[int], images: ImageSet) -> str:

@@ -32,7 +32,7 @@ def warning(findings: Findings, clean: ImageSet, max_acc_drop: float) -> str | N
         surviving_families(findings.survivors) if findings.decision == "partly-repaired" else None,
         None if findings.missed is None else missed_trigger(findings.missed),
         None if findings.outlived is None else outlived_repair(findings.outlived),
-        None if before.asr is None else weak_trigger(before.asr),
+        None if before.asr is None or findings.verification is not None else weak_trigger(before.asr),
         over_budget(before.acc, after.acc, max_acc_drop),
         class_accuracy_loss(before.probabilities.argmax(1), after.probabilities.argmax(1), measured),
         None if findings.detection is None else few_images(len(clean), classes),
