@@ -1,18 +1,29 @@
-# onp in a container:
+# onp in a container. On a machine without a GPU:
 #   docker build -t onp .
-#   docker run --rm --network none -v "$PWD:/work" -w /work onp --model suspect.safetensors --arch SPEC --norm NAME --data clean --out repaired
-# The suspicious file is read in a container without network, as a user without rights.
-#
-# BASE: for NVIDIA GPUs an image with Python, nvcc and a CUDA build of torch, and CUDA=ON.
+#   docker run --rm --network none --user "$(id -u):$(id -g)" -v "$PWD:/work" onp scan suspect.safetensors --arch SPEC --norm NAME --data clean --out scan
+# The suspicious file is read without network and without rights.
+# For NVIDIA GPUs take an image that has Python, nvcc and a CUDA build of torch:
+#   docker build -t onp --build-arg BASE=IMAGE --build-arg CUDA=ON .
+#   docker run --gpus all ... as above
 ARG BASE=python:3.11-slim
 FROM ${BASE} AS build
 ARG CUDA=OFF
+# Where the CPU build of torch comes from; empty: the usual index.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# The compiler of the distribution, whichever version it has.
+# hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 COPY . /src
-RUN python -m venv --system-site-packages /opt/onp && ONP_CUDA=${CUDA} /opt/onp/bin/pip install --no-cache-dir -c /src/constraints.txt /src
+RUN python3 -m venv --system-site-packages /opt/onp && \
+    if [ "${CUDA}" = OFF ]; then \
+      /opt/onp/bin/pip install --no-cache-dir -c /src/constraints.txt ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} torch; \
+    fi && \
+    ONP_CUDA="${CUDA}" /opt/onp/bin/pip install --no-cache-dir -c /src/constraints.txt '/src[bom]'
 
 FROM ${BASE}
 COPY --from=build /opt/onp /opt/onp
-RUN useradd --create-home onp
-USER onp
-ENTRYPOINT ["/opt/onp/bin/python", "-m", "onp.defend"]
+# Whoever runs it has a home folder: libraries keep their caches there.
+ENV PATH=/opt/onp/bin:${PATH} HOME=/tmp
+WORKDIR /work
+USER 65534:65534
+ENTRYPOINT ["onp"]

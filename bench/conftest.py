@@ -20,6 +20,12 @@ def _version(distribution: str) -> str:
         return "not installed"
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Nothing runs beside what is timed."""
+    return 0
+
+
 @pytest.fixture(autouse=True)
 def _surroundings(benchmark) -> None:
     """Hardware and versions in `extra_info` of every benchmark."""

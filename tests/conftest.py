@@ -1,8 +1,10 @@
-"""Shared fixtures. The first lines must stay first: triton reads its switch when it is first imported."""
+"""Shared fixtures. The first lines must stay first: triton and torch read these variables when they are first imported."""
 
 import os
 
 os.environ.setdefault("TRITON_INTERPRET", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # for subprocesses, too: as many processes as CPUs, each with one thread
 
 import json
 from collections.abc import Iterator

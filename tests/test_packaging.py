@@ -68,6 +68,18 @@ def test_no_runtime_requirement_beyond_the_declared(installed: metadata.Distribu
     assert names == {"gymnasium", "jinja2", "numpy", "pillow", "rich", "safetensors", "scipy", "torch"}
 
 
+def test_what_the_tests_and_the_extras_install_is_pinned():
+    """Among them torchvision beside timm, which would otherwise take one that does not go with the installed torch."""
+    text = (ROOT / "pyproject.toml").read_text()
+    extras = re.search(r"^\[project.optional-dependencies\]\n(.*?)\n\n", text, re.MULTILINE | re.DOTALL)[1]
+    lines = {line.split(" = ")[0]: line for line in re.sub(r",\n +", ", ", extras).splitlines() if " = " in line}
+    assert "torchvision" in lines["timm"]
+    wanted = {re.split(r"[^a-z0-9-]", name)[0] for line in lines.values() for name in re.findall(r'"([a-z][^"]*)"', line)}
+    pinned = set(re.findall(r"^([a-z0-9-]+)(?:==|<)", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    compiled_by_the_user = {"torch-scatter", "torch-sparse"}
+    assert wanted - pinned - compiled_by_the_user <= {"tensorboard"}
+
+
 @pytest.mark.parametrize(
     ("choice", "sentence"),
     [("ON", r"ONP_CUDA=ON needs .* no nvcc on PATH"), ("sometimes", "set it to ON, OFF or auto")],

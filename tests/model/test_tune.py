@@ -1,4 +1,4 @@
-"""`--tune`: training after the pruning, apart from what the pruning alone did."""
+"""`--trigger` and `--tune`: a known trigger, and training after the pruning apart from what the pruning alone did."""
 
 import json
 from dataclasses import replace
@@ -14,7 +14,7 @@ from onp.defend.outputs import write_outputs
 from onp.defend.run import Run
 
 
-def test_tuning_is_reported_apart_and_keeps_pruned_units_at_zero(tmp_path, report_schema):
+def test_a_known_trigger_is_used_and_tuning_is_reported_apart_and_keeps_pruned_units_at_zero(tmp_path, report_schema):
     victim = demo("badnets")
     (tmp_path / "out").mkdir()
     known = DefendConfig(
@@ -29,6 +29,7 @@ def test_tuning_is_reported_apart_and_keeps_pruned_units_at_zero(tmp_path, repor
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     report_schema.validate(report)
     assert report["decision"] == "repaired" and report["tuned"]["method"] == "ft" and 0 < report["tuned"]["der"] <= 1
+    assert list(report["before"]["asr_surrogate"]) == ["known"], "nothing stands in for it"
     assert report["after"]["asr"] <= 0.05, "the pruning alone"
     text = (tmp_path / "out" / "report.txt").read_text()
     assert "Tuned with ft after the pruning" in text and text.count("ACC, clean images") == 2
