@@ -6,18 +6,16 @@ import re
 import shutil
 import subprocess
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image, ImageStat
 
-from onp.defend.evaluation import Evaluation
+from onp.defend.decision import DECISIONS
 from onp.defend.report.advice import NEXT_STEPS
-from onp.defend.report.audit import AuditSet, audit_repair
-from onp.defend.report.diagnostics import GraphDrawing, diagnose
 from onp.defend.report.page import render
-from onp.search.neuron_graph import RELATIONS, build_graph
+from onp.defend.report.sections import FileDigest, Provenance, PrunableLayer, ReferenceSection, Verification
+from onp.engine.metrics import Share
 
 CHROMIUM = shutil.which("chromium")
 browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
@@ -56,7 +54,7 @@ def test_the_warning_and_other_decisions_are_shown(outcome, detection):
     assert "Costs more than allowed." in page and "has a detection score of 5.0" in page
     text = html.unescape(re.sub(r"<[^>]+>", "", page))
     assert all(step in text for step in NEXT_STEPS["repaired"]) and "<code>--trigger</code>" in page
-    nothing = replace(outcome.diagnostics, path=(), pictures=(), graph=GraphDrawing((), ()))
+    nothing = replace(outcome.diagnostics, path=(), pictures=())
     report = replace(
         outcome.report,
         decision="no-backdoor-evidence",
@@ -64,10 +62,73 @@ def test_the_warning_and_other_decisions_are_shown(outcome, detection):
         target_classes=(),
         target_name=None,
         pruned={},
+        task="scan",
     )
     page = render(report, nothing)
-    assert "Nothing was found." in page and "Nothing to undo" in page and "onp.apply" not in page
-    assert "Before and after" not in page
+    assert "Nothing was found." in page and "onp scan" in page and "onp.apply" not in page
+    assert not re.search("Before and after|How to undo|Units pruned|0 of|→", page), "nothing happened, nothing is compared"
+
+
+def test_every_decision_has_its_colour(outcome):
+    seen = {}
+    for decision in DECISIONS:
+        page = render(replace(outcome.report, decision=decision), outcome.diagnostics)
+        assert f'<span class="verdict">{decision}</span>' in page
+        seen[decision] = re.search(r"--verdict: var\(--(\w+)\)", page)[1]
+        assert f"--{seen[decision]}: #" in page
+    assert len(set(seen.values())) == len(DECISIONS) - 1 and seen["backdoor-evidence"] == seen["not-repairable"]
+
+
+def with_surrogates(report, asr, clean):
+    shares = {name: Share(hits, 100) for name, hits in asr.items()}
+    before, after = (replace(figures, asr_surrogate=shares) for figures in (report.before, report.after))
+    return replace(report, before=before, after=after, clean_reference=ReferenceSection(24, "2026-11-29", clean))
+
+
+def test_the_strongest_surrogate_stands_beside_a_clean_network(outcome):
+    asr, clean = {"pgd": 40, "patch": 9, "warp": 3}, {"pgd": 0.5, "patch": 0.05, "warp": None}
+    page = render(with_surrogates(outcome.report, asr, clean), outcome.diagnostics)
+    first = html.unescape(re.search(r'<dl class="kpis">(.*?)</dl>', page, re.DOTALL)[1]).replace("\u202f", " ")
+    assert [*re.findall(r"<dt>(.*?)</dt>", first)][:2] == ["Accuracy (ACC)", "Strongest surrogate ASR: patch"]
+    assert "a clean network: 5.0 %" in first, "the one that is above its mark, not the highest"
+    assert page.count("a clean network: 50.0") == 1 and page.count("a clean network: not measured") == 1
+    assert "5 % of 24 clean networks exceed it" in page
+    none_above = render(with_surrogates(outcome.report, asr, {"pgd": 0.5, "patch": 0.1, "warp": 0.1}), outcome.diagnostics)
+    assert "Strongest surrogate ASR: pgd" in none_above
+
+
+def test_the_head_names_the_files_and_when(outcome):
+    files = [
+        FileDigest(role, f"{role}.bin", character * 64, 7) for role, character in (("model", "a"), ("repaired model", "b"))
+    ]
+    provenance = Provenance(
+        "2026-11-29T10:49:07+00:00", "0.1.0", {"learned.json": "version 3"}, tuple(files[:1]), tuple(files[1:])
+    )
+    page = render(replace(outcome.report, provenance=provenance), outcome.diagnostics)
+    head, rest = page.split("</header>")
+    assert "2026-11-29 10:49 UTC" in head and "a" * 64 in head and "b" * 64 in head
+    assert "learned.json" in rest and "written: repaired model" in rest
+
+
+def test_units_are_drawn_layer_by_layer(outcome, page):
+    section = page[page.index('id="where"') : page.index('id="classes"')]
+    for name, units in outcome.report.pruned.items():
+        row = section[section.index(f"<code>{name}</code>") :].split("</svg>")[0]
+        assert [int(x) for x in re.findall(r'<rect x="(\d+)" y="0" width="\d+" height="16" fill="var\(--bad\)"', row)] == units
+    many = replace(outcome.report.model, layers=tuple(PrunableLayer(f"layer{k}", 600) for k in range(40)))
+    page = render(replace(outcome.report, model=many, pruned={"layer7": [0, 599]}), outcome.diagnostics)
+    assert "39 other layers have no pruned unit" in page and page.count("<code>layer") == 2
+
+
+def test_a_verification_shows_mask_and_weights(outcome):
+    name = outcome.report.model.layers[0].name
+    found = Verification(pruned={name: [1, 2, 3]}, mask={name: [1, 2, 5]}, not_zero={name: [5]}, not_named={name: [3]})
+    report = replace(outcome.report, task="verify", pruned={}, verification=found)
+    section = render(report, outcome.diagnostics).split('id="repair"')[1].split("</section>")[0]
+    colours = re.findall(r'<rect x="(\d)" y="0" width="1" height="16" fill="var\(--(after|bad|before)\)"', section)
+    assert colours == [("1", "after"), ("2", "after"), ("3", "before"), ("5", "bad")]
+    without = render(replace(report, verification=replace(found, mask=None)), outcome.diagnostics)
+    assert "There is no <code>mask.json</code>" in without
 
 
 def test_the_diagnostics_are_what_the_networks_do(outcome, small, backdoored):
@@ -78,24 +139,13 @@ def test_the_diagnostics_are_what_the_networks_do(outcome, small, backdoored):
     assert diagnostics.changes.count == int((before != after).sum()) >= len(diagnostics.changes.images)
     assert [sum(confidence.counts) for confidence in diagnostics.confidence] == [len(clean)] * 2
     pruned, path = int((~mask.keep).sum()), diagnostics.path
-    assert path[0].pruned == 0 and path[-1].pruned == pruned == sum(node.pruned for node in diagnostics.graph.nodes)
+    assert path[0].pruned == 0 and path[-1].pruned == pruned
     assert path[-1].acc == pytest.approx(outcome.report.after.acc.value)
     (asr,) = outcome.report.after.asr_surrogate.values()
     assert path[-1].asr == pytest.approx(asr.value)
     (picture,) = diagnostics.pictures
     assert torch.equal(picture.triggered, (small.stamp(picture.clean[None] / 255)[0] * 255).round().byte())
     assert picture.before == 0 != picture.label
-
-
-@pytest.mark.parametrize(("relations", "edges"), [(RELATIONS, True), ((), False)])
-def test_the_graph_is_the_one_that_the_policy_saw(relations, edges, outcome, small, backdoored):
-    victim, mask = backdoored.victim, outcome.mask
-    search = SimpleNamespace(mask=mask, graph=build_graph(victim, relations))
-    data = AuditSet(small.case(victim).clean.holdout, (), Evaluation())
-    drawing = diagnose(victim, outcome.victim, mask, audit_repair(victim, outcome.victim, data), [search]).graph
-    assert bool(drawing.edges) is edges
-    assert sum(node.pruned for node in drawing.nodes) == int((~mask.keep).sum())
-    assert edges or all(node.pruned for node in drawing.nodes)
 
 
 def contrast(one, other):
@@ -114,7 +164,7 @@ def test_text_has_the_contrast_of_wcag_aa(page):
     for scheme in schemes:
         colours = {name: "#" + "".join(c * 2 for c in value) if len(value) == 3 else f"#{value}"
                    for name, value in re.findall(r"--(\w+): #(\w+)", scheme)}  # fmt: skip
-        for text in ("text", "soft", "before", "after", "good", "bad"):
+        for text in ("text", "soft", "before", "after", "good", "bad", "part", "unsure"):
             for ground in ("page", "card"):
                 assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
 

@@ -1,11 +1,10 @@
-"""What the page of a run shows beside its figures: the pruning path, example images, accuracy by class, confidence, the graph.
+"""What the page of a run shows beside its figures: the pruning path, example images, accuracy by class, confidence.
 
 Everything is measured on the images of the audit; no decision sees it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,13 +18,10 @@ from onp.engine.evaluator import Evaluator
 from onp.engine.metrics import Share
 from onp.model.mask import Mask
 from onp.model.victim import Victim
-from onp.search.mask_search import SearchResult
 from onp.search.setup import batch_of
 
 PATH_STEPS = 32  # most points of the pruning path
 CHANGED_IMAGES = 24  # most changed images that are shown
-DRAWN_UNITS = 48  # most pruned units in the drawing of the graph
-NEIGHBOURS = 2  # strongest edges drawn for each of them
 BINS = 10  # of the confidence histogram
 
 
@@ -83,23 +79,6 @@ class Confidence:
     mean: float
 
 
-@dataclass(frozen=True)
-class Node:
-    """A unit in the drawing of the graph."""
-
-    layer: int
-    unit: int
-    pruned: bool
-
-
-@dataclass(frozen=True)
-class GraphDrawing:
-    """The pruned units and the units with the strongest edges to them, in the graph that the policy saw."""
-
-    nodes: tuple[Node, ...]
-    edges: tuple[tuple[int, int, float], ...]  #: positions in `nodes`, edge weight
-
-
 @dataclass(frozen=True, eq=False)
 class Diagnostics:
     """Everything measured for the page."""
@@ -110,10 +89,9 @@ class Diagnostics:
     per_class: tuple[tuple[Share, Share], ...]  #: accuracy before and after, by class
     changes: Changes
     confidence: tuple[Confidence, Confidence]  #: before and after
-    graph: GraphDrawing
 
 
-def diagnose(victim: Victim, repaired: Victim, mask: Mask, audit: Audit, searches: Sequence[SearchResult]) -> Diagnostics:
+def diagnose(victim: Victim, repaired: Victim, mask: Mask, audit: Audit) -> Diagnostics:
     """Compare the network before and after its repair.
 
     Args:
@@ -121,7 +99,6 @@ def diagnose(victim: Victim, repaired: Victim, mask: Mask, audit: Audit, searche
         repaired: `victim` pruned by `mask`, or `victim` itself.
         mask: which units were pruned.
         audit: the figures of both networks and the images behind them.
-        searches: one for each class that was to be repaired, for the graph that its policy saw.
     """
     measured = audit.data.measured
     before, after = (figures.probabilities.argmax(1) for figures in (audit.before, audit.after))
@@ -139,7 +116,6 @@ def diagnose(victim: Victim, repaired: Victim, mask: Mask, audit: Audit, searche
         per_class=tuple(_class_accuracy(measured.labels, before, after, k) for k in range(victim.classes)),
         changes=_changes(measured, before, after),
         confidence=(_confidence(audit.before.probabilities), _confidence(audit.after.probabilities)),
-        graph=_graph(victim, mask, searches),
     )
 
 
@@ -206,7 +182,7 @@ def _surrogate_pictures(victim: Victim, repaired: Victim, holdout: ImageSet, tri
         index = int((worked & (after != batch.target.cpu())).long().argmax() if worked.any() else 0)
         pictures.append(
             Picture(
-                family=batch.family,
+                family=triggers.name(batch),
                 clean=None if others is None else others.images[index],
                 triggered=_bytes(_denormalised(victim, batch.images[index])),
                 label=int(batch.labels[index]),
@@ -236,21 +212,3 @@ def _denormalised(victim: Victim, image: Tensor) -> Tensor:
 
 def _bytes(image: Tensor) -> Tensor:
     return (image * 255).round().clamp(0, 255).byte()
-
-
-def _graph(victim: Victim, mask: Mask, searches: Sequence[SearchResult]) -> GraphDrawing:
-    pruned = (~mask.keep).nonzero()[:DRAWN_UNITS, 0].tolist()
-    edges: dict[tuple[int, int], float] = {}
-    for unit in pruned:
-        # The search that pruned the unit: with several target classes each has the graph of the network as repaired before.
-        graph = next(search.graph for search in searches if not search.mask.keep[unit])
-        row = slice(int(graph.indptr[unit]), int(graph.indptr[unit + 1]))
-        strongest = graph.weight[row].argsort(descending=True)[:NEIGHBOURS]
-        for other, weight in zip(graph.indices[row][strongest].tolist(), graph.weight[row][strongest].tolist(), strict=True):
-            pair = (min(unit, other), max(unit, other))
-            edges[pair] = max(weight, edges.get(pair, 0.0))
-    units = sorted({*pruned, *(unit for pair in edges for unit in pair)})
-    place = {unit: index for index, unit in enumerate(units)}
-    layer_of = [number for number, layer in enumerate(victim.layers) for _ in range(layer.units)]
-    nodes = [Node(layer_of[unit], unit - victim.layers[layer_of[unit]].offset, not bool(mask.keep[unit])) for unit in units]
-    return GraphDrawing(tuple(nodes), tuple((place[a], place[b], weight) for (a, b), weight in edges.items()))

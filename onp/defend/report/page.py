@@ -6,26 +6,36 @@ import base64
 import dataclasses
 import io
 import re
-from collections import defaultdict
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
-from pathlib import PurePath
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 from PIL import Image
 from torch import Tensor
 
-from onp.defend.report.diagnostics import NEIGHBOURS, Diagnostics
+from onp.defend.decision import Decision
+from onp.defend.report.diagnostics import Diagnostics
 from onp.defend.report.environment import hardware, versions
 from onp.defend.report.report import ACC, ASR_CLEAN, RA_TRUE, Report, shares
-from onp.defend.report.sentences import HEADLINES, NEXT_STEPS
+from onp.defend.verdict import CLOSE
+from onp.detect.known_trigger import KNOWN
 from onp.engine.metrics import Share
 
 # Pixels of the longer side, so that a page with many images stays small: of triggers, and of images whose class changed.
 PICTURE, THUMBNAIL = 224, 96
 CLASSES_SHOWN = 20  # most bars of detection scores; the table below them holds all classes
+LAYERS_SHOWN = 24  # of networks with more layers only those that lost units are drawn
+
+COLOURS: dict[Decision, str] = {
+    "no-backdoor-evidence": "good",
+    "inconclusive": "unsure",
+    "backdoor-evidence": "bad",
+    "repaired": "after",
+    "partly-repaired": "part",
+    "not-repairable": "bad",
+}
 
 
 def render(report: Report, diagnostics: Diagnostics) -> str:
@@ -39,36 +49,37 @@ def render(report: Report, diagnostics: Diagnostics) -> str:
     )
     environment.filters["percent"] = lambda value, digits=1: f"{100 * value:.{digits}f}\u202f%"
     environment.filters |= {"png": png, "thumbnail": partial(png, side=THUMBNAIL)}
-    environment.filters["options"] = options
-    environment.globals["difference"] = difference
+    environment.filters |= {"options": options, "date": date}
+    environment.globals |= {"difference": difference, "clean_words": clean_words}
     names = diagnostics.class_names
     # The network may know classes of which no image was given.
     environment.globals["class_name"] = lambda k: names[k] if 0 <= k < len(names) else f"class {k}" if k >= 0 else "unknown"
     settings = dataclasses.asdict(report.config)
+    rows, classes = _rows(report), _classes(report)
+    threshold = report.detection.threshold if report.detection else 0.0
     return environment.get_template("report.html").render(
         report=report,
         diagnostics=diagnostics,
-        headline=HEADLINES[report.decision],
-        next_steps=NEXT_STEPS[report.decision],
-        rows=_rows(report),
-        surrogate=_highest_surrogate(report),
-        classes=_classes(report),
+        colour=COLOURS[report.decision],
+        changed=report.pruned_count > 0,
+        rows=rows,
+        strongest=_strongest_surrogate(rows),
+        classes=classes,
         classes_shown=CLASSES_SHOWN,
-        neighbours=NEIGHBOURS,
-        file_name=PurePath(report.model.path or "").name,
-        graph=_graph(diagnostics),
-        layers=[
-            {"name": layer.name, "units": layer.units, "pruned": report.pruned.get(layer.name, [])}
-            for layer in report.model.layers
-        ],
+        close=threshold - CLOSE,
+        others_over=any(row.score >= threshold and row.k not in report.target_classes for row in classes),
+        layers=_layers(report, {"bad": report.pruned}),
+        checked=_checked(report),
+        layers_shown=LAYERS_SHOWN,
         settings={name: value for name, value in settings.items() if value is not None},
         versions=versions() | {name: value for name, value in hardware().items() if value is not None},
     )
 
 
 def options(text: str) -> Markup:
-    """The text, escaped, with the command-line options in it as code."""
-    return Markup(re.sub(r"(?<!\S)(--[a-z][a-z-]*)", r"<code>\1</code>", str(escape(text))))
+    """The text, escaped, with the commands and command-line options in it as code."""
+    command = r"\b(?:python -m onp\.[a-z]+|onp (?:scan|defend|verify))(?: --[a-z-]+)*|(?<!\S)--[a-z][a-z-]*"
+    return Markup(re.sub(command, r"<code>\g<0></code>", str(escape(text))))
 
 
 def png(image: Tensor, side: int = PICTURE) -> str:
@@ -79,6 +90,16 @@ def png(image: Tensor, side: int = PICTURE) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def date(created: str) -> str:
+    """A date of `Provenance`, without the letters of ISO 8601."""
+    return f"{datetime.fromisoformat(created):%Y-%m-%d %H:%M} UTC"
+
+
+def clean_words(clean: float | None) -> str:
+    """What a surrogate reaches on a clean network, in words."""
+    return "a clean network: not measured" if clean is None else f"a clean network: {100 * clean:.1f}\u202f%"
 
 
 def difference(clean: Tensor, triggered: Tensor) -> Tensor:
@@ -96,6 +117,13 @@ class Row:
     high_is_good: bool
     before: Share
     after: Share
+    surrogate: bool  #: whether it is of triggers that were inverted
+    clean: float | None  #: what a surrogate reaches on a clean network, a share; None where it was not measured
+
+    @property
+    def label(self) -> str:
+        """Of the box with the figure that counts."""
+        return f"Strongest {self.name.replace(', ', ': ')}" if self.surrogate else self.name
 
 
 def _rows(report: Report) -> list[Row]:
@@ -104,18 +132,58 @@ def _rows(report: Report) -> list[Row]:
         ASR_CLEAN: "clean images given the target class",
         RA_TRUE: "the same images given their own class",
     }
+    surrogates = {f"surrogate ASR, {name}": name for name in report.after.asr_surrogate if name != KNOWN}
     return [
-        Row(name, meaning.get(name, "triggered images given the target class"), name in (ACC, RA_TRUE), before, after)
+        Row(
+            name=name,
+            meaning=meaning.get(name, "triggered images given the target class"),
+            high_is_good=name in (ACC, RA_TRUE),
+            before=before,
+            after=after,
+            surrogate=name in surrogates,
+            clean=report.clean_reference.shares.get(surrogates[name]) if name in surrogates else None,
+        )
         for name, before, after in shares(report.before, report.after)
     ]
 
 
-def _highest_surrogate(report: Report) -> tuple[Share, Share] | None:
-    """The family of surrogate triggers that works best after the repair, before and after."""
-    if not report.after.asr_surrogate:
-        return None
-    family = max(report.after.asr_surrogate, key=lambda name: report.after.asr_surrogate[name].value)
-    return report.before.asr_surrogate[family], report.after.asr_surrogate[family]
+def _strongest_surrogate(rows: list[Row]) -> Row | None:
+    """The surrogate that works best after the repair; those that work better than on clean networks come first."""
+    surrogates = [row for row in rows if row.surrogate]
+    return max(
+        surrogates, key=lambda row: (row.clean is not None and row.after.value > row.clean, row.after.value), default=None
+    )
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A layer, and the colour of each unit that stands out."""
+
+    name: str
+    units: int
+    marked: dict[int, str]
+
+
+def _layers(report: Report, colours: dict[str, dict[str, list[int]]]) -> list[Strip]:
+    """The prunable layers, from input to logits.
+
+    Args:
+        report: whose network it is.
+        colours: colour -> units by layer.
+    """
+    strips = []
+    for layer in report.model.layers:
+        marked = {unit: colour for colour, units in colours.items() for unit in units.get(layer.name, [])}
+        strips.append(Strip(layer.name, layer.units, dict(sorted(marked.items()))))
+    return strips
+
+
+def _checked(report: Report) -> list[Strip]:
+    """The mask against the weights; empty where that was not asked."""
+    checked = report.verification
+    if checked is None:
+        return []
+    return _layers(report, {"after": checked.pruned, "before": checked.not_named, "bad": checked.not_zero})
 
 
 @dataclass(frozen=True)
@@ -137,23 +205,3 @@ def _classes(report: Report) -> list[ClassScore]:
         for k, score in enumerate(report.detection.score)
     ]
     return sorted(rows, key=lambda row: -row.score)
-
-
-def _graph(diagnostics: Diagnostics) -> dict[str, Any] | None:
-    """Positions for the drawing of the graph: a column for each layer, units spread over its height."""
-    drawing = diagnostics.graph
-    if not drawing.nodes:
-        return None
-    columns: dict[int, list[int]] = defaultdict(list)
-    for index, node in enumerate(drawing.nodes):
-        columns[node.layer].append(index)
-    height = 40 + 13 * max(len(column) for column in columns.values())
-    at = {}
-    for position, layer in enumerate(sorted(columns)):
-        column = columns[layer]
-        for row, index in enumerate(column):
-            at[index] = (30 + position * 64, 24 + (height - 36) * (row + 0.5) / len(column))
-    nodes = [dataclasses.asdict(node) | {"x": at[i][0], "y": at[i][1]} for i, node in enumerate(drawing.nodes)]
-    heads = [{"x": 30 + position * 64, "layer": layer} for position, layer in enumerate(sorted(columns))]
-    edges = [{"from": at[a], "to": at[b], "weight": weight} for a, b, weight in drawing.edges]
-    return {"nodes": nodes, "edges": edges, "columns": heads, "width": 60 + 64 * (len(columns) - 1), "height": height}
