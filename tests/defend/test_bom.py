@@ -5,13 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.reports import ORIGINAL, REPAIRED, repaired_report
+from helpers.reports import ORIGINAL, REPAIRED, figures, repaired_report
 
 from onp.defend.decision import DECISIONS
 
 pytest.importorskip("cyclonedx", reason="the extra bom")
 
 from onp.defend.report.bom import bom_of
+from onp.defend.report.sections import Tuned
 
 FOLDER = Path(__file__).parents[1] / "schemas" / "cyclonedx"
 
@@ -80,6 +81,13 @@ def test_every_decision_is_valid(report, check, decision):
     model = check(bom_of(replace(report, decision=decision)))["metadata"]["component"]
     assert {"name": "onp:decision", "value": decision} in model["properties"]
     assert digest_of(model) in (ORIGINAL.sha256, REPAIRED.sha256)
+
+
+def test_a_trained_network_has_its_own_figures(report, check):
+    model = check(bom_of(replace(report, tuned=Tuned("ft-sam", figures(97, 1, 2, 0), None))))["metadata"]["component"]
+    assert "trained on clean images with ft-sam" in model["pedigree"]["notes"]
+    metrics = model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
+    assert [each["value"] for each in metrics if each["type"] == "accuracy"] == ["0.950000", "0.970000"]
 
 
 def test_a_network_in_memory_has_no_hash(report, check):

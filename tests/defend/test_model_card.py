@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 import pytest
-from helpers.reports import DATA, ORIGINAL, REPAIRED, repaired_report
+from helpers.reports import DATA, ORIGINAL, REPAIRED, figures, repaired_report
 
 from onp.defend.report.model_card import model_card
+from onp.defend.report.sections import Tuned
 
 
 def parts(card):
@@ -38,11 +39,20 @@ def test_it_says_what_was_done(report):
 
 def test_surrogates_stand_beside_what_clean_networks_show(report):
     _, body = parts(model_card(report))
-    assert [cells[3] for cells in rows(body, "| surrogate ASR")] == ["20.0 %", ""]
+    assert [cells[3] for cells in rows(body, "| surrogate ASR")] == ["up to 20.0 %", "not measured"]
     assert "24 networks, version 2026-11-29" in body
     assert len(rows(body, "| RA, true trigger")) == 1 and "RA: robust accuracy" in body
     unmeasured = replace(report.clean_reference, shares={"patch": None, "warp": None})
-    assert "Clean network:" not in model_card(replace(report, clean_reference=unmeasured))
+    _, body = parts(model_card(replace(report, clean_reference=unmeasured)))
+    assert "clean network" not in body and len(rows(body, "| ACC")[0]) == 4
+
+
+def test_a_trained_network_has_its_own_figures(report):
+    assert "nothing else differs" in model_card(report)
+    trained = Tuned("ft-sam", figures(97, 1, 2, 0), None)
+    _, body = parts(model_card(replace(report, tuned=trained)))
+    assert "trained on the clean images with ft-sam" in body and "nothing else differs" not in body
+    assert rows(body, "| ACC")[0][2].startswith("97.0 %")
 
 
 def test_it_ties_the_repaired_file_to_the_original(report):

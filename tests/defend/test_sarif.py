@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from helpers.reports import ORIGINAL, repaired_report
+from helpers.reports import ORIGINAL, figures, repaired_report
 
 from onp.defend.decision import DECISIONS, exit_code
 from onp.defend.report.sarif import entry_of, entry_of_refusal, sarif_log, sarif_of, sarif_of_refusal
@@ -39,7 +39,7 @@ def report():
 
 @pytest.mark.parametrize("decision", DECISIONS)
 def test_every_decision_is_valid_and_has_the_exit_code_of_the_command(report, check, decision):
-    report = replace(report, decision=decision)
+    report = replace(report, decision=decision, before=figures(95, 90, 80, 0))
     run = check(sarif_of(report))
     (invocation,) = run["invocations"]
     assert invocation["exitCode"] == exit_code(decision) and invocation["executionSuccessful"]
@@ -79,6 +79,13 @@ def test_a_fingerprint_follows_the_checkpoint_and_the_rule(report):
     assert first != fingerprint(replace(report, provenance=changed))
 
 
+def test_a_trigger_that_works_without_a_detection_is_a_finding(report, check):
+    report = replace(report, decision="no-backdoor-evidence", pruned={}, after=report.before)
+    assert report.missed
+    (result,) = check(sarif_of(report))["results"]
+    assert result["ruleId"] == "backdoor-evidence" and result["level"] == "error"
+
+
 def test_scores_that_are_no_numbers_are_left_out(report, check):
     found = check(sarif_of(report))["results"][0]["properties"]
     assert found["detectionScore"] == 5.0  # of the classes that could be scored
@@ -100,7 +107,7 @@ def test_a_refused_checkpoint_is_a_finding_without_the_folders_of_this_machine(c
 
 
 def test_many_checkpoints_are_one_run(report, check):
-    entries = [entry_of(report, "a/net.pt"), entry_of(replace(report, decision="no-backdoor-evidence"), "b/net.pt"),
+    entries = [entry_of(report, "a/net.pt"), entry_of(replace(report, decision="no-backdoor-evidence", before=figures(95, 90, 80, 0)), "b/net.pt"),
                entry_of_refusal(REFUSED, Path("/home/me/models/bad.pt"), name="c/bad.pt")]  # fmt: skip
     run = check(sarif_log(entries, 1))
     assert [each["location"]["uri"] for each in run["artifacts"]] == ["a/net.pt", "b/net.pt", "c/bad.pt"]

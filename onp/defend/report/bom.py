@@ -22,6 +22,7 @@ LIMITS = (
     "Training on poisoned data can bring a backdoor back.",
 )
 REPAIR = "Units pruned by onp: their rows of weights, biases and norm parameters are zero; names and shapes are the same."
+TRAINED = " The rest was then trained on clean images with {}."
 
 
 def bom_available() -> bool:
@@ -64,6 +65,7 @@ def _model(report: Report, digest: FileDigest | None, which: str, ancestor: Comp
     from cyclonedx.model import HashAlgorithm, HashType, Property
     from cyclonedx.model.component import Component, ComponentType, Pedigree
 
+    notes = REPAIR + ("" if report.tuned is None else TRAINED.format(report.tuned.method))
     name = digest.name if digest else (report.model.path or "model").partition("::")[0]
     found = {"onp:decision": report.decision, "onp:task": report.task, "onp:seed": str(report.config.seed)}
     found = {} if ancestor is None and report.pruned_count else found  # of the file that the BOM is about
@@ -74,7 +76,7 @@ def _model(report: Report, digest: FileDigest | None, which: str, ancestor: Comp
         type=ComponentType.MACHINE_LEARNING_MODEL,
         description=None if ancestor is None else f"{report.pruned_count} of {report.units} units pruned by onp.",
         hashes=[HashType(alg=HashAlgorithm.SHA_256, content=digest.sha256)] if digest else [],
-        pedigree=None if ancestor is None else Pedigree(ancestors=[ancestor], notes=REPAIR),
+        pedigree=None if ancestor is None else Pedigree(ancestors=[ancestor], notes=notes),
         properties=[Property(name=key, value=value) for key, value in found.items()],
     )
 
@@ -98,7 +100,7 @@ def _metrics(report: Report) -> list[dict[str, Any]]:
     """Shares as decimal numbers with their exact 95 % intervals; the slice says of which network and on which images."""
     when = ("original", "repaired") if report.pruned_count else ("as given",)
     found = []
-    for name, *pair in shares(report.before, report.after):
+    for name, *pair in shares(report.before, report.final):
         kind = "accuracy" if name == ACC else "robust accuracy" if name == RA_TRUE else "attack success rate"
         on = "clean images" if name == ACC else "true trigger" if name in (ASR_TRUE, RA_TRUE) else name
         found += [_metric(kind, f"{network}; {on}", share) for network, share in zip(when, pair, strict=False)]

@@ -11,7 +11,7 @@ from onp.defend.report.sections import FileDigest
 
 LIBRARIES = ("timm", "transformers", "torchvision")
 REFERENCE = (
-    "Clean network: what 19 of 20 networks without a backdoor stay below when the same triggers are inverted for them "
+    "A clean network: what 19 of 20 networks without a backdoor stay below when the same triggers are inverted for them "
     "({networks} networks, version {version}); triggers that reach no more than that are no sign of a backdoor."
 )
 
@@ -34,7 +34,7 @@ def model_card(report: Report) -> str:
         *_figures(report),
         f"\n## Pruned: {report.pruned_count} of {report.units} units\n",
         *layers,
-        "\nTheir rows of weights, biases and norm parameters are zero; nothing else differs.",
+        f"\nTheir rows of weights, biases and norm parameters are zero; {_rest(report)}",
         "\n## Provenance\n",
         *_provenance(report),
         "\n## Input\n",
@@ -51,14 +51,21 @@ def model_card(report: Report) -> str:
     return _front_matter(report) + "\n".join(lines) + "\n"
 
 
+def _rest(report: Report) -> str:
+    if report.tuned is None:
+        return "nothing else differs."
+    return (
+        f"all else was then trained on the clean images with {report.tuned.method}, and may differ too. The figures after the "
+        "repair are those of the trained network."
+    )
+
+
 def _figures(report: Report) -> list[str]:
-    reference = report.clean_reference
-    table = ["| | before | after | clean network | images |", "|---|---|---|---|---|"]
-    for name, before, after in shares(report.before, report.after):
-        clean = reference.shares.get(name.removeprefix("surrogate ASR, "))
-        shown = "" if clean is None else f"{100 * clean:.1f} %"
-        table.append(f"| {_plain(name)} | {percent(before)} | {percent(after)} | {shown} | {after.n} |")
-    measured = any(share is not None for share in reference.shares.values())
+    reference, clean = report.clean_reference, report.clean_words
+    rows = [("", "before", "after", "a clean network", "images"), ("---",) * 5]
+    for name, before, after in shares(report.before, report.final):
+        rows.append((_plain(name), percent(before), percent(after), clean.get(name, ""), str(after.n)))
+    table = [f"| {' | '.join(cell for place, cell in enumerate(row) if clean or place != 3)} |" for row in rows]
     explained = REFERENCE.format(networks=reference.networks, version=_plain(reference.version))
     return [
         *table,
@@ -66,7 +73,7 @@ def _figures(report: Report) -> list[str]:
         "images. ASR: attack success rate, the share of triggered images of other classes that are given the target class. RA: "
         "robust accuracy, the share of the same images that are given their own class. Surrogate: triggers inverted from clean "
         "images, not the attacker's.",
-        *([f"\n{explained}"] if measured else []),
+        *([f"\n{explained}"] if clean else []),
     ]
 
 

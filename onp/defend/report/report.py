@@ -82,6 +82,11 @@ class Report:
         return der(self.before, self.after)
 
     @property
+    def final(self) -> Figures:
+        """Of the network that is written: after the pruning, and after the training that `--tune` asks for."""
+        return self.after if self.tuned is None else self.tuned.figures
+
+    @property
     def pruned_count(self) -> int:
         """Units pruned."""
         return sum(len(units) for units in self.pruned.values())

@@ -95,7 +95,8 @@ def entry_of(report: Report, name: str | None = None) -> Entry:
     found = report.provenance.inputs if report.provenance else ()
     digest = next((each for each in found if each.role == "model"), None)
     name = name or (digest.name if digest else (report.model.path or "model").partition("::")[0])
-    rule = RULE_OF.get(report.decision)
+    # A trigger that works although no class was found is evidence, too.
+    rule = "backdoor-evidence" if report.missed else RULE_OF.get(report.decision)
     if rule is None:
         return Entry(_artifact(name, digest), None)
     level = "warning" if report.decision == "repaired" else next(each.level for each in RULES if each.id == rule)
@@ -164,7 +165,7 @@ def _figures(report: Report) -> dict[str, Any]:
         **({"targetName": report.target_name} if report.target_name is not None else {}),
         **({"detectionScore": max(scores), "threshold": report.detection.threshold} if scores and report.detection else {}),
         "before": _shares(report.before.acc, report.before.asr_surrogate),
-        "after": _shares(report.after.acc, report.after.asr_surrogate),
+        "after": _shares(report.final.acc, report.final.asr_surrogate),
         "prunedUnits": report.pruned_count,
         "units": report.units,
         "seed": report.config.seed,
