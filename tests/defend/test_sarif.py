@@ -107,8 +107,9 @@ def test_a_refused_checkpoint_is_a_finding_without_the_folders_of_this_machine(c
 
 
 def test_many_checkpoints_are_one_run(report, check):
-    entries = [entry_of(report, "a/net.pt"), entry_of(replace(report, decision="no-backdoor-evidence", before=figures(95, 90, 80, 0)), "b/net.pt"),
-               entry_of_refusal(REFUSED, Path("/home/me/models/bad.pt"), name="c/bad.pt")]  # fmt: skip
+    nothing = replace(report, decision="no-backdoor-evidence", before=figures(95, 90, 80, 0))
+    refused = entry_of_refusal(REFUSED, Path("/home/me/models/bad.pt"), name="c/bad.pt")
+    entries = [entry_of(report, "a/net.pt"), entry_of(nothing, "b/net.pt"), refused]
     run = check(sarif_log(entries, 1))
     assert [each["location"]["uri"] for each in run["artifacts"]] == ["a/net.pt", "b/net.pt", "c/bad.pt"]
     places = [result["locations"][0]["physicalLocation"]["artifactLocation"] for result in run["results"]]
