@@ -13,14 +13,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from onp.errors import printable
 
+Listener = Callable[[str, int, int], None]
+"""Called with the name of a stage, the steps done and all of its steps."""
+
 
 @dataclass(frozen=True)
 class Pace:
-    """How often progress is shown where there is no bar."""
+    """How often progress is shown where there is no bar, and who else is told of every step."""
 
     lines: float = 10.0  #: seconds between two lines
     events: float = 1.0  #: seconds between two JSON lines
     clock: Callable[[], float] = time.monotonic
+    listener: Listener | None = None
 
 
 class Stage:
@@ -42,6 +46,7 @@ class Stage:
         self._first: tuple[float, int] | None = None  # when steps began to be counted, and how many were done then
         if total and bar is None and show == "lines":
             say(f"{name} ...")
+        self._tell()
 
     def advance(self, steps: int = 1, note: str = "", known: bool = False, left: float | None = None) -> None:
         """Count steps as done.
@@ -53,6 +58,7 @@ class Stage:
             left: seconds that the rest takes, where the caller knows better than the pace of the steps.
         """
         self.done += steps
+        self._tell()
         if known and self._first is not None:
             self._first = self._first[0], self._first[1] + steps
         if self._bar is not None and self._task is not None:
@@ -72,6 +78,10 @@ class Stage:
             event("progress", stage=self.name, done=self.done, total=self.total, seconds_left=round(left, 1))
         else:
             say(f"{self.name}: {self.done}/{self.total}, about {left:.0f} s left {note}".rstrip())
+
+    def _tell(self) -> None:
+        if self._pace.listener is not None:
+            self._pace.listener(self.name, self.done, self.total)
 
     def print(self, line: str) -> None:
         """A line of its own, above the bar where there is one."""

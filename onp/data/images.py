@@ -68,10 +68,11 @@ class ImageSet:
         a folder's labels count only the classes it holds. Names that are numbers ("0", "7", ...) count the model's
         classes. Raises InputError for a class that is not among `class_names`.
         """
-        nameless = tuple(str(label) for label in range(len(self.class_names)))
-        if not self.labelled or self.class_names in (nameless, tuple(class_names)):
-            return self
         known = {name: label for label, name in enumerate(class_names)}
+        nameless = tuple(str(label) for label in range(len(self.class_names)))
+        counted = self.class_names == nameless and not known.keys() >= set(nameless)
+        if not self.labelled or counted or self.class_names == tuple(class_names):
+            return self
         if not any(name in known for name in self.class_names):
             known = {str(label): label for label in range(len(class_names))}
         unknown = [name for name in self.class_names if name not in known]

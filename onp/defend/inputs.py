@@ -6,10 +6,11 @@ from onp.attack.triggers import load_trigger
 from onp.data.images import ImageSet, check_for, load_images, split
 from onp.data.normalisation import Normalisation
 from onp.defend.case import Case
+from onp.defend.class_order import in_order, read_class_order
 from onp.defend.config import DefendConfig
 from onp.defend.evaluation import Evaluation, TrueAttack, TrueImages, find_target
 from onp.defend.run import Run
-from onp.defend.sanity import check_useful, with_numbered_classes
+from onp.defend.sanity import Stated, check_useful, with_numbered_classes
 from onp.detect.bank import Bank
 from onp.detect.known_trigger import KnownTrigger, known_triggered_images
 from onp.errors import InputError
@@ -43,14 +44,20 @@ def _victim_and_images(run: Run) -> tuple[Victim, ImageSet]:
         raise InputError(_missing(config))
     normalisation = Normalisation.parse(config.norm)
     clean = load_images(config.data, size=config.image_size, channels=hub.channels if hub else None)
-    clean = hub.in_order(clean) if hub else clean
+    order = None if config.class_order is None else read_class_order(config.class_order)
+    if order is None:
+        clean = hub.in_order(clean) if hub else clean
     shape = (clean.images.shape[1], clean.images.shape[2], clean.images.shape[3])
     victim = load_victim(str(config.model), hub or config.arch, normalisation, shape, run.device)
     if victim.input_shape[0] != shape[0]:
         clean = clean.with_channels(victim.input_shape[0])
+    if order is not None:
+        clean = in_order(clean, order, victim.classes)
     check_for(clean, victim.classes, victim.input_shape)
-    clean = with_numbered_classes(victim, clean)
-    check_useful(victim, clean)
+    if order is None:
+        clean = with_numbered_classes(victim, clean)
+    for doubt in check_useful(victim, clean, Stated(order is not None, config.expect_acc)):
+        run.monitor.note(f"Warning: {doubt}")
     return victim, clean
 
 

@@ -7,6 +7,7 @@ import dataclasses
 from onp.defend.config import DefendConfig
 from onp.defend.demos import ARCH, DEFAULT, NORM, demo
 from onp.defend.presets import PRESETS, Preset
+from onp.defend.sanity import check_expect_acc
 from onp.errors import InputError
 from onp.model.hub_config import CONFIG, SPEC, HubModel, hub_model, read_config, weights_in
 from onp.model.shrink import check_shrinking
@@ -108,6 +109,7 @@ def preset_of(config: DefendConfig, preset: Preset | None = None) -> Preset:
     if preset is None and config.preset not in PRESETS:
         raise InputError(f"There is no preset '{config.preset}'; choose one of {', '.join(PRESETS)}.")
     check_max_acc_drop(config.max_acc_drop)
+    check_expect_acc(config.expect_acc)
     check_seed(config.seed)
     preset = (preset or PRESETS[config.preset]).with_max_acc_drop(config.max_acc_drop)
     return preset.with_known_trigger() if config.trigger or config.triggered_data else preset

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import binomtest
+from scipy.stats import beta, binomtest
 from torch import Tensor, nn
 
 from onp.data.images import ImageSet
@@ -35,6 +35,11 @@ class Share:
             return 0.0, 1.0
         bounds = binomtest(self.hits, self.n).proportion_ci(0.95, "exact")
         return float(bounds.low), float(bounds.high)
+
+
+def lower_bound(hits: int, n: int, confidence: float) -> float:
+    """One-sided lower bound of a share of `hits` in `n` (Clopper-Pearson 1934); 0 where there are none."""
+    return float(beta.ppf(1 - confidence, hits, n - hits + 1)) if hits else 0.0
 
 
 def accuracy(labels: Tensor, predicted: Tensor) -> Share:

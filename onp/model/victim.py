@@ -13,15 +13,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from onp.data.normalisation import Normalisation
-from onp.errors import InputError, device_error, first_line
+from onp.errors import InputError, device_error, first_few, first_line
 from onp.model import pt2
 from onp.model.arch_spec import PlainClassifier, likely, network_for
 from onp.model.capture import capture
 from onp.model.checkpoint import Checkpoint, load_into, read_checkpoint, renamed
 from onp.model.hub_config import SPEC, HubModel, hub_model
 from onp.model.layers import Layer, find_layers
+from onp.model.logits_alone import returning_logits
 from onp.numerics import strict_float32
 
+COMMON_SIZES = (28, 32, 64, 96, 128, 224)  #: H and W of the images that most classifiers are trained on
 ROUNDING = 5e-3  # of the spread of logits; a random ResNet-50 of 224x224 reaches 6e-4, dropout of one pixel in fifty 0.1
 
 
@@ -79,7 +81,7 @@ def victim_from_module(
     """Capture a copy of a network.
 
     Args:
-        model: takes normalised images and returns logits.
+        model: takes normalised images and returns logits, alone or in a dict, tuple or ModelOutput.
         normalisation: of the images.
         input_shape: C, H, W of an image.
         classes: the width of the logits, which is checked where it is given.
@@ -102,6 +104,7 @@ def victim_from_module(
     generator = torch.Generator().manual_seed(0)
     # An odd size for the graph, so that a batch size written into it does not look like a number of channels.
     x = torch.randn(7, channels, height, width, generator=generator).to(device)
+    network = returning_logits(network, x[:2].clone())
     logits = _dry_run(network, x, normalisation)
     if classes is not None and logits.shape[1] != classes:
         raise InputError(f"The network gives {logits.shape[1]} logits, not {classes}; check the number of classes.")
@@ -132,12 +135,17 @@ def _dry_run(network: nn.Module, x: Tensor, normalisation: Normalisation) -> Ten
         try:
             logits, again, pair = network(x), network(x), network(x[:2])
         except (Exception, SystemExit) as error:
-            raise InputError(f"The network does not take images of shape {shape}: {first_line(error)}.") from error
+            wanted = _sizes_taken(network, x)
+            advice = f"; it takes {first_few(wanted)} pixels: give --image-size." if wanted else "."
+            raise InputError(f"The network does not take images of shape {shape} ({first_line(error)}){advice}") from error
     if not torch.equal(x, before):
         raise InputError("The network changes its input in place; write x = x - mean in place of x -= mean.")
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[0] != len(x) or logits.shape[1] < 2:
         found = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise InputError(f"The network must return logits [N, classes], but for {len(x)} images it returned {found}.")
+        raise InputError(
+            f"The network must return logits [N, classes], alone, as 'logits' or first of a tuple, but for {len(x)} images it "
+            f"returned {found}."
+        )
     if not logits.is_floating_point():
         raise InputError(f"The network's logits are {logits.dtype}; make them floating-point numbers.")
     if not torch.isfinite(logits).all():
@@ -151,6 +159,18 @@ def _dry_run(network: nn.Module, x: Tensor, normalisation: Normalisation) -> Ten
                 "(dropout or a norm in training mode?); make forward() deterministic in eval mode."
             )
     return logits
+
+
+def _sizes_taken(network: nn.Module, x: Tensor) -> list[str]:
+    """The common sizes of square images, such as "32x32", that the network takes in place of those of `x`."""
+    taken = []
+    for size in COMMON_SIZES:
+        try:
+            network(x.new_zeros((1, x.shape[1], size, size)))
+        except (Exception, SystemExit):  # whatever the user's code raises
+            continue
+        taken.append(f"{size}x{size}")
+    return taken
 
 
 def _same(some: Tensor, logits: Tensor) -> bool:
