@@ -86,9 +86,14 @@ def read_regular(path: Path, limit: int) -> bytes:
         raise InputError(f"The file {path} cannot be read ({error.strerror}); repair or remove it.") from error
 
 
+def encoded(content: bytes | str) -> bytes:
+    """A text as it is written: names of files and classes may hold bytes that are no UTF-8, which are shown as escapes."""
+    return content.encode(errors="backslashreplace") if isinstance(content, str) else content
+
+
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write to a temporary file beside `path`, then rename it: the old file or the new one exists, never a part."""
-    data = content.encode() if isinstance(content, str) else content
+    data = encoded(content)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.write_bytes(data)

@@ -11,6 +11,7 @@ from onp.defend.outcome import Outcome
 from onp.defend.provenance import provenance
 from onp.defend.report.bom import bom_available, bom_of
 from onp.defend.report.model_card import model_card
+from onp.defend.report.names import name_of
 from onp.defend.report.sarif import sarif_of, sarif_of_refusal
 from onp.defend.report.statement import statement_of
 from onp.errors import InputError, UnsafeCheckpointError
@@ -79,7 +80,7 @@ def write_refusal(error: UnsafeCheckpointError, model: str, out: str | None) -> 
         return
     path = file_and_key(model)[0]
     with suppress(OSError, InputError):
-        log = sarif_of_refusal(error, path, FileState(path).digest("model", path.name))
+        log = sarif_of_refusal(error, path, FileState(path).digest("model", name_of(path)))
         Path(out).mkdir(parents=True, exist_ok=True)
         write_atomically(Path(out) / SARIF, log)
 

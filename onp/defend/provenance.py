@@ -15,7 +15,7 @@ from pathlib import Path
 from onp.data.array_files import is_idx, labels_beside
 from onp.defend.config import DefendConfig
 from onp.defend.digests import FileState
-from onp.defend.report.names import name_of
+from onp.defend.report.names import is_file_of_names, name_of
 from onp.defend.report.sections import FileDigest, Provenance
 from onp.files import file_kind
 from onp.model.hub_config import HubModel, companions
@@ -28,7 +28,7 @@ IMAGES = {
     "eval_data": "evaluation data",
     "eval_triggered_data": "triggered evaluation data",
 }
-OTHERS = {"trigger": "trigger", "eval_trigger": "evaluation trigger", "class_order": "class order"}
+TRIGGERS = {"trigger": "trigger", "eval_trigger": "evaluation trigger"}
 LIMIT = 2**26  #: bytes of a learned file that are read
 
 
@@ -59,7 +59,8 @@ def inputs_of(config: DefendConfig, hub: HubModel | None = None) -> tuple[Input,
         found += [("config", path) for path in dict.fromkeys([*([hub.path] if hub else []), *beside])]
         found += [("mask", model.parent / "mask.json")] if config.verify else []
     found += [("code", path) for path in _code(config.arch)]
-    found += [(role, path) for option, role in OTHERS.items() if (path := getattr(config, option)) is not None]
+    found += [(role, path) for option, role in TRIGGERS.items() if (path := getattr(config, option)) is not None]
+    found += [("class order", order)] if (order := config.class_order) and is_file_of_names(order) else []
     inputs = [Input(role, name_of(path), FileState(Path(path))) for role, path in found if file_kind(Path(path)) == "file"]
     for option, role in IMAGES.items():
         if (location := getattr(config, option)) is not None:
@@ -84,7 +85,7 @@ def provenance(inputs: Iterable[FileDigest], written: Iterable[tuple[str, Path]]
         written: (role, path) of the files that exist by now beside the report.
     """
     created = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-    outputs = tuple(FileState(path).digest(role, path.name) for role, path in written)
+    outputs = tuple(FileState(path).digest(role, name_of(path)) for role, path in written)
     return Provenance(created, VERSION, learned(), tuple(inputs), outputs)
 
 
@@ -114,7 +115,7 @@ def _images(role: str, location: str) -> list[Input]:
     if kind == "file":
         with contextlib.suppress(OSError, EOFError, zlib.error):
             if is_idx(path) and (labels := labels_beside(path)) is not None:
-                found.append(Input(f"{role}, labels", labels.name, FileState(labels)))
+                found.append(Input(f"{role}, labels", name_of(labels), FileState(labels)))
     return found
 
 

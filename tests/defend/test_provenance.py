@@ -1,20 +1,25 @@
 """Provenance: digests that `sha256sum` repeats, every file that is named, and no folder of this machine in what is written."""
 
-import dataclasses
 import hashlib
 import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 
 import pytest
+from helpers.reports import repaired_report
 
 from onp.defend.config import DefendConfig
 from onp.defend.digests import FileState, manifest_line
 from onp.defend.outputs import write_outputs
 from onp.defend.provenance import digests, inputs_of, learned, provenance
+from onp.defend.report.model_card import model_card
 from onp.defend.report.names import arch_name, name_of, named
+from onp.defend.report.sarif import sarif_of
+from onp.defend.report.statement import statement_of
 from onp.errors import InputError
+from onp.files import write_atomically
 from onp.version import VERSION
 
 SUMS = "find -L . -type f -not -path '*/.*' -printf '%P\\0' | LC_ALL=C sort -z | xargs -0 sha256sum | sha256sum"
@@ -122,11 +127,25 @@ def test_names_are_without_folders():
         class_order="cat,dog/wolf", eval_data="../eval.npz",
     )  # fmt: skip
     public = named(config)
-    assert public == dataclasses.replace(
+    assert public == replace(
         config, model="net.pt::ema/net", data="clean", out="out", arch="config:config.json", eval_data="eval.npz"
     )
+    assert name_of(os.fsdecode(b"/home/me/\xff.pt")) == "\\udcff.pt"
+    assert named(replace(config, class_order="x" * 300)).class_order == "x" * 300
     assert name_of(".") == os.path.basename(os.getcwd())
     assert arch_name("mynet:Net") == "mynet:Net"
+
+
+def test_names_that_are_no_unicode_are_written(tmp_path):
+    report = repaired_report()
+    name = os.fsdecode(b"caf\xe9.pt")
+    report = replace(report, headline=f"Of class {name}.", target_name=name)
+    texts = [report.to_text(), report.to_json(), model_card(report), sarif_of(report), statement_of(report, {"a": name})]
+    for text in texts:
+        write_atomically(tmp_path / "file", text)
+    (tmp_path / name).write_bytes(b"weights")
+    (found,) = digests(inputs_of(DefendConfig(model=str(tmp_path / name))))
+    assert found.name == "caf\\udce9.pt" and found.sha256 == sha256(b"weights")
 
 
 def test_what_the_verdict_learned_from_has_a_version():
@@ -136,7 +155,7 @@ def test_what_the_verdict_learned_from_has_a_version():
 
 
 def test_the_files_of_a_repair_carry_their_digests(outcome, tmp_path):
-    config = dataclasses.replace(outcome.report.config, model=str(tmp_path / "net.pt"))
+    config = replace(outcome.report.config, model=str(tmp_path / "net.pt"))
     (tmp_path / "net.pt").write_bytes(b"weights")
     outcome = outcome.with_provenance(provenance(digests(inputs_of(config))))
     out = tmp_path / "out"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+from onp.defend.class_order import LONGEST_PATH
 from onp.defend.config import DefendConfig
+from onp.files import file_kind
 from onp.model.hub_config import SPEC
 
 PATHS = ("model", "data", "out", "trigger", "triggered_data", "eval_data", "eval_trigger", "eval_triggered_data", "tensorboard")
@@ -23,7 +25,13 @@ def name_of(location: str | Path) -> str:
     bare = path.replace("\\", "/").rstrip("/").rpartition("/")[2]
     if bare in ("", ".", ".."):
         bare = Path(path).resolve().name
-    return f"{bare}{separator}{key.lstrip('/')}"
+    # Bytes of a name that are no UTF-8 cannot be written to a report.
+    return f"{bare}{separator}{key.lstrip('/')}".encode(errors="backslashreplace").decode()
+
+
+def is_file_of_names(class_order: str) -> bool:
+    """Whether --class-order is a file, not a list of names, which may be longer than a path can be."""
+    return len(class_order) <= LONGEST_PATH and file_kind(Path(class_order)) == "file"
 
 
 def arch_name(arch: str) -> str:
@@ -35,6 +43,6 @@ def named(config: DefendConfig) -> DefendConfig:
     """The options with names in place of paths."""
     names = {option: name_of(given) for option in PATHS if (given := getattr(config, option)) is not None}
     order, arch = config.class_order, config.arch
-    if order is not None and Path(order).is_file():
+    if order is not None and is_file_of_names(order):
         names["class_order"] = name_of(order)
     return dataclasses.replace(config, arch=None if arch is None else arch_name(arch), **names)

@@ -11,6 +11,7 @@ from typing import Any
 
 from onp.defend.report.report import Report, shares
 from onp.engine.metrics import Share
+from onp.files import encoded
 
 TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE = "urn:onp:backdoor-report:1"
@@ -53,16 +54,12 @@ def statement_of(report: Report, files: Mapping[str, str | bytes]) -> str | None
             "inputs": [asdict(each) for each in made.inputs],
             "outputs": [asdict(each) for each in made.outputs],
             "reports": [
-                {"name": name, "digest": {"sha256": hashlib.sha256(_bytes(content)).hexdigest()}}
+                {"name": name, "digest": {"sha256": hashlib.sha256(encoded(content)).hexdigest()}}
                 for name, content in files.items()
             ],
         },
     }
     return json.dumps(document, indent=2, allow_nan=False) + "\n"
-
-
-def _bytes(content: str | bytes) -> bytes:
-    return content.encode() if isinstance(content, str) else content
 
 
 def _figures(report: Report) -> dict[str, Any]:
