@@ -124,6 +124,11 @@ def decide(
     if detection is None:
         given = audit.before.asr_surrogate.get(KNOWN)
         return "backdoor-evidence" if given is not None and given.value >= WEAK_TRIGGER else "no-backdoor-evidence"
+    return detected(detection)
+
+
+def detected(detection: Detection) -> Decision:
+    """The decision where nothing is repaired."""
     if detection.backdoored:
         return "backdoor-evidence"
     return "inconclusive" if max(detection.scores.score) >= detection.config.threshold - CLOSE else "no-backdoor-evidence"
