@@ -22,7 +22,7 @@ from onp.scan.config import ScanConfig
 from onp.scan.folder import ScanFolder
 from onp.scan.index_page import index_page
 from onp.scan.model_task import ModelTask, Scanned, failed, scan_model
-from onp.scan.planning import check, tasks_of, workers_for
+from onp.scan.planning import check, is_alone, tasks_of, workers_for
 from onp.scan.result import ScanResult
 from onp.scan.row import Row, in_order
 from onp.scan.tables import comma_separated, markdown
@@ -53,7 +53,8 @@ def scan(config: ScanConfig) -> ScanResult:
     unique = {task.identity: task for task in reversed(tasks)}
     todo = [task for task in tasks if unique[task.identity] is task and task.identity not in folder.done]
     results = {identity: Scanned(row) for identity, row in folder.done.items()}
-    results |= _scan_all(todo, workers_for(config, sum(task.problem is None for task in todo)), folder, config)
+    workers = Workers() if is_alone(config, found.candidates) else workers_for(config, len(todo))
+    results |= _scan_all(todo, workers, folder, config)
     rows = in_order([_renamed(results[task.identity].row, task, unique[task.identity]) for task in tasks])
     result = ScanResult(tuple(rows), found.left_out, results[tasks[0].identity].text if len(tasks) == 1 else None)
     if config.out is not None:
@@ -69,8 +70,9 @@ def _scan_all(tasks: Sequence[ModelTask], workers: Workers, folder: ScanFolder, 
     tasks = [task for task in tasks if task.problem is None]
     alone = workers.ray is None and not workers.processes  # then the model shows its own stages
     tasks = [task if alone else dataclasses.replace(task, threads=workers.threads) for task in tasks]
-    pace = _Pace(len(tasks), workers.processes)
-    with progress.stage("models", len(unread) + len(tasks), config.quiet or alone, config.json) as bar:
+    count = len(unread) + len(tasks)
+    pace = _Pace(count, workers.processes)
+    with progress.stage("models", count, config.quiet or alone, config.json) as bar:
         for task, made in chain(unread, run_all(scan_model, tasks, workers)):
             scanned = made if isinstance(made, Scanned) else Scanned(failed(task, made))
             row = scanned.row
@@ -99,7 +101,7 @@ class _Pace:
 
     def left(self, row: Row) -> float | None:
         """Seconds, once a model is done; None as long as nothing is known."""
-        self._left -= row.seconds > 0
+        self._left -= 1
         if row.decision is not None:
             self._seconds.append(row.seconds)
         if not self._seconds:

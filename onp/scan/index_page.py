@@ -24,7 +24,8 @@ MEANINGS = {
     "crashed": "its process ended, perhaps for want of memory, or onp has an error",
 }
 """What the page says of each verdict that a scan may come to."""
-COLOURS_OF_ALL: dict[str, str] = {**COLOURS, "unsafe": "bad", "unusable": "soft", "crashed": "part"}
+COLOURS_OF_ALL = {str(decision): colour for decision, colour in COLOURS.items()}
+COLOURS_OF_ALL |= {"unsafe": "bad", "unusable": "soft", "crashed": "part"}
 
 
 def index_page(result: ScanResult, config: ScanConfig) -> str:

@@ -101,5 +101,5 @@ def _entry(path: Path, where: str, values: Any) -> Entry:
             )
         # As for --class-order itself: a file, or names.
         beside = path.parent / str(value).partition("::")[0]
-        options[name] = str(path.parent / value) if name in PATHS and beside.exists() else value
+        options[name] = str(path.parent / str(value)) if name in PATHS and beside.exists() else value
     return Entry(values["path"], options)

@@ -59,7 +59,8 @@ def scan_model(task: ModelTask) -> Scanned:
     row = dataclasses.replace(
         Row.of(task.name, task.identity, outcome),
         arch_from=arch_from,
-        **_of_file(task),
+        sha256=task.digest.sha256 if task.digest else None,
+        bytes=task.digest.bytes if task.digest else None,
         seconds=time.monotonic() - start,
         report=None if options.out is None else f"{Path(options.out).parent.name}/{Path(options.out).name}/report.html",
         sarif=dataclasses.asdict(entry_of(outcome.report, task.name)),
@@ -81,7 +82,8 @@ def failed(task: ModelTask, error: Exception, seconds: float = 0.0) -> Row:
     return Row(
         task.name,
         task.identity,
-        **_of_file(task),
+        sha256=task.digest.sha256 if task.digest else None,
+        bytes=task.digest.bytes if task.digest else None,
         kind=kind,
         error=entry.refusal,
         seconds=seconds,
@@ -120,7 +122,3 @@ def _run(options: DefendConfig) -> Outcome:
     if options.out is not None and Path(options.out).exists() and not (Path(options.out) / FOLDER / FACTS).exists():
         shutil.rmtree(options.out)
     return defend(options)
-
-
-def _of_file(task: ModelTask) -> dict[str, str | int]:
-    return {} if task.digest is None else {"sha256": task.digest.sha256, "bytes": task.digest.bytes}

@@ -53,12 +53,15 @@ def check(config: ScanConfig) -> None:
         raise InputError(f"--gpu-share {config.gpu_share} is no share of a GPU; give a number above 0, at most 1.")
 
 
+def is_alone(config: ScanConfig, candidates: Sequence[Candidate]) -> bool:
+    """Whether there is one model only, which this process scans, with all its threads, and shows the stages of."""
+    return len(candidates) == 1 and not config.workers and config.ray is None
+
+
 def workers_for(config: ScanConfig, count: int) -> Workers:
-    """Who scans `count` models."""
+    """Who scans `count` models beside each other."""
     if config.ray is not None:
         return Workers(config.ray, gpu_share=config.gpu_share, retries=RETRIES)
-    if count == 1 and not config.workers:
-        return Workers()
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     fitting = config.workers or max(1, min(available, free_memory() // MODEL_BYTES))
     processes = max(1, min(fitting, count))
@@ -71,9 +74,9 @@ def tasks_of(config: ScanConfig, candidates: Sequence[Candidate], folder: ScanFo
     Raises:
         InputError: images are missing or cannot be read.
     """
-    alone = len(candidates) == 1 and not config.workers and config.ray is None
-    shown = {"quiet": config.quiet or not alone, "json": config.json, "repair": False, "resume": folder.path is not None}
-    given = DefendConfig(**{name: getattr(config, name) for name in SHARED}, **shown)
+    quiet = config.quiet or not is_alone(config, candidates)
+    shared = {name: getattr(config, name) for name in SHARED}
+    given = DefendConfig(**shared, quiet=quiet, json=config.json, repair=False, resume=folder.path is not None)
     images: dict[tuple[str | None, str | None], tuple[FileDigest, ...]] = {}
     tasks = []
     with progress.stage("taking the SHA-256 of the models", len(candidates), config.quiet, config.json) as bar:

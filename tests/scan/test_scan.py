@@ -14,8 +14,9 @@ from onp.model.archs import build_network
 from onp.pool import WorkerDied
 from onp.scan import ScanConfig, scan
 from onp.scan.__main__ import main
+from onp.scan.candidates import Candidate
 from onp.scan.model_task import ModelTask, failed, with_arch
-from onp.scan.planning import check, workers_for
+from onp.scan.planning import check, is_alone, workers_for
 
 TABLES = ("results.md", "results.csv")
 FAILED = {"pickled.pt": "unsafe", "broken.safetensors": "unusable", "other.pth": "unusable", "pointer.pt2": "unusable"}
@@ -37,24 +38,31 @@ def rows_of(out):
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
-@pytest.fixture(scope="module")
-def by_processes(eight, tmp_path_factory):
-    """The folder of a scan by two processes, and its exit code."""
-    out = tmp_path_factory.mktemp("by-processes") / "out"
-    return out, main([*options(eight, out), "--workers", "2"])
+def by_processes(eight, out):
+    """Scan with two processes; the exit code."""
+    return main([*options(eight, out), "--workers", "2"])
 
 
-def test_eight_models_are_scanned_by_processes(by_processes, report_schema):
-    out, code = by_processes
+def test_eight_models_are_scanned_by_processes(eight, tmp_path, report_schema, capsys):
+    # One test, since each that needs the scan would repeat it where tests run side by side.
+    out = tmp_path / "out"
+    assert by_processes(eight, out) == 1
+    check_rows(out, report_schema)
+    check_log(out)
+    capsys.readouterr()
+    check_that_nothing_is_done_again(eight, out, tmp_path / "zoo", capsys)
+
+
+def check_rows(out, report_schema):
     rows = {row["name"]: row for row in rows_of(out)}
-    assert code == 1 and next(iter(rows)) == "badnets/model.safetensors", "the highest score comes first"
+    assert next(iter(rows)) == "badnets/model.safetensors", "the highest score comes first"
     assert rows["badnets/model.safetensors"]["decision"] == "backdoor-evidence"
     assert rows["badnets/model.safetensors"]["class_name"] == "T-shirt/top"
     for name in ("clean.safetensors", "repaired/model.safetensors"):
         assert rows[name]["decision"] in ("no-backdoor-evidence", "inconclusive")
         assert rows[name]["arch"] == "vgg11_bn:width=16,channels=1" and rows[name]["arch_from"] == "weights"
     twice = [rows[name] for name in ("again.safetensors", "clean.safetensors")]
-    assert {row.pop("same_as", None) for row in twice} in ({None, "again.safetensors"}, {None, "clean.safetensors"})
+    assert [row.get("same_as") for row in twice] == [None, "again.safetensors"]
     assert twice[0]["report"] == twice[1]["report"] and twice[0]["seconds"] == twice[1]["seconds"], "scanned once"
     assert {name: row["kind"] for name, row in rows.items() if "kind" in row} == FAILED
     assert len(rows) == 8
@@ -64,15 +72,15 @@ def test_eight_models_are_scanned_by_processes(by_processes, report_schema):
             report_schema.validate(report)
             assert report["task"] == "scan" and report["decision"] == row["decision"]
             assert not (out / row["report"]).with_name("model.safetensors").exists(), "nothing is repaired"
-    text = "".join(path.read_text() for path in out.iterdir() if path.suffix in (".html", ".sarif", ".md", ".csv"))
-    assert str(out) not in text and str(out.parent) not in text
+    text = "".join(path.read_text() for path in out.iterdir() if path.suffix in (".html", ".sarif", ".md", ".csv", ".jsonl"))
+    assert str(out.parent) not in text
     assert {path.name for path in out.iterdir()} == {
         *("models", "results.jsonl", "results.md", "results.csv", "index.html", "report.sarif", "config.toml")
     }
 
 
-def test_the_log_has_all_findings_of_the_folder(by_processes):
-    (run,) = json.loads((by_processes[0] / "report.sarif").read_text())["runs"]
+def check_log(out):
+    (run,) = json.loads((out / "report.sarif").read_text())["runs"]
     found = {}
     for result in run["results"]:
         place = result["locations"][0]["physicalLocation"]["artifactLocation"]
@@ -80,37 +88,35 @@ def test_the_log_has_all_findings_of_the_folder(by_processes):
         found[place["uri"]] = result["ruleId"]
     assert found["badnets/model.safetensors"] == "backdoor-evidence" and found["pickled.pt"] == "unsafe-checkpoint"
     assert len(run["artifacts"]) == 8 and run["invocations"][0]["exitCode"] == 1
-    told = [each["message"]["text"] for each in run["invocations"][0]["toolExecutionNotifications"]]
-    assert len(told) == 4 and any("broken.safetensors" in text for text in told)
+    notes = [each["message"]["text"] for each in run["invocations"][0]["toolExecutionNotifications"]]
+    assert len(notes) == 4 and any("broken.safetensors" in text for text in notes)
 
 
-def test_what_is_done_is_not_done_again(eight, by_processes, tmp_path, capsys):
-    zoo, clean = eight
-    shutil.copytree(by_processes[0], tmp_path / "out")
-    shutil.copytree(zoo, tmp_path / "zoo", symlinks=True, ignore=shutil.ignore_patterns(*FAILED))
-    shutil.move(tmp_path / "zoo" / "clean.safetensors", tmp_path / "zoo" / "renamed.safetensors")
-    (tmp_path / "zoo" / "again.safetensors").unlink()
-    before = {row["name"]: row for row in rows_of(tmp_path / "out")}
-    code = main([*options((tmp_path / "zoo", clean), tmp_path / "out"), "--resume", "--json"])
+def check_that_nothing_is_done_again(eight, out, zoo, capsys):
+    """Once more without what cannot be scanned, and with a model under another name."""
+    shutil.copytree(eight[0], zoo, symlinks=True, ignore=shutil.ignore_patterns(*FAILED, "again.*"))
+    shutil.move(zoo / "clean.safetensors", zoo / "renamed.safetensors")
+    before = {row["name"]: row for row in rows_of(out)}
+    assert main([*options((zoo, eight[1]), out), "--resume", "--json"]) == 1
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert code == 1 and printed == rows_of(tmp_path / "out")
+    assert printed == rows_of(out)
     after = {row["name"]: row for row in printed}
     assert set(after) == {"badnets/model.safetensors", "renamed.safetensors", "repaired/model.safetensors"}
     assert after["badnets/model.safetensors"] == before["badnets/model.safetensors"]
     assert after["renamed.safetensors"]["seconds"] == before["clean.safetensors"]["seconds"], "the same content and options"
 
 
-def test_a_cluster_gives_the_same_table(eight, by_processes, tmp_path, monkeypatch):
+def test_a_cluster_gives_the_same_table(eight, tmp_path, monkeypatch):
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other work the workers would hardly run
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        code = main([*options(eight, tmp_path / "out"), "--ray", "auto"])
+        code = main([*options(eight, tmp_path / "cluster"), "--ray", "auto"])
     finally:
         ray.shutdown()
-    assert code == by_processes[1]
+    assert code == by_processes(eight, tmp_path / "processes")
     for name in TABLES:
-        assert (tmp_path / "out" / name).read_text() == (by_processes[0] / name).read_text()
+        assert (tmp_path / "cluster" / name).read_text() == (tmp_path / "processes" / name).read_text()
 
 
 def test_one_file_that_cannot_be_scanned_is_one_sentence(eight, capsys):
@@ -140,7 +146,8 @@ def test_images_are_needed(eight):
 
 
 def test_as_many_processes_as_there_are_models():
-    assert workers_for(ScanConfig(), 1).processes == 0, "one model needs no process of its own"
+    one = [Candidate("a.pt", "/a.pt")]
+    assert is_alone(ScanConfig(), one) and not is_alone(ScanConfig(workers=1), one) and not is_alone(ScanConfig(), one * 2)
     assert workers_for(ScanConfig(workers=1), 1).processes == 1
     assert workers_for(ScanConfig(workers=5), 3).processes == 3
     assert workers_for(ScanConfig(), 3).processes in (1, 2, 3)
