@@ -1,8 +1,10 @@
 """The ML-BOM: valid by the official schema of CycloneDX 1.7, a repaired checkpoint as a descendant of the original."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers.reports import ORIGINAL, REPAIRED, figures, repaired_report
@@ -11,7 +13,7 @@ from onp.defend.decision import DECISIONS
 
 pytest.importorskip("cyclonedx", reason="the extra bom")
 
-from onp.defend.report.bom import bom_of
+from onp.defend.report.bom import bom_available, bom_of
 from onp.defend.report.sections import Tuned
 
 FOLDER = Path(__file__).parents[1] / "schemas" / "cyclonedx"
@@ -88,6 +90,13 @@ def test_a_trained_network_has_its_own_figures(report, check):
     assert "trained on clean images with ft-sam" in model["pedigree"]["notes"]
     metrics = model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
     assert [each["value"] for each in metrics if each["type"] == "accuracy"] == ["0.950000", "0.970000"]
+
+
+@pytest.mark.parametrize("installed", [None, SimpleNamespace(SchemaVersion=SimpleNamespace(V1_6="1.6"))])
+def test_without_a_library_that_knows_the_version_there_is_none(monkeypatch, installed):
+    assert bom_available()
+    monkeypatch.setitem(sys.modules, "cyclonedx.schema", installed)  # None: the import fails
+    assert not bom_available()
 
 
 def test_a_network_in_memory_has_no_hash(report, check):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 from datetime import datetime
@@ -26,8 +25,12 @@ TRAINED = " The rest was then trained on clean images with {}."
 
 
 def bom_available() -> bool:
-    """Whether cyclonedx-python-lib is installed, which writes the BOM."""
-    return importlib.util.find_spec("cyclonedx") is not None
+    """Whether a cyclonedx-python-lib is installed that writes this version."""
+    try:
+        from cyclonedx.schema import SchemaVersion
+    except ImportError:
+        return False
+    return hasattr(SchemaVersion, "V1_7")
 
 
 def bom_of(report: Report) -> str:
