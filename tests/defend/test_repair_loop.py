@@ -150,6 +150,16 @@ def test_a_network_that_cannot_be_repaired_is_left_as_it_is(case, small):
     assert report.before.asr_surrogate, "its held-out triggers are measured all the same"
 
 
+def test_a_scan_measures_the_triggers_of_what_it_finds_and_prunes_nothing(case, small):
+    run = Run(DefendConfig(repair=False, quiet=True), small.PRESET)
+    outcome = run_pipeline(case, run)
+    report = outcome.report
+    assert report.decision == "backdoor-evidence" and report.task == "scan" and report.target_classes == (0,)
+    assert report.budget.evaluations == 0 and report.pruned_count == 0 and outcome.victim is case.victim
+    assert max(share.value for share in report.before.asr_surrogate.values()) > 0.8
+    assert "searching for the mask" not in report.timings and report.headline.endswith("nothing was changed.")
+
+
 class Filled(Store):
     """A store that lets nothing be computed or kept."""
 

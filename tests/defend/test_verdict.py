@@ -1,17 +1,21 @@
 """Which decision a run comes to."""
 
-from dataclasses import replace
+import json
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 
 import pytest
 from helpers.made_findings import REFERENCE, audit, detection, figures, findings, images, repair, repairs
 
-from onp.data.images import Splits
+from onp.data.images import ImageSet, Splits
 from onp.defend import run_pipeline
 from onp.defend.config import DefendConfig
+from onp.defend.evaluation import Evaluation, TrueImages
+from onp.defend.outputs import write_outputs
 from onp.defend.report.sections import Tuned
 from onp.defend.run import Run
 from onp.defend.verdict import Survivor, decide, is_to_repair, missed, survivors
+from onp.detect.known_trigger import KnownTrigger
 from onp.engine.metrics import Share
 
 STRONG, WEAK = figures({"patch": 98, "warp": 97}), figures({"patch": 20, "warp": 50})
@@ -113,3 +117,39 @@ def test_few_images_are_enough_where_that_is_asked_for(small, few):
     )
     report = run_pipeline(few, Run(DefendConfig(quiet=True, force=True), impatient)).report
     assert report.decision in ("repaired", "partly-repaired", "not-repairable") and report.budget.evaluations
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """A trigger that changes no image."""
+
+    name: str = "nothing"
+    all_to_all: bool = False
+
+    def __call__(self, pixels):
+        return pixels
+
+
+def test_the_report_says_first_that_a_trigger_was_missed(small, backdoored, report_schema):
+    """Of a network whose backdoor the scan, here a trigger without effect, does not find."""
+    case = small.case(backdoored.victim)
+    holdout = case.clean.holdout
+    stamped = ImageSet((small.stamp(holdout.pixels()) * 255).round().byte(), holdout.labels, holdout.class_names)
+    evaluation = Evaluation(None, TrueImages(stamped, 0))
+    missed_one = replace(case, known_trigger=KnownTrigger(Nothing(), 0), evaluation=evaluation)
+    report = run_pipeline(missed_one, Run(DefendConfig(repair=False, quiet=True), small.PRESET)).report
+    assert report.decision == "no-backdoor-evidence" and report.before.asr.value > 0.8 and report.missed
+    first = f"The scan missed a trigger that works on {100 * report.before.asr.value:.1f} % of the images"
+    assert report.headline.startswith(first) and report.to_text().startswith(first)
+    document = json.loads(report.to_json())
+    report_schema.validate(document)
+    assert document["headline"] == report.headline and "found no class" in document["warning"]
+
+
+def test_a_partial_repair_is_written(outcome, tmp_path):
+    partly = replace(outcome, report=replace(outcome.report, decision="partly-repaired"))
+    write_outputs(partly, str(tmp_path))
+    assert (tmp_path / "mask.json").exists() and (tmp_path / "model_card.md").exists()
+    refused = replace(outcome, report=replace(outcome.report, decision="backdoor-evidence"))
+    write_outputs(refused, str(tmp_path / "scan"))
+    assert not (tmp_path / "scan" / "mask.json").exists() and (tmp_path / "scan" / "report.json").exists()
