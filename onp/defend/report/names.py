@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from onp.defend.class_order import LONGEST_PATH
 from onp.defend.config import DefendConfig
@@ -41,7 +42,7 @@ def arch_name(arch: str) -> str:
 
 def named(config: DefendConfig) -> DefendConfig:
     """The options with names in place of paths."""
-    names = {option: name_of(given) for option in PATHS if (given := getattr(config, option)) is not None}
+    names: dict[str, Any] = {option: name_of(given) for option in PATHS if (given := getattr(config, option)) is not None}
     order, arch = config.class_order, config.arch
     if order is not None and is_file_of_names(order):
         names["class_order"] = name_of(order)
