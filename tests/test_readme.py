@@ -2,13 +2,14 @@
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+
+from onp.defend.decision import DECISIONS, exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -25,10 +26,10 @@ def commands(section):
     return [line for block in blocks(section) for line in block.splitlines() if line]
 
 
-def run(command, folder, path):
-    environment = os.environ | {"PATH": f"{path}{os.pathsep}{os.environ['PATH']}"}
+def run(command, folder, codes=(0,)):
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    assert done.returncode in codes, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     return done.stdout
 
 
@@ -40,35 +41,33 @@ def checkout(tmp_path):
 
 
 def test_there_are_two_commands():
+    """`.ci/run` gives them as they stand, in a fresh environment."""
     first, second = commands("Install and run")
-    assert first.endswith("python -m onp.defend") and second.endswith("pytest")
+    assert first.endswith("&& onp defend") and second.endswith("&& pytest")
 
 
 def test_it_is_short():
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 140
 
 
-@pytest.mark.skipif("ONP_TEST_INSTALL" not in os.environ, reason="set ONP_TEST_INSTALL=1: installs into a fresh environment")
-def test_the_first_command_on_a_fresh_machine(tmp_path):
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
-    copy = tmp_path / "onp"
-    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", "build", "*.egg-info", "*.so", "__pycache__", ".*_cache"))
-    printed = run(commands("Install and run")[0], copy, tmp_path / "venv" / "bin")
-    assert "Decision: repaired" in printed
+def test_every_decision_is_in_the_table_with_its_exit_code():
+    rows = re.findall(r"^\| `([a-z-]+)` \| (\d) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert rows == [(decision, str(exit_code(decision))) for decision in DECISIONS]
 
 
 def test_your_own_model(checkout):
-    own, victim, its_repair = commands("Your own model")
-    for command in (own, victim, its_repair):
-        printed = run(command, checkout, Path(sys.executable).parent)
-        assert "Decision: repaired" in printed or command == victim
-    names = {path.name for path in (checkout / "repaired").iterdir()}
-    assert {"model.safetensors", "mask.json", "report.html", "report.json", "report.txt"} <= names
-    before, after = (load_file(checkout / folder / "model.safetensors") for folder in ("victim", "victim-repaired"))
+    scan, defend, verify = commands("Your own model")
+    assert "backdoor-evidence" in run(scan, checkout, (1,))
+    assert re.search("Decision: (partly-)?repaired", run(defend, checkout, (1,)))
+    written = {path.name for path in (checkout / "repaired").iterdir()}
+    assert {"model.safetensors", "mask.json", "model_card.md", "config.toml", "report.html", "report.json", "report.sarif"} <= written
+    original = ROOT / "onp" / "bundle" / "badnets"
+    before, after = (load_file(folder / "model.safetensors") for folder in (original, checkout / "repaired"))
     assert before.keys() == after.keys()
+    assert re.search("Decision: (no-backdoor-evidence|inconclusive)", run(verify, checkout))
 
 
 def test_the_python_calls(checkout):
     (code,) = blocks("Your own model", "python")
-    (checkout / "example.py").write_text(code + "assert evidence.backdoored and outcome.report.decision == 'repaired'\n")
-    run("python example.py", checkout, Path(sys.executable).parent)
+    (checkout / "example.py").write_text(code + "assert evidence.backdoored and outcome.report.pruned_count\n")
+    run("python example.py", checkout)

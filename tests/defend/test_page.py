@@ -5,7 +5,9 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from PIL import Image, ImageStat
 
 from onp.defend.decision import DECISIONS
 from onp.defend.report.advice import NEXT_STEPS
-from onp.defend.report.page import render
+from onp.defend.report.page import options, render
 from onp.defend.report.sections import FileDigest, Provenance, PrunableLayer, ReferenceSection, Verification
 from onp.engine.metrics import Share
 
@@ -118,6 +120,31 @@ def test_units_are_drawn_layer_by_layer(outcome, page):
     many = replace(outcome.report.model, layers=tuple(PrunableLayer(f"layer{k}", 600) for k in range(40)))
     page = render(replace(outcome.report, model=many, pruned={"layer7": [0, 599]}), outcome.diagnostics)
     assert "39 other layers have no pruned unit" in page and page.count("<code>layer") == 2
+
+
+def test_commands_and_options_are_shown_as_code():
+    text = (
+        "Run onp verify (python -m onp.defend --verify), with other seeds (--seed 1) or --max-acc-drop 0.1: well-known <x>."
+    )
+    assert options(text) == (
+        "Run <code>onp verify</code> (<code>python -m onp.defend --verify</code>), with other seeds (<code>--seed</code> 1) or "
+        "<code>--max-acc-drop</code> 0.1: well-known &lt;x&gt;."
+    )
+
+
+def test_the_lines_that_log_a_result_run(outcome, page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "report.json").write_text(outcome.report.to_json())
+    logged = {}
+    log = SimpleNamespace(log=logged.update)
+    mlflow = SimpleNamespace(log_metrics=logged.update, log_artifact=lambda path: logged.update(artifact=path))
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=lambda project: log, Html=lambda path: path))
+    snippets = [code for code in re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL) if "report.json" in code]
+    assert len(snippets) == 2 and all(code.count("\n") == 2 for code in snippets)
+    for code in snippets:
+        exec(html.unescape(code), {})
+    assert {"acc": outcome.report.after.acc.value, "decision": "repaired", "artifact": "report.html"}.items() <= logged.items()
 
 
 def test_a_verification_shows_mask_and_weights(outcome):

@@ -60,7 +60,7 @@ def render(report: Report, diagnostics: Diagnostics) -> str:
     return environment.get_template("report.html").render(
         report=report,
         diagnostics=diagnostics,
-        colour=COLOURS[report.decision],
+        colour="bad" if report.missed else COLOURS[report.decision],
         changed=report.pruned_count > 0,
         rows=rows,
         strongest=_strongest_surrogate(rows),
@@ -78,7 +78,7 @@ def render(report: Report, diagnostics: Diagnostics) -> str:
 
 def options(text: str) -> Markup:
     """The text, escaped, with the commands and command-line options in it as code."""
-    command = r"\b(?:python -m onp\.[a-z]+|onp (?:scan|defend|verify))(?: --[a-z-]+)*|(?<!\S)--[a-z][a-z-]*"
+    command = r"\b(?:python -m onp\.[a-z]+|onp (?:scan|defend|verify))(?: --[a-z-]+)*|(?<![\w-])--[a-z][a-z-]*"
     return Markup(re.sub(command, r"<code>\g<0></code>", str(escape(text))))
 
 
