@@ -46,7 +46,7 @@ def attack(config: AttackConfig) -> dict[str, float]:
 def train_victim(
     config: AttackConfig, train_set: ImageSet, test_set: ImageSet, budget: CraftingBudget = CraftingBudget()
 ) -> dict[str, float]:
-    """Train, measure and write `model.safetensors`, `trigger.safetensors` and `card.json` into the folder `config.out`.
+    """Train, measure and write the victim, see `onp.attack.folder.write_victim`, into the folder `config.out`.
 
     Args:
         config: all but `data` and `test_data`, in whose place the image sets are.
@@ -85,13 +85,11 @@ def train_victim(
             "init": config.init is not None,
             "class_names": train_set.class_names,
             "data": data,
-            # Hashes of up to 256 training images (3 kB): onp.compare refuses to measure the victim on these.
-            "sample": some,
             "train_images": len(train_set),
             "test_images": len(test_set),
             "torch": torch.__version__,
         }
-        write_victim(out, weights, trigger, card)
+        write_victim(out, weights, trigger, some, card)
     return figures
 
 

@@ -25,9 +25,7 @@ class AttackConfig:
     test_data: str = option(
         "", "images on which ACC, ASR and RA are measured", group="the images", metavar="PATH", required=True
     )
-    out: str = option(
-        "", "folder for the three files; a killed run continues from it", group="output", metavar="DIR", required=True
-    )
+    out: str = option("", "folder for the victim; a killed run continues from it", group="output", metavar="DIR", required=True)
     quiet: bool = option(False, "no progress", group="output")
     attack: str = option("badnets", "one of the attacks below, or none for a clean network", group="the attack", metavar="NAME")
     target: int = option(0, "class that the trigger leads to", group="the attack", metavar="CLASS")

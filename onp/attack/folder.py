@@ -17,13 +17,25 @@ from onp.attack.triggers import Trigger
 from onp.errors import InputError
 from onp.files import write_atomically
 
+SAMPLE = "training_sample.txt"
 UNFINISHED = "unfinished"  # folder inside --out with what a killed run goes on from
 
 
-def write_victim(out: Path, weights: dict[str, Tensor], trigger: Trigger | None, card: dict[str, object]) -> None:
-    """Write the victim; nothing of an earlier one stays, and the card, which says what the other files are, comes last."""
+def write_victim(
+    out: Path, weights: dict[str, Tensor], trigger: Trigger | None, sample: list[str], card: dict[str, object]
+) -> None:
+    """Write the victim; nothing of an earlier one stays, and the card, which says what the other files are, comes last.
+
+    Args:
+        out: its folder.
+        weights: of the network.
+        trigger: None for a clean network.
+        sample: hashes of some training images, with which `onp.compare` refuses to measure the victim on these.
+        card: the recipe and the figures.
+    """
     for name in ("card.json", "trigger.safetensors"):
         (out / name).unlink(missing_ok=True)
+    write_atomically(out / SAMPLE, "\n".join(sample) + "\n")
     if trigger is not None:
         trigger.save(out / "trigger.safetensors")
     write_atomically(out / "model.safetensors", serialise(weights))

@@ -9,6 +9,7 @@ import torch
 from onp.attack.triggers import TRIGGERS
 from onp.compare.defences import PRUNERS, SEARCHES, TUNERS, defence, defence_names
 from onp.data.normalisation import Normalisation
+from onp.defend.demos import DEMOS
 from onp.defend.presets import PRESETS
 from onp.errors import InputError
 from onp.model.archs import build_network
@@ -36,9 +37,9 @@ class CompareConfig:
     )
     victims: tuple[str, ...] = option(
         (),
-        "ready victims: folders written by onp.attack (with --test-data), or 'bundled' for the embedded ones "
-        "(default without --attacks)",
-        metavar="DIR",
+        f"ready victims: embedded ones by name ({', '.join(DEMOS)}; 'bundled' for all, the default without --attacks), or "
+        "folders written by onp attack (with --test-data)",
+        metavar="NAME|DIR",
         group="the victims",
     )
     attacks: tuple[str, ...] = option(

@@ -21,6 +21,18 @@ COLUMNS = (
     *("pruned", "units", "evaluations", "seconds", "where"),
 )
 
+MEANING = (
+    "- No defence saw a trigger or an evaluation image; a victim is trained once, and the seeds are those of the defences.",
+    "- ASR and RA count images whose class is not the trigger's goal. DER = (max(0, dASR) - max(0, dACC) + 1) / 2.",
+    "- The threshold of a pruning is the largest that keeps the accuracy on held-out clean images within the budget.",
+    "- The oracle columns choose the threshold by the test ASR, which no defence may: the mask of the same curve with the",
+    "  lowest test ASR within the same budget of test accuracy. An oracle ASR above the defence's own says that the defence",
+    "  lost more test accuracy than the budget, which its held-out images did not show.",
+    "- Re-activated is the ASR after five epochs of fine-tuning on the clean images.",
+    "- A baseline defence stops after `passes` images a stage, so longer recipes are cut short (at their published length:",
+    "  ANP 768,000, IMS over 2 million, SAU 600,000 on 500 images).",
+)
+
 
 def write_tables(folder: Path, rows: Sequence[Row], settings: dict[str, object]) -> None:
     """Write results.csv (one line a cell), results.md (means over seeds) and, where matplotlib is installed, the plots."""
@@ -52,23 +64,10 @@ def as_markdown(rows: Sequence[Row], settings: dict[str, object], plots: Sequenc
     machines = list(dict.fromkeys(row["where"] for row in done if "where" in row))
     attacked = [row for row in done if row["attack"] != "none"]
     clean = [row for row in done if row["attack"] == "none"]
-    lines = [
-        "Mean and standard deviation over the defence's seeds (n), in per cent of the evaluation images; a victim is",
-        "trained once. ASR and RA count images whose class is not the trigger's goal. No defence saw a trigger or an",
-        "evaluation image: thresholds are the largest pruning that keeps the accuracy on held-out clean images within the",
-        "budget. The **oracle** columns choose the threshold by the test ASR, which no defence may: the mask of the same",
-        "curve with the lowest test ASR within the same budget of test accuracy. *Re-activated* is the ASR after five epochs",
-        "of fine-tuning on the clean images. DER = (max(0, dASR) - max(0, dACC) + 1) / 2. A baseline defence stops after",
-        "`passes` images a stage, so recipes longer than that (at their published length: ANP 768,000, IMS over 2 million,",
-        "SAU 600,000 on 500 images) are cut short.",
-        "",
-        "Settings: " + ", ".join(f"{name} {value}" for name, value in settings.items()) + ".",
-        *(f"Measured on: {where}." for where in machines),
-        *(["Seconds are of the machine that ran most cells."] if len(machines) > 1 else []),
-    ]
-    lines += [f"\n![{Path(plot).stem}]({plot})" for plot in plots]
+    lines = ["# Defences compared", "", _counted(rows)]
     if attacked:
         lines += ["", "## All attacks", "", *_summary(attacked)]
+    lines += [f"\n![{Path(plot).stem}]({plot})" for plot in plots]
     for victim in dict.fromkeys(row["victim"] for row in attacked):
         lines += ["", *_victim([row for row in attacked if row["victim"] == victim])]
     if clean:
@@ -77,7 +76,18 @@ def as_markdown(rows: Sequence[Row], settings: dict[str, object], plots: Sequenc
     if failures:
         lines += ["", "## Failed cells", ""]
         lines += [f"- {row['victim']}, {row['defence']}, seed {row['seed']}: {row['error']}" for row in failures]
+    lines += ["", "## How it was measured", "", *MEANING, ""]
+    lines += ["Settings: " + ", ".join(f"{name} {value}" for name, value in settings.items()) + "."]
+    lines += [f"Measured on: {where}." for where in machines]
+    lines += ["Seconds are of the machine that ran most cells."] if len(machines) > 1 else []
     return "\n".join(lines) + "\n"
+
+
+def _counted(rows: Sequence[Row]) -> str:
+    """One sentence that says what the tables hold."""
+    counts = {name: len({row[name] for row in rows if name in row}) for name in ("victim", "defence", "seed")}
+    parts = [f"{count} {name}{'' if count == 1 else 's'}" for name, count in counts.items()]
+    return f"{', '.join(parts)}: mean and standard deviation over the seeds (n), in per cent of the evaluation images."
 
 
 def _summary(rows: Sequence[Row]) -> list[str]:

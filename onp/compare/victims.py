@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onp.attack import AttackConfig, attack
-from onp.attack.folder import UNFINISHED
+from onp.attack.folder import SAMPLE, UNFINISHED
 from onp.compare.config import BUNDLED, CompareConfig
 from onp.compare.datasets import Datasets, short_name, slug
 from onp.data.fingerprint import check_overlap, fingerprint, image_hashes
@@ -17,7 +17,10 @@ from onp.data.images import load_images
 from onp.data.normalisation import Normalisation
 from onp.defend.demos import DEMOS, demo
 from onp.errors import InputError
+from onp.files import file_kind, read_regular
 from onp.model.archs import option as arch_option
+
+CARD_BYTES = 2**20  # at most, of a card or of a sample of hashes
 
 
 @dataclass(frozen=True)
@@ -50,13 +53,11 @@ class Training:
         return (Path(self.config.out) / "card.json").exists()
 
 
-def bundled_victims() -> list[VictimFiles]:
-    """The embedded victims."""
-    victims = []
-    for name in DEMOS:
-        folder, images = demo(name).model.parent, (demo(name).clean, demo(name).evaluation)
-        victims.append(_with_card(folder, read_card(folder), name, "fashion-mnist", images))
-    return victims
+def bundled_victim(name: str) -> VictimFiles:
+    """The embedded victim of that name."""
+    chosen = demo(name)
+    folder = chosen.model.parent
+    return _with_card(folder, read_card(folder), name, "fashion-mnist", (chosen.clean, chosen.evaluation))
 
 
 def ready_victims(config: CompareConfig, datasets: Datasets) -> list[VictimFiles]:
@@ -68,17 +69,19 @@ def ready_victims(config: CompareConfig, datasets: Datasets) -> list[VictimFiles
     names = config.victims or (() if config.attacks else (BUNDLED,))
     victims: list[VictimFiles] = []
     for name in names:
-        if name == BUNDLED:
-            victims += bundled_victims()
+        if name == BUNDLED or name in DEMOS:
+            victims += map(bundled_victim, DEMOS if name == BUNDLED else (name,))
             continue
+        if file_kind(Path(name)) is None:
+            raise InputError(f"There is no folder {name} of a victim; the embedded victims are {', '.join(DEMOS)}.")
         if len(config.test_data) != 1:
-            raise InputError("--victims DIR needs one --test-data: images that the victims were not trained on.")
+            raise InputError(f"The victim {name} needs one --test-data: images that it was not trained on.")
         folder, test_data = Path(name), config.test_data[0]
         card = read_card(folder)
         channels = arch_option(card["arch"], "channels", 3)
-        if "sample" in card:
-            images = datasets.read(test_data, channels)
-            check_overlap(card["sample"].split(), card["train_images"], images, f"images of --test-data {test_data}")
+        if (folder / SAMPLE).exists():
+            seen = read_regular(folder / SAMPLE, CARD_BYTES).decode(errors="replace").split()
+            check_overlap(seen, card["train_images"], datasets.read(test_data, channels), f"images of --test-data {test_data}")
         splits = datasets.split(test_data, channels, tuple(card.get("class_names") or ()))
         victims.append(_with_card(folder, card, folder.absolute().name, short_name(test_data), splits))
     return victims
@@ -181,12 +184,13 @@ def read_card(folder: Path) -> dict[str, Any]:
         InputError: there is none.
     """
     try:
-        card = json.loads((folder / "card.json").read_text())
+        card = json.loads(read_regular(folder / "card.json", CARD_BYTES))
         if not {"attack", "arch", "norm", "target"} <= card.keys():
             raise ValueError
-    except (OSError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{folder} holds no victim with a card.json of onp.attack; give such a folder, or '{BUNDLED}'."
+            f"{folder} holds no victim with a card.json of onp attack; give such a folder, or an embedded victim: "
+            f"{', '.join(DEMOS)}."
         ) from error
     return dict(card)
 

@@ -27,10 +27,10 @@ def image_hashes(images: ImageSet) -> list[str]:
     return [hashlib.sha256(image.tobytes()).hexdigest()[:12] for image in images.images.numpy()]
 
 
-def hash_sample(images: ImageSet) -> str:
-    """The hashes of at most `SAMPLE` images, evenly spaced, for the card of a victim trained on them."""
+def hash_sample(images: ImageSet) -> list[str]:
+    """The hashes of at most `SAMPLE` images, evenly spaced, which lie beside a victim trained on them."""
     step = -(-len(images) // SAMPLE)
-    return " ".join(image_hashes(images.subset(range(0, len(images), step))))
+    return image_hashes(images.subset(range(0, len(images), step)))
 
 
 def check_overlap(seen: Sequence[str], train_images: int, test_set: ImageSet, name: str) -> None:

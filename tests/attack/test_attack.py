@@ -37,7 +37,12 @@ def test_badnets_victim_learns_both_tasks_and_its_files_fit_together(tmp_path):
     test_set = easy_images(120, 1)
     result = victim_in(config(attack="badnets"), easy_images(600), test_set, tmp_path)
     assert result["acc"] > 0.9 and result["asr"] > 0.9 and result["ra"] < 0.2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["card.json", "model.safetensors", "trigger.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "card.json",
+        "model.safetensors",
+        "training_sample.txt",
+        "trigger.safetensors",
+    ]
     card = json.loads((tmp_path / "card.json").read_text())
     assert card["asr"] == result["asr"] and card["attack"] == "badnets" and card["poison_rate"] == 0.2
     trigger = load_trigger(tmp_path / "trigger.safetensors")
@@ -202,7 +207,7 @@ def test_nothing_of_an_earlier_victim_stays(tmp_path):
     (tmp_path / "trigger.safetensors").write_text("of a victim whose card is gone")
     settings = config(attack="none", poison_rate=None, epochs=1)
     victim_in(settings, easy_images(60), easy_images(60, 1), tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["card.json", "model.safetensors"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["card.json", "model.safetensors", "training_sample.txt"]
     with pytest.raises(InputError, match=r"holds a victim with another attack \(none, now badnets\)"):
         victim_in(config(epochs=1), easy_images(60), easy_images(60, 1), tmp_path)
     with pytest.raises(InputError, match="holds a victim with another data"):

@@ -25,3 +25,10 @@ def test_seconds_of_different_machines_are_not_averaged():
 def test_networks_without_a_backdoor_have_a_section_of_their_own():
     text = as_markdown([outcome_row(0, 0.1) | {"attack": "none"}], {})
     assert "## False repairs" in text and "## All attacks" not in text
+
+
+def test_the_table_comes_first_and_what_its_columns_mean_last():
+    lines = as_markdown([outcome_row(0, 0.1)], {"passes": 1}, ["acc_asr.png"]).splitlines()
+    assert lines[2].startswith("1 victim, 1 defence, 1 seed: mean") and lines[4] == "## All attacks"
+    assert lines.index("## How it was measured") > lines.index("## v") > lines.index("![acc_asr](acc_asr.png)")
+    assert "An oracle ASR above the defence's own says" in " ".join(lines)

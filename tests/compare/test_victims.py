@@ -10,10 +10,11 @@ import pytest
 import torch
 from helpers.small_tables import other_table, ready_victim
 
-from onp.compare import compare
+from onp.compare import CompareConfig, compare
 from onp.compare.datasets import Datasets
 from onp.compare.victims import planned_trainings, ready_victims
 from onp.data.images import load_images
+from onp.defend.demos import DEMOS
 from onp.errors import InputError
 
 
@@ -54,3 +55,19 @@ def test_a_few_test_images_that_are_trained_on_give_a_warning(config, tmp_path, 
     table = replace(config, out=str(tmp_path / "t"), test_data=(str(tmp_path / "few.npz"),))
     assert len(planned_trainings(table, Datasets(table, tmp_path / "t"))) == 2
     assert "3 of the 303 images" in caplog.text
+
+
+def test_embedded_victims_have_names():
+    table = CompareConfig(out="t", victims=("wanet", "clean"))
+    assert [victim.name for victim in ready_victims(table, None)] == ["wanet", "clean"]
+    every = ready_victims(replace(table, victims=("bundled",)), None)
+    assert every == ready_victims(replace(table, victims=()), None) and {victim.name for victim in every} == set(DEMOS)
+    with pytest.raises(InputError, match="Two victims have one name"):
+        compare(replace(table, victims=("bundled", "wanet")))
+
+
+def test_a_card_is_for_people(config, rows):
+    """The hashes of training images lie in a file of their own."""
+    folder = Path(config.out) / "victims" / rows[0]["victim"]
+    assert all(len(line) < 300 for line in (folder / "card.json").read_text().splitlines())
+    assert len((folder / "training_sample.txt").read_text().splitlines()) > 100
