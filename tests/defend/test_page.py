@@ -123,9 +123,7 @@ def test_units_are_drawn_layer_by_layer(outcome, page):
 
 
 def test_commands_and_options_are_shown_as_code():
-    text = (
-        "Run onp verify (python -m onp.defend --verify), with other seeds (--seed 1) or --max-acc-drop 0.1: well-known <x>."
-    )
+    text = "Run onp verify (python -m onp.defend --verify), with other seeds (--seed 1) or --max-acc-drop 0.1: well-known <x>."
     assert options(text) == (
         "Run <code>onp verify</code> (<code>python -m onp.defend --verify</code>), with other seeds (<code>--seed</code> 1) or "
         "<code>--max-acc-drop</code> 0.1: well-known &lt;x&gt;."
