@@ -16,15 +16,22 @@ from typing import TYPE_CHECKING, Any
 from onp.version import VERSION
 
 if TYPE_CHECKING:
-    from onp.api import Applied, Evidence, apply, detect, mitigate, undo
+    from onp.api import Applied, apply, detect, mitigate, undo
     from onp.defend import Outcome
+    from onp.defend.evidence import Evidence
     from onp.errors import InputError
     from onp.model.mask import Mask, load_mask
 
 __all__ = ["Applied", "Evidence", "InputError", "Mask", "Outcome", "apply", "detect", "load_mask", "mitigate", "undo"]
 __version__ = VERSION
 
-_HOMES = {"Outcome": "onp.defend", "InputError": "onp.errors", "Mask": "onp.model.mask", "load_mask": "onp.model.mask"}
+_HOMES = {
+    "Evidence": "onp.defend.evidence",
+    "InputError": "onp.errors",
+    "Mask": "onp.model.mask",
+    "Outcome": "onp.defend",
+    "load_mask": "onp.model.mask",
+}
 
 
 class _Onp(ModuleType):

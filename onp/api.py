@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from onp.data.normalisation import Normalisation
 from onp.defend import Outcome, run_pipeline
 from onp.defend.config import DefendConfig
+from onp.defend.evidence import Evidence
 from onp.defend.from_memory import Given, case_from_memory
+from onp.defend.monitor import Monitor
 from onp.defend.presets import Preset
 from onp.defend.run import Run
 from onp.detect.bn_statistics import bn_statistics
@@ -21,34 +24,29 @@ from onp.errors import InputError
 from onp.model.mask import Mask
 from onp.model.prune import pruned_rows
 from onp.model.victim import victim_from_module
-from onp.numerics import strict_float32
+from onp.numerics import resolve_device, strict_float32
+from onp.progress import Listener, Pace
 
-Images = Tensor | np.ndarray
-Labels = Tensor | np.ndarray | Sequence[int]
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """The answer of `detect`; only clean images decide."""
-
-    backdoored: bool  #: whether the score of a class reaches the threshold
-    predicted_target: int  #: the class with the highest score
-    score: tuple[float, ...]  #: per class: the clipped anomaly indices of all detectors, summed
-    anomaly_index: dict[str, tuple[float, ...]]  #: detector -> per class, in robust standard deviations
-    threshold: float  #: of the score
+Images = Any
+"""A tensor or array, or a `torch.utils.data.Dataset` or `DataLoader` of (image, label)."""
+Labels = Tensor | np.ndarray | Sequence[int] | None
 
 
 @strict_float32()
 def detect(
     model: nn.Module,
     images: Images,
-    labels: Labels,
+    labels: Labels = None,
     *,
     norm: str,
     preset: str | Preset = "default",
     class_names: Sequence[str] | None = None,
+    class_order: Sequence[str] | None = None,
+    expect_acc: float | None = None,
+    device: str | torch.device | None = None,
     seed: int = 0,
     quiet: bool = False,
+    progress: Listener | None = None,
 ) -> Evidence:
     """Tell whether a live network is backdoored, and towards which class.
 
@@ -58,56 +56,78 @@ def detect(
         labels: of the images.
         norm: the normalisation of the model's training.
         preset: how much to try.
-        class_names: names by class; the answer does not depend on them.
+        class_names: names by label; the answer does not depend on them.
+        class_order: the names as the network counts the classes.
+        expect_acc: accuracy that the network should reach.
+        device: where to compute.
         seed: same seed, same machine: same scores.
         quiet: no progress.
+        progress: called with each step.
 
     Raises:
         InputError: something given cannot be used.
     """
-    run = _run(DefendConfig(norm=norm, seed=seed, quiet=quiet), preset)
-    case = case_from_memory(Given(model, images, labels, class_names), run)
+    run = _run(DefendConfig(norm=norm, expect_acc=expect_acc, seed=seed, quiet=quiet), preset, progress, _device(device, model))
+    case = case_from_memory(Given(model, images, labels, class_names, class_order), run)
     bn = bn_statistics(case.victim, case.searched)
-    detection = detect_targets(case.victim, case.clean, bn, run.detecting(), run.stage)
-    scores, threshold = detection.scores, detection.config.threshold
-    return Evidence(detection.backdoored, scores.predicted_target, scores.score, scores.anomaly_index, threshold)
+    return Evidence.of(detect_targets(case.victim, case.clean, bn, run.detecting(), run.stage), case)
 
 
 def mitigate(
     model: nn.Module,
     images: Images,
-    labels: Labels,
+    labels: Labels = None,
     *,
     norm: str,
     preset: str | Preset = "default",
     max_acc_drop: float = 0.01,
     class_names: Sequence[str] | None = None,
+    class_order: Sequence[str] | None = None,
+    expect_acc: float | None = None,
+    trigger: Callable[[Tensor], Tensor] | None = None,
+    device: str | torch.device | None = None,
     seed: int = 0,
     quiet: bool = False,
+    progress: Listener | None = None,
 ) -> Outcome:
     """Detect a backdoor in a live network and repair a copy of it; `model` itself is not changed.
 
     Args:
-        model: a classifier of normalised images `[N, C, H, W]` that returns logits `[N, classes]`; computed with in float32
-            on the device it is on.
+        model: a classifier of normalised images `[N, C, H, W]` that returns logits `[N, classes]`, alone, as `logits` of a dict
+            or ModelOutput, or first in a tuple; computed with in float32.
         images: a few hundred clean ones, not normalised: uint8, or floats in [0, 1]; `[N, C, H, W]`, `[N, H, W, C]` or
-            `[N, H, W]`, tensor or array.
-        labels: `[N]` integers, the classes as the network counts them.
+            `[N, H, W]`, tensor or array; or a Dataset or DataLoader of such (image, label), PIL images included.
+        labels: `[N]` integers, the classes as the network counts them; None for a Dataset or DataLoader.
         norm: the normalisation of the model's training: a preset such as "cifar10" or "imagenet", or "MEAN/STD".
         preset: "fast", "default", "thorough" or "paper", or settings of your own.
         max_acc_drop: accuracy that the repair may cost, as a share of the images.
-        class_names: names by class, for the report.
+        class_names: names by label, for the report; those of the Dataset where it has `classes`.
+        class_order: the names in the order in which the network counts its classes, where that is not the order of
+            `class_names`.
+        expect_acc: accuracy that the network should reach on the images, a share; below it nothing is done.
+        trigger: the trigger, where it is known, in place of detection and inversion: one of `onp.attack`, or a function from
+            clean to triggered images, both float32 `[N, C, H, W]` in [0, 1].
+        device: "cpu", "cuda", "cuda:1" or "auto"; that of the model where it is None.
         seed: same seed, same machine: same mask.
-        quiet: no progress.
+        quiet: no progress on stderr.
+        progress: called with the name of a stage, the steps done and all of its steps; what it raises ends the run.
 
     Returns:
-        An `Outcome`: `report`, `mask`, `network` (the repaired copy), and `html()` for the page, which a notebook shows.
+        An `Outcome`: `report`, `mask`, `network` (the repaired copy), `save(folder)`, and `html()` for the page, which a
+        notebook shows.
 
     Raises:
         InputError: something given cannot be used.
+
+    Example:
+        >>> outcome = onp.mitigate(model, DataLoader(test_set, 100), norm="cifar10")  # doctest: +SKIP
+        >>> outcome.save("repaired")  # doctest: +SKIP
     """
-    run = _run(DefendConfig(norm=norm, max_acc_drop=max_acc_drop, seed=seed, quiet=quiet), preset)
-    return run_pipeline(case_from_memory(Given(model, images, labels, class_names), run), run)
+    config = DefendConfig(norm=norm, max_acc_drop=max_acc_drop, expect_acc=expect_acc, seed=seed, quiet=quiet)
+    run = _run(config, preset, progress, _device(device, model))
+    if trigger is not None:
+        run = replace(run, preset=run.preset.with_known_trigger())
+    return run_pipeline(case_from_memory(Given(model, images, labels, class_names, class_order, trigger), run), run)
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +135,10 @@ class Applied:
     """What `apply` replaced: (parameter, rows bool `[K]`, the values that were there)."""
 
     replaced: tuple[tuple[Tensor, Tensor, Tensor], ...]
+
+    def __repr__(self) -> str:
+        values = sum(values.numel() for _, _, values in self.replaced)
+        return f"Applied({values} values of {len(self.replaced)} tensors are zero; onp.undo puts them back)"
 
 
 def apply(mask: Mask, model: nn.Module, input_shape: Sequence[int]) -> Applied:
@@ -154,7 +178,21 @@ def undo(applied: Applied) -> None:
             tensor[rows] = values.to(tensor)
 
 
-def _run(config: DefendConfig, preset: str | Preset) -> Run:
-    if isinstance(preset, Preset):
-        return Run.of(config, preset)
-    return Run.of(replace(config, preset=preset))
+def _run(config: DefendConfig, preset: str | Preset, listener: Listener | None, device: torch.device) -> Run:
+    run = Run.of(config, preset) if isinstance(preset, Preset) else Run.of(replace(config, preset=preset))
+    return replace(run, monitor=Monitor(config.quiet, pace=Pace(listener=listener)), device=device)
+
+
+def _device(device: str | torch.device | None, model: nn.Module) -> torch.device:
+    """The device that is asked for, or that of the model."""
+    if device is None:
+        first = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+        return torch.device("cpu") if first is None else first.device
+    if device in ("auto", "cpu", "cuda"):
+        return resolve_device(str(device))
+    try:
+        found = torch.device(device)
+        torch.empty(0, device=found)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise InputError(f"The device {device} cannot be used here; give 'cpu', 'cuda', 'cuda:1' or 'auto'.") from error
+    return found

@@ -4,29 +4,54 @@ from __future__ import annotations
 
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from onp.defend.digests import FileState
 from onp.defend.folder import REFUSAL as SARIF
-from onp.defend.outcome import Outcome
 from onp.defend.provenance import provenance
 from onp.defend.report.bom import bom_available, bom_of
 from onp.defend.report.model_card import model_card
 from onp.defend.report.names import name_of
+from onp.defend.report.report import Report
 from onp.defend.report.sarif import sarif_of, sarif_of_refusal
+from onp.defend.report.sections import Provenance
 from onp.defend.report.statement import statement_of
 from onp.errors import InputError, UnsafeCheckpointError
 from onp.files import write_atomically
 from onp.model.hub_config import HubModel, companions
+from onp.model.mask import Mask
 from onp.model.prune import save_checkpoint
 from onp.model.shrink import write_shrunk
 from onp.model.state_dicts import file_and_key
+from onp.model.victim import Victim
 
 BOM, STATEMENT = "sbom.cdx.json", "statement.intoto.json"
+LIVE = "model.safetensors"  # of a network that comes from no file
 Written = list[tuple[str, Path]]
 """What files are to the run, and where they lie."""
 
 
-def write_outputs(outcome: Outcome, out: str | None, hub: HubModel | None = None) -> Outcome:
+class Results(Protocol):
+    """What is written: the fields of an `onp.defend.outcome.Outcome`, which calls `write_outputs` itself."""
+
+    @property
+    def report(self) -> Report: ...
+
+    @property
+    def mask(self) -> Mask: ...
+
+    @property
+    def victim(self) -> Victim: ...
+
+    def html(self) -> str: ...
+
+    def with_provenance(self: R, provenance: Provenance) -> R: ...
+
+
+R = TypeVar("R", bound=Results)
+
+
+def write_outputs(outcome: R, out: str | None, hub: HubModel | None = None) -> R:
     """Write the report (.html, .json, .txt), the same as SARIF, as an ML-BOM where cyclonedx-python-lib is installed and as
     an in-toto statement; for a repair also mask.json, model_card.md, the checkpoint under its own name with the configs that
     lay beside it, and what `--shrink` made.
@@ -85,13 +110,13 @@ def write_refusal(error: UnsafeCheckpointError, model: str, out: str | None) -> 
         write_atomically(Path(out) / SARIF, log)
 
 
-def _write_repair(outcome: Outcome, folder: Path, hub: HubModel | None) -> Written:
+def _write_repair(outcome: Results, folder: Path, hub: HubModel | None) -> Written:
     written: Written = []
     report, repaired = outcome.report, outcome.victim
+    path = folder / (LIVE if repaired.checkpoint is None else repaired.checkpoint.path.name)
+    save_checkpoint(repaired, path)
+    written.append(("repaired model", path))
     if repaired.checkpoint is not None:
-        path = folder / repaired.checkpoint.path.name
-        save_checkpoint(repaired, path)
-        written.append(("repaired model", path))
         for beside in companions(repaired.checkpoint.path, hub):
             write_atomically(folder / beside.name, beside.read_bytes())
             written.append(("config", folder / beside.name))

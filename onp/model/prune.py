@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from safetensors.torch import save as serialise
 from torch import Tensor
 
 from onp.errors import InputError
@@ -74,7 +75,8 @@ def _without(tensor: Tensor, pruned: Tensor) -> Tensor:
 
 
 def save_checkpoint(victim: Victim, path: Path | str) -> None:
-    """Write the (pruned) checkpoint with the format, container, names, metadata and dtypes of the file it came from.
+    """Write the (pruned) checkpoint with the format, container, names, metadata and dtypes of the file it came from; the state
+    dict of a live network as safetensors.
 
     The file appears whole or not at all.
 
@@ -84,7 +86,10 @@ def save_checkpoint(victim: Victim, path: Path | str) -> None:
     """
     path = Path(path)
     if victim.checkpoint is None:
-        raise ValueError("this victim was built from a module, so there is no checkpoint layout to write")
+        # Copies, since safetensors refuses tensors that share memory.
+        state = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in victim.model.state_dict().items()}
+        write_atomically(path, serialise(state, {"format": "pt"}))
+        return
     if path.exists() and os.path.samefile(path, victim.checkpoint.path):
         raise InputError(f"{path} is the original checkpoint, which is never overwritten; choose another name.")
     write_atomically(path, victim.checkpoint.to_bytes())

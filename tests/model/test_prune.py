@@ -105,6 +105,7 @@ def test_a_tensor_stored_under_two_names_is_edited_under_both(tmp_path, monkeypa
     assert torch.equal(again.logits(images), repaired.logits(images))
 
 
-def test_a_victim_without_a_file_cannot_be_written(victim, tmp_path):
-    with pytest.raises(ValueError, match="no checkpoint layout"):
-        save_checkpoint(victim, tmp_path / "a.pt")
+def test_a_live_network_is_written_as_its_state_dict(victim, tmp_path):
+    save_checkpoint(victim, tmp_path / "a.safetensors")
+    written, state = load_file(tmp_path / "a.safetensors"), victim.model.state_dict()
+    assert written.keys() == state.keys() and all(torch.equal(written[name], state[name]) for name in state)
