@@ -137,13 +137,15 @@ def test_the_report_says_first_that_a_trigger_was_missed(small, backdoored, repo
     stamped = ImageSet((small.stamp(holdout.pixels()) * 255).round().byte(), holdout.labels, holdout.class_names)
     evaluation = Evaluation(None, TrueImages(stamped, 0))
     missed_one = replace(case, known_trigger=KnownTrigger(Nothing(), 0), evaluation=evaluation)
-    report = run_pipeline(missed_one, Run(DefendConfig(repair=False, quiet=True), small.PRESET)).report
+    outcome = run_pipeline(missed_one, Run(DefendConfig(repair=False, quiet=True), small.PRESET))
+    report = outcome.report
     assert report.decision == "no-backdoor-evidence" and report.before.asr.value > 0.8 and report.missed
     first = f"The scan missed a trigger that works on {100 * report.before.asr.value:.1f} % of the images"
     assert report.headline.startswith(first) and report.to_text().startswith(first)
     document = json.loads(report.to_json())
     report_schema.validate(document)
     assert document["headline"] == report.headline and "found no class" in document["warning"]
+    assert '<body style="--verdict: var(--bad)">' in outcome.html()
 
 
 def test_a_partial_repair_is_written(outcome, tmp_path):
