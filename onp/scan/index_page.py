@@ -12,18 +12,17 @@ from onp.defend.report.names import name_of
 from onp.defend.report.page import COLOURS
 from onp.scan.config import ScanConfig
 from onp.scan.result import ScanResult
-from onp.scan.row import FAILURES
 from onp.version import VERSION
 
 MEANINGS = {
     "backdoor-evidence": "a class is far easier to reach than the others, as the target class of a backdoor is",
+    "unsafe": "opening the file could run code, so it was not opened",
     "inconclusive": "the highest score is close to the threshold; scan with --preset thorough, another seed or more images",
     "no-backdoor-evidence": "no class stands out; that is no proof that there is no backdoor",
-    "unsafe": "opening the file could run code, so it was not opened",
     "unusable": "something given does not fit it, or the file is damaged",
     "crashed": "its process ended, perhaps for want of memory, or onp has an error",
 }
-"""What the page says of each verdict that a scan may come to."""
+"""What the page says of each verdict that a scan may come to, the worst first."""
 COLOURS_OF_ALL = {str(decision): colour for decision, colour in COLOURS.items()}
 COLOURS_OF_ALL |= {"unsafe": "bad", "unusable": "soft", "crashed": "part"}
 
@@ -35,7 +34,7 @@ def index_page(result: ScanResult, config: ScanConfig) -> str:
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     rows = result.rows
     counts = Counter(row.status for row in rows)
-    known = {status: counts[status] for status in ("backdoor-evidence", "unsafe", *DECISIONS, *FAILURES) if counts[status]}
+    known = {status: counts[status] for status in (*MEANINGS, *DECISIONS) if counts[status]}
     scores = [max(row.score, row.threshold or 0.0) for row in rows if row.score is not None]
     return environment.get_template("index.html").render(
         rows=rows,

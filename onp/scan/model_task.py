@@ -75,7 +75,7 @@ def failed(task: ModelTask, error: Exception, seconds: float = 0.0) -> Row:
     if isinstance(error, InputError):
         kind = "unsafe" if isinstance(error, UnsafeCheckpointError) else "unusable"
     elif isinstance(error, WorkerDied):
-        error = InputError(error)
+        error = InputError(f"{error}; where memory was short, give fewer --workers.")
     else:
         error = InputError(f"This is an error in onp ({first_line(error)}).")
     entry = entry_of_refusal(error, path, task.digest, task.name)

@@ -55,11 +55,6 @@ class Row:
         """The decision, or the kind of failure."""
         return self.decision or self.kind or "crashed"
 
-    @property
-    def note(self) -> str:
-        """A sentence or a few: why there is no verdict, or what it rests on."""
-        return " ".join(text for text in (self.error or self.headline, self.warning) if text)
-
     def to_json(self) -> str:
         """The row on one line; what is None is left out."""
         return json.dumps(
