@@ -21,7 +21,7 @@ def test_a_known_trigger_is_used_and_tuning_is_reported_apart_and_keeps_pruned_u
         demo="badnets", trigger=str(victim.trigger), preset="fast", tune="ft", out=str(tmp_path / "out"), quiet=True
     )
     with Run.open(known) as run:
-        run = replace(run, preset=replace(run.preset, tuning_passes=1500))
+        run = replace(run, preset=replace(run.preset, tuning_passes=600))
         case = read_case(run)
         run.begin(case)
         outcome = run_pipeline(case, run)
