@@ -55,7 +55,7 @@ def test_several_low_indices_reach_the_threshold_and_a_single_high_one_does_not(
 def test_indices_and_scores_are_computed_once():
     scores = of_class_7(1.9, 0.9, 1.9, 2.4, 1.9)
     stored = {field.name for field in dataclasses.fields(scores)}
-    assert stored == {"log_costs", "anomaly_index", "score"} and scores.anomaly_index is scores.anomaly_index
+    assert stored == {"log_costs", "anomaly_index", "score", "shortcuts_only"} and scores.anomaly_index is scores.anomaly_index
     with pytest.raises(dataclasses.FrozenInstanceError):
         scores.score = (0.0,) * 10
 
@@ -81,3 +81,17 @@ def test_the_scores_of_some_detectors_are_those_of_a_scan_with_only_these():
     scores = of_class_7(1.9, 0.9, 1.9, 2.4, 1.9)
     some = scores.only(("latent", "bn_shift", "prior_shift"))
     assert list(some.log_costs) == ["latent", "bn_shift"] and some.score[7] == pytest.approx(1.8)
+
+
+def test_where_only_shortcuts_count_a_class_that_triggers_reach_easily_does_not():
+    """As a natural class of a repaired network: cheap triggers of several families, and no shortcut in feature space."""
+    easy = of_class_7(0.9, 1.9, 0.0, 3.5, 2.5)
+    assert easy.score[7] > DetectConfig().threshold
+    repaired = DetectionScores.of(easy.log_costs, shortcuts_only=True)
+    assert max(repaired.score) == 0 and repaired.easy.score == easy.score and repaired.anomaly_index == easy.anomaly_index
+    shortcut = DetectionScores.of(of_class_7(1.1, 1.9, 0.0, 3.5, 2.5).log_costs, shortcuts_only=True)
+    assert shortcut.score[7] > DetectConfig().threshold
+    some = ("latent", "patch")
+    assert max(repaired.only(some).score) == 0 < max(easy.only(some).score), "parts of the scores are counted alike"
+    without = {name: costs for name, costs in easy.log_costs.items() if name != "latent"}
+    assert DetectionScores.of(without, shortcuts_only=True).score[7] == easy.score[7], "a head that is not linear"

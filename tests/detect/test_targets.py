@@ -7,14 +7,28 @@ from types import SimpleNamespace
 import pytest
 
 from onp.data.images import joined, split
-from onp.detect.anomaly import DetectionScores
+from onp.data.normalisation import Normalisation
+from onp.defend.demos import ARCH, NORM, clean_images, demo
+from onp.detect.anomaly import BN_SHIFT, LATENT, PRIOR_SHIFT, DetectionScores
+from onp.detect.bn_match import bn_match
 from onp.detect.bn_statistics import bn_statistics
-from onp.detect.config import SECOND_PASS_STEPS, DetectConfig, DetectRun
+from onp.detect.config import SECOND_PASS_STEPS, DetectConfig, DetectRun, InversionConfig
 from onp.detect.scan import scan, scan_steps
 from onp.detect.targets import Detection, ambiguous, detect_targets
+from onp.model.mask import Mask
+from onp.model.prune import prune
+from onp.model.victim import load_victim
 from onp.numerics import derive_seed
 
 CONFIG = DetectConfig(threshold=4.0)
+WANET_REPAIR = {
+    "features.8": [4, 47],
+    "features.11": [3, 10, 43, 51],
+    "features.15": [6, 20, 43, 63, 80, 88, 102, 116, 119],
+    "features.18": [16, 29, 40, 86, 106],
+    "features.22": [2, 4, 6, 14, 17, 22, 28, 30, 34, 49, 52, 61, 63, 74, 75, 95, 98, 125],
+    "features.25": [3, 15, 19, 20, 56, 57, 61, 65, 91],
+}
 
 
 def scored(*score):
@@ -111,3 +125,26 @@ def test_an_ambiguous_first_pass_is_repeated_with_more_steps_and_other_seeds(net
     assert found.first.log_costs == network.first.log_costs and found.second.log_costs == again.log_costs
     first, second = opened
     assert first.total == first.done and second.total == second.done > 2 * first.total and first.name != second.name
+
+
+def test_batch_norm_statistics_have_no_say_about_a_pruned_network(network):
+    victim = prune(network.victim, Mask.from_pruned(Mask.of(network.victim).layers, {network.victim.layers[0].name: [3, 5]}))
+    bn = bn_statistics(victim, joined(network.clean.build, network.clean.score))
+    assert bn.left_out and bn_match(victim, bn) is None and not bn.of_units(victim).any()
+    assert not network.bn.left_out and bn_match(network.victim, network.bn) is not None
+    found = detect_targets(victim, network.clean, bn, DetectRun(network.config, seed=7))
+    assert found.pruned == 2 and found.scores.shortcuts_only
+    assert set(network.first.log_costs) - set(found.scores.log_costs) == {BN_SHIFT, PRIOR_SHIFT}
+    assert LATENT in found.scores.log_costs and not network.first.shortcuts_only
+
+
+def test_a_repaired_network_is_not_convicted_by_what_its_repair_changed():
+    """An embedded network, pruned by the mask of a repair with the preset fast that left its trigger an ASR of 0.7 %."""
+    files = demo("wanet")
+    victim = load_victim(files.model, ARCH, Normalisation.parse(NORM), (1, 28, 28))
+    repaired = prune(victim, Mask.from_pruned(Mask.of(victim).layers, WANET_REPAIR))
+    clean = split(clean_images(), 0)
+    run = DetectRun(DetectConfig(scan=InversionConfig(steps=4, images=4)))
+    first = scan(repaired, clean, bn_statistics(repaired, joined(clean.build, clean.score)), run)
+    assert first.score[0] < run.config.threshold - 1.0, "with batch-norm statistics it is above the threshold"
+    assert first.anomaly_index[LATENT][0] > 2.0, "the target is as near in feature space as before"
