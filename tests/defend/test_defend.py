@@ -15,11 +15,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from onp.attack.triggers import load_trigger
+from onp.data.images import ImageSet
 from onp.defend import defend, run_pipeline
 from onp.defend.__main__ import main
 from onp.defend.config import DefendConfig
 from onp.defend.demos import ARCH, NORM, clean_images, demo
-from onp.defend.evaluation import Evaluation, TrueAttack
+from onp.defend.evaluation import Evaluation, TrueImages
 from onp.defend.report.bom import bom_available
 from onp.defend.report.warnings import over_budget
 from onp.defend.resolve import preset_of
@@ -148,10 +149,12 @@ def test_a_repair_that_costs_more_than_allowed_says_so():
 
 
 def test_the_decision_does_not_see_what_is_only_for_measuring(outcome, small, backdoored):
-    evaluation = Evaluation(small.clean_images(60), TrueAttack(small.Stamp(), 0))
+    images = small.clean_images(60)
+    stamped = ImageSet((small.stamp(images.pixels()) * 255).round().byte(), images.labels, images.class_names)
+    evaluation = Evaluation(images, TrueImages(stamped, 0))
     case = replace(small.case(backdoored.victim), evaluation=evaluation)
     again = run_pipeline(case, Run(DefendConfig(quiet=True), small.PRESET))
-    assert again.report.after.asr is not None is outcome.report.after.asr
+    assert again.report.after.asr is not None is outcome.report.after.asr and again.report.decision == outcome.report.decision
     assert torch.equal(again.mask.keep, outcome.mask.keep)
 
 
