@@ -59,7 +59,10 @@ def connected(address: str) -> Iterator[Any]:
     except (ConnectionError, ValueError, RuntimeError) as error:
         if address != "auto":
             raise InputError(f"There is no Ray cluster at {address}; start one there, or use --ray auto.") from error
-        ray.init(include_dashboard=False, **options)
+        try:
+            ray.init(include_dashboard=False, **options)
+        except Exception as error:  # on a machine too busy to start it in time, say
+            raise InputError(f"A Ray cluster could not be started here ({first_line(error)}); try again.") from error
     try:
         yield ray
     finally:

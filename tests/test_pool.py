@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -91,6 +92,7 @@ def test_processes_end_with_the_loop_that_uses_them(tmp_path):
 
 def test_a_cluster_gives_the_same_and_survives_a_killed_worker(tmp_path, monkeypatch):
     monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other work the workers would hardly run
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # tasks of the tests are found from there
     ray = pytest.importorskip("ray")
     config = table_config(tmp_path)
     rows = compare(config)
@@ -107,7 +109,7 @@ def test_a_cluster_gives_the_same_and_survives_a_killed_worker(tmp_path, monkeyp
         failed = dict(run_all(double, [3, 4], Workers("auto")))
     finally:
         ray.shutdown()
-    assert (tmp_path / "died").exists()
+    assert (tmp_path / "died").exists(), found
     assert isinstance(failed[3], ValueError) and failed[4] == 8
     for row in rows:
         if row["defence"] == "ft":

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from helpers.scan_folders import eight_models, images
+from helpers.scan_folders import FAILED, SCANNED, eight_models, embedded_networks, tiny_networks
 
 from onp.defend.config import DefendConfig
 from onp.errors import InputError, UnsafeCheckpointError
@@ -19,59 +19,49 @@ from onp.scan.model_task import ModelTask, failed, with_arch
 from onp.scan.planning import check, is_alone, workers_for
 
 TABLES = ("results.md", "results.csv")
-FAILED = {"pickled.pt": "unsafe", "broken.safetensors": "unusable", "other.pth": "unusable", "pointer.pt2": "unusable"}
 
 
 @pytest.fixture(scope="module")
-def eight(tmp_path_factory):
-    """The folder of models, and the images to scan them with."""
-    base = tmp_path_factory.mktemp("scan")
-    return eight_models(base / "zoo"), images(base / "clean.npz")
-
-
-def options(eight, out):
-    zoo, clean = eight
-    return [str(zoo), "--norm", "fashion-mnist", "--data", str(clean), "--preset", "fast", "--out", str(out), "--quiet"]
+def tiny(tmp_path_factory):
+    """A folder of eight models, of which three are small networks, and the options to scan it with."""
+    base = tmp_path_factory.mktemp("tiny")
+    zoo = eight_models(base / "zoo", *tiny_networks(base / "clean.npz"))
+    return zoo, ["--norm", "none", "--data", str(base / "clean.npz"), "--preset", "fast", "--quiet"]
 
 
 def rows_of(out):
     return [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
 
 
-def by_processes(eight, out):
-    """Scan with two processes; the exit code."""
-    return main([*options(eight, out), "--workers", "2"])
-
-
-def test_eight_models_are_scanned_by_processes(eight, tmp_path, report_schema, capsys):
+def test_eight_models_are_scanned_by_processes(tiny, tmp_path, report_schema, capsys):
     # One test, since each that needs the scan would repeat it where tests run side by side.
+    zoo, options = tiny
     out = tmp_path / "out"
-    assert by_processes(eight, out) == 1
+    code = main([str(zoo), *options, "--out", str(out), "--workers", "2"])
+    assert code == 1, "a pickle counts"
     check_rows(out, report_schema)
     check_log(out)
     capsys.readouterr()
-    check_that_nothing_is_done_again(eight, out, tmp_path / "zoo", capsys)
+    check_that_nothing_is_done_again(tiny, out, tmp_path / "zoo", capsys)
 
 
 def check_rows(out, report_schema):
     rows = {row["name"]: row for row in rows_of(out)}
-    assert next(iter(rows)) == "badnets/model.safetensors", "the highest score comes first"
-    assert rows["badnets/model.safetensors"]["decision"] == "backdoor-evidence"
-    assert rows["badnets/model.safetensors"]["class_name"] == "T-shirt/top"
-    for name in ("clean.safetensors", "repaired/model.safetensors"):
-        assert rows[name]["decision"] in ("no-backdoor-evidence", "inconclusive")
-        assert rows[name]["arch"] == "vgg11_bn:width=16,channels=1" and rows[name]["arch_from"] == "weights"
+    assert set(rows) == {*SCANNED, *FAILED}
+    assert {name: row["kind"] for name, row in rows.items() if "kind" in row} == FAILED
+    assert list(rows)[4:] == ["pickled.pt", "broken.safetensors", "other.pth", "pointer.pt2"], "failures are last"
+    scores = [rows[name]["score"] for name in list(rows)[:4]]
+    assert scores == sorted(scores, reverse=True), "the highest score comes first"
     twice = [rows[name] for name in ("again.safetensors", "clean.safetensors")]
     assert [row.get("same_as") for row in twice] == [None, "again.safetensors"]
     assert twice[0]["report"] == twice[1]["report"] and twice[0]["seconds"] == twice[1]["seconds"], "scanned once"
-    assert {name: row["kind"] for name, row in rows.items() if "kind" in row} == FAILED
-    assert len(rows) == 8
-    for row in rows.values():
-        if "decision" in row:
-            report = json.loads((out / row["report"]).with_name("report.json").read_text())
-            report_schema.validate(report)
-            assert report["task"] == "scan" and report["decision"] == row["decision"]
-            assert not (out / row["report"]).with_name("model.safetensors").exists(), "nothing is repaired"
+    for name in SCANNED:
+        row = rows[name]
+        assert row["arch"].startswith("vgg11_bn:width=") and row["arch_from"] == "weights"
+        report = json.loads((out / row["report"]).with_name("report.json").read_text())
+        report_schema.validate(report)
+        assert report["task"] == "scan" and report["decision"] == row["decision"]
+        assert not (out / row["report"]).with_name("model.safetensors").exists(), "nothing is repaired"
     text = "".join(path.read_text() for path in out.iterdir() if path.suffix in (".html", ".sarif", ".md", ".csv", ".jsonl"))
     assert str(out.parent) not in text
     assert {path.name for path in out.iterdir()} == {
@@ -86,18 +76,18 @@ def check_log(out):
         place = result["locations"][0]["physicalLocation"]["artifactLocation"]
         assert run["artifacts"][place["index"]]["location"]["uri"] == place["uri"]
         found[place["uri"]] = result["ruleId"]
-    assert found["badnets/model.safetensors"] == "backdoor-evidence" and found["pickled.pt"] == "unsafe-checkpoint"
+    assert found["pickled.pt"] == "unsafe-checkpoint"
     assert len(run["artifacts"]) == 8 and run["invocations"][0]["exitCode"] == 1
     notes = [each["message"]["text"] for each in run["invocations"][0]["toolExecutionNotifications"]]
     assert len(notes) == 4 and any("broken.safetensors" in text for text in notes)
 
 
-def check_that_nothing_is_done_again(eight, out, zoo, capsys):
+def check_that_nothing_is_done_again(tiny, out, zoo, capsys):
     """Once more without what cannot be scanned, and with a model under another name."""
-    shutil.copytree(eight[0], zoo, symlinks=True, ignore=shutil.ignore_patterns(*FAILED, "again.*"))
+    shutil.copytree(tiny[0], zoo, symlinks=True, ignore=shutil.ignore_patterns(*FAILED, "again.*"))
     shutil.move(zoo / "clean.safetensors", zoo / "renamed.safetensors")
     before = {row["name"]: row for row in rows_of(out)}
-    assert main([*options((zoo, eight[1]), out), "--resume", "--json"]) == 1
+    main([str(zoo), *tiny[1], "--out", str(out), "--resume", "--json"])
     printed = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert printed == rows_of(out)
     after = {row["name"]: row for row in printed}
@@ -106,23 +96,40 @@ def check_that_nothing_is_done_again(eight, out, zoo, capsys):
     assert after["renamed.safetensors"]["seconds"] == before["clean.safetensors"]["seconds"], "the same content and options"
 
 
-def test_a_cluster_gives_the_same_table(eight, tmp_path, monkeypatch):
+def test_a_cluster_gives_the_same_table(tmp_path, monkeypatch, report_schema):
     ray = pytest.importorskip("ray")
     monkeypatch.setenv("RAY_worker_niceness", "0")  # beside other work the workers would hardly run
+    zoo = eight_models(tmp_path / "zoo", *embedded_networks(tmp_path / "clean.npz"))
+    options = ["--norm", "fashion-mnist", "--data", str(tmp_path / "clean.npz"), "--preset", "fast", "--quiet"]
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     try:
-        code = main([*options(eight, tmp_path / "cluster"), "--ray", "auto"])
+        assert main([str(zoo), *options, "--out", str(tmp_path / "cluster"), "--ray", "auto"]) == 1
     finally:
         ray.shutdown()
-    assert code == by_processes(eight, tmp_path / "processes")
+    assert main([str(zoo), *options, "--out", str(tmp_path / "processes"), "--workers", "2"]) == 1
     for name in TABLES:
         assert (tmp_path / "cluster" / name).read_text() == (tmp_path / "processes" / name).read_text()
+    check_rows(tmp_path / "cluster", report_schema)
+    rows = {row["name"]: row for row in rows_of(tmp_path / "cluster")}
+    assert rows["badnets/model.safetensors"]["decision"] == "backdoor-evidence"
+    assert rows["badnets/model.safetensors"]["class_name"] == "T-shirt/top"
+    for name in ("clean.safetensors", "repaired/model.safetensors"):
+        assert rows[name]["decision"] in ("no-backdoor-evidence", "inconclusive")
 
 
-def test_one_file_that_cannot_be_scanned_is_one_sentence(eight, capsys):
-    zoo, clean = eight
-    code = main([str(zoo / "broken.safetensors"), "--norm", "half", "--data", str(clean), "--quiet"])
-    assert code == 2 and "broken.safetensors" in capsys.readouterr().out
+def test_one_file_that_cannot_be_scanned_is_one_sentence(tiny, capsys):
+    zoo, options = tiny
+    assert main([str(zoo / "broken.safetensors"), *options]) == 2
+    assert "broken.safetensors" in capsys.readouterr().out
+
+
+def test_one_file_prints_its_report_and_writes_nothing(tiny, capsys):
+    zoo, options = tiny
+    before = sorted(zoo.rglob("*"))
+    code = main([str(zoo / "clean.safetensors"), *options])
+    printed = capsys.readouterr().out
+    assert code in (0, 1) and "Decision: " in printed and "ACC, clean images" in printed and "Written to" not in printed
+    assert sorted(zoo.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -140,9 +147,10 @@ def test_options_are_checked_first(given, message):
         check(ScanConfig(**{"models": ("zoo",)} | given))
 
 
-def test_images_are_needed(eight):
+def test_images_are_needed(tmp_path):
+    (tmp_path / "a.pt").touch()
     with pytest.raises(InputError, match="clean images with --data"):
-        scan(ScanConfig(models=(str(eight[0]),), norm="half", quiet=True))
+        scan(ScanConfig(models=(str(tmp_path),), norm="half", quiet=True))
 
 
 def test_as_many_processes_as_there_are_models():
