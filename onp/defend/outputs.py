@@ -6,6 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from onp.defend.decision import REPAIRS
 from onp.defend.digests import FileState
 from onp.defend.folder import REFUSAL as SARIF
 from onp.defend.provenance import provenance
@@ -72,7 +73,7 @@ def write_outputs(outcome: R, out: str | None, hub: HubModel | None = None) -> R
     folder = Path(out)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        repaired = outcome.report.decision in ("repaired", "partly-repaired")
+        repaired = outcome.report.decision in REPAIRS
         written = _write_repair(outcome, folder, hub) if repaired else []
         # What the report names is written before it.
         read = outcome.report.provenance
