@@ -80,7 +80,7 @@ def missed(decision: Decision, before: Figures) -> Share | None:
 
 def is_to_repair(case: Case, config: DefendConfig) -> bool:
     """Whether a backdoor is to be repaired: as asked for, and from enough images or forced."""
-    return config.repair and (config.force or len(case.images) >= LEAST_IMAGES)
+    return config.repair and not config.verify and (config.force or len(case.images) >= LEAST_IMAGES)
 
 
 def survivors(figures: Figures, data: AuditSet, reference: CleanReference) -> tuple[Survivor, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from onp.defend.case import Case
-from onp.defend.estimate import scaled_down
+from onp.defend.estimate import announce, scaled_down
 from onp.defend.outcome import Outcome
 from onp.defend.repair_loop import held_out_triggers
 from onp.defend.report.audit import AuditSet, audit_repair
@@ -49,6 +49,7 @@ def verify_pipeline(case: Case, run: Run) -> Outcome:
     mask = Mask.of(victim)
     verification = compare_mask(victim, mask_beside(victim))
     run = scaled_down(run, victim).fork("verify")
+    announce(replace(case, known_trigger=None), run)  # triggers are inverted beside a known one
 
     bn = BnStatistics.nothing(victim, case.searched)
     detection = detect_targets(victim, clean, bn, run.detecting(), run.stage)
