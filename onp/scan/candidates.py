@@ -72,10 +72,14 @@ def find_models(sources: Sequence[str], out: str | None = None) -> Found:
         before = len(found.candidates)
         if file_kind(path) == "folder":
             prefix = f"{path.resolve().name}/" if len(sources) > 1 else ""
-            _search(path, prefix, found, excluded)
+            _search(path, found, excluded, Candidate(prefix, ""))
         elif path.suffix.lower() in LISTS:
             for entry in read_list(path):
-                found.add(Candidate(_short(entry.path), _absolute(entry.path, path.parent), entry.options))
+                if file_kind(path.parent / entry.path) == "folder":
+                    like = Candidate(f"{_short(entry.path)}/", "", entry.options)
+                    _search(path.parent / entry.path, found, excluded, like)
+                else:
+                    found.add(Candidate(_short(entry.path), _absolute(entry.path, path.parent), entry.options))
         elif file_kind(file_and_key(source)[0]) is None:
             raise InputError(f"There is no model, folder or list {source}; nothing is downloaded, give what lies here.")
         else:
@@ -86,8 +90,8 @@ def find_models(sources: Sequence[str], out: str | None = None) -> Found:
     return Found(_with_own_names(found.candidates), found.left_out, found.entries)
 
 
-def _search(root: Path, prefix: str, found: Found, excluded: str | None) -> None:
-    """Add the checkpoints below a folder."""
+def _search(root: Path, found: Found, excluded: str | None, like: Candidate) -> None:
+    """Add the checkpoints below a folder, with the options of `like` and its name before theirs."""
     waiting = [(root, 0)]
     while waiting:
         folder, depth = waiting.pop()
@@ -104,8 +108,8 @@ def _search(root: Path, prefix: str, found: Found, excluded: str | None) -> None
         folders = [entry for entry in entries if entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")]
         files = [entry for entry in entries if not entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".")]
         for path, problem in _models_in(folder, files, found):
-            name = printable(prefix + path.relative_to(root).as_posix(), None)
-            found.add(Candidate(name, str(path.absolute()), {}, problem))
+            below = root.resolve().name if path == root else like.name + path.relative_to(root).as_posix()
+            found.add(Candidate(printable(below, None), str(path.absolute()), like.options, problem))
         for entry in reversed(folders):
             if entry.path == excluded or os.path.realpath(entry.path) == excluded or _of_unfinished_run(Path(entry.path)):
                 continue

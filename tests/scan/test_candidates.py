@@ -64,6 +64,7 @@ def test_a_folder_of_a_hub_is_its_weights(tmp_path):
     found = {candidate.name: candidate for candidate in find_models([str(tmp_path)]).candidates}
     assert list(found) == ["empty", "foreign/a.pt", "net/model.safetensors", "net/checkpoint-5/model.safetensors"]
     assert "holds no weights" in found["empty"].problem
+    assert names(tmp_path / "empty") == ["empty"]
 
 
 def test_every_model_has_a_name_of_its_own(tmp_path, monkeypatch):
@@ -98,7 +99,7 @@ def test_lists_name_models_and_their_options(tmp_path):
         write(tmp_path / name)
     text = write(tmp_path / "models.txt", b"# two\na.pt\n\n  sub/b.pt::ema\n")
     toml = write(tmp_path / "models.toml", b'[[model]]\npath = "a.pt"\narch = "vit"\nexpect-acc = 1\ndata = "images.npz"\n')
-    lines = write(tmp_path / "models.jsonl", b'{"path": "sub/b.pt", "image_size": 32}\n')
+    lines = write(tmp_path / "models.jsonl", b'{"path": "sub", "image_size": 32}\n')
     found = find_models([str(text), str(toml), str(lines)]).candidates
     assert [(candidate.name, candidate.path) for candidate in found] == [
         ("a.pt", str(tmp_path / "a.pt")),
