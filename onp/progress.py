@@ -19,7 +19,7 @@ Listener = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Pace:
-    """How often progress is shown where there is no bar, and who else is told of every step."""
+    """How often progress is shown where there is no bar, and what is called with every step."""
 
     lines: float = 10.0  #: seconds between two lines
     events: float = 1.0  #: seconds between two JSON lines

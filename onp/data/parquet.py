@@ -16,8 +16,10 @@ import numpy as np
 from onp.data.decode import Form, decode, stack
 from onp.data.metadata import LABELS, numbered
 from onp.errors import InputError
+from onp.files import ByteBudget
 
 IMAGES = ("image", "img", "pixel_values")  #: what the column of images may be called, best first
+ROWS = 256  # that are unpacked together at most
 # "test-00000-of-00002.parquet", with a hash behind it in older sets, or "data-00000-of-00002.arrow"; not "cache-....arrow".
 PARTS = re.compile(r"(?:data|(?P<split>\w+?))(-\d+-of-\d+(-[0-9a-f]{16})?)?\.(parquet|arrow)")
 
@@ -54,16 +56,18 @@ def read_table(
     with ThreadPoolExecutor() as pool:
         for file in splits[inner or next(iter(splits))]:
             try:
-                for batch in _batches(arrow, file):
-                    if image is None:
-                        features = _features(batch.schema)
-                        image, label = _columns(where, batch.schema.names, features)
-                    chosen = batch.select([name for name in (image, label) if name]).to_pydict()
+                if image is None:
+                    schema = _schema(arrow, file)
+                    features = _features(schema)
+                    image, label = _columns(where, schema.names, features)
+                for chosen in _rows(arrow, file, [name for name in (image, label) if name], form.budget):
                     numbers = range(len(images), len(images) + len(chosen[image]))
                     each = partial(_decoded, where, form)
                     images += pool.map(each, numbers, chosen[image])
                     classes += chosen[label] if label else []
-            except (arrow.ArrowException, OSError, KeyError) as error:
+            except InputError:
+                raise
+            except Exception as error:  # of pyarrow, whatever damaged bytes make it raise
                 raise InputError(f"{file} cannot be read to its end; it is truncated or damaged.") from error
     if not images:
         raise InputError(f"{where} holds no images.")
@@ -87,12 +91,42 @@ def _pyarrow() -> Any:
         raise InputError("Parquet and Arrow files need pyarrow; install it with: pip install pyarrow") from error
 
 
-def _batches(arrow: Any, file: Path) -> Iterator[Any]:
+def _schema(arrow: Any, file: Path) -> Any:
     if file.suffix == ".parquet":
-        yield from importlib.import_module("pyarrow.parquet").ParquetFile(file).iter_batches(256)
-        return
+        return _parquet_file(file).schema_arrow
     with arrow.memory_map(str(file)) as source:
-        yield from arrow.ipc.open_stream(source)
+        return arrow.ipc.open_stream(source).schema
+
+
+def _rows(arrow: Any, file: Path, columns: list[str], budget: ByteBudget) -> Iterator[dict[str, list[Any]]]:
+    """The cells of some rows at a time, by column.
+
+    Raises:
+        InputError: a row group unpacks to more than is left of the budget, which is asked for before it is unpacked.
+    """
+    if file.suffix != ".parquet":
+        with arrow.memory_map(str(file)) as source:
+            for batch in arrow.ipc.open_stream(source):
+                yield batch.select(columns).to_pydict()
+        return
+    table = _parquet_file(file)
+    for group in range(table.metadata.num_row_groups):
+        size = _unpacked(table.metadata.row_group(group), columns)
+        ByteBudget(budget.left).take(size, file)  # a new one, since the group is dropped again
+        # One stored value may stand in every row, so that a row may be as large as the group.
+        rows = max(1, min(ROWS, budget.left // size))
+        for batch in table.iter_batches(rows, row_groups=[group], columns=columns):
+            yield batch.to_pydict()
+
+
+def _parquet_file(file: Path) -> Any:
+    return importlib.import_module("pyarrow.parquet").ParquetFile(file)
+
+
+def _unpacked(group: Any, columns: list[str]) -> int:
+    """Bytes of the columns of a row group, as the footer of the file has them."""
+    parts = (group.column(index) for index in range(group.num_columns))
+    return 1 + sum(max(part.total_uncompressed_size, 0) for part in parts if part.path_in_schema.partition(".")[0] in columns)
 
 
 def _features(schema: Any) -> dict[str, Any]:

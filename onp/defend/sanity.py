@@ -198,7 +198,7 @@ def _resized(victim: Victim, clean: ImageSet) -> Iterator[tuple[float, int]]:
     for size in COMMON_SIZES:
         if (size, size) == (height, width):
             continue
-        some = clean.subset(order[: min(RESIZED, max(FEWEST_RESIZED, RESIZED * 4 * height * width // size**2))])
+        some = clean.subset(order[: min(RESIZED, max(FEWEST_RESIZED, RESIZED * height * width // size**2))])
         pixels = F.interpolate(some.pixels(), (size, size), mode="bilinear", antialias=True, align_corners=False)
         try:
             found = predictions(victim.model, victim.normalisation(pixels.to(victim.device))).cpu()

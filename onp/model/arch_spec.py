@@ -7,6 +7,7 @@ import functools
 import importlib
 import inspect
 import io
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping
@@ -72,12 +73,31 @@ def _package(name: str) -> Any:
         package = name.partition(".")[0]
         if error.name is not None and error.name.partition(".")[0] != package:
             raise InputError(f"{package} cannot be imported ({first_line(error)}).") from error
-        raise InputError(f"This architecture needs {package}; install it with: pip install {package}.") from error
+        # timm brings torchvision, and pip's choice is a build for CUDA, which another torch does not load.
+        first = f"{torchvision_command(torch.__version__)}; then: " if package == "timm" and "+" in torch.__version__ else ""
+        command = torchvision_command(torch.__version__) if package == "torchvision" else f"pip install {package}"
+        raise InputError(f"This architecture needs {package}; install it with: {first}{command}.") from error
     except Exception as error:  # of a package that does not go with the installed torch
+        matching = f"install it and what it needs in the versions that go with torch {torch.__version__}"
+        if "torchvision" in f"{name} {error}":
+            matching = f"install the torchvision of torch {torch.__version__}: {torchvision_command(torch.__version__)}"
         raise InputError(
-            f"{name.partition('.')[0]} is installed but cannot be imported ({first_line(error)}); install it and what it "
-            f"needs in the versions that go with torch {torch.__version__}."
+            f"{name.partition('.')[0]} is installed but cannot be imported ({first_line(error)}); {matching}."
         ) from error
+
+
+def torchvision_command(version: str) -> str:
+    """What installs the torchvision that goes with a version of torch, such as "2.13.0+cpu"; torch itself is left alone.
+
+    The numbers of both rise together: torchvision 0.15 was made for torch 2.0, 0.26 for torch 2.11
+    (https://github.com/pytorch/vision#installation). It finds its operators only in a torch of the same build.
+    """
+    release, _, build = version.partition("+")
+    numbers = [int(part) for part in re.findall(r"\d+", release)[:3]]
+    if len(numbers) < 3 or numbers[0] != 2:
+        return "pip install --no-deps --force-reinstall torchvision"
+    command = f"pip install --no-deps --force-reinstall torchvision==0.{numbers[1] + 15}.{numbers[2]}"
+    return f"{command}+{build} --index-url INDEX, where INDEX is PyTorch's package index for '{build}'" if build else command
 
 
 def _call(spec: str, build: Callable[..., Any], **options: Any) -> Any:

@@ -70,7 +70,6 @@ def test_baseline_defences_go_by_their_names():
         ("nothing", "There is no defence 'nothing'; choose from fp, .*, or package.module:callable"),
         ("no_such_module:mask", "The defence 'no_such_module:mask' cannot be imported .*; write the name of a defence or"),
         ("own_ideas:no_such", "cannot be imported"),
-        ("own_ideas.py:mask", "names a file; write own_ideas:mask"),
         ("own_ideas:number", "is of type int, not a function or class"),
     ],
 )

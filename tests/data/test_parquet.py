@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from helpers.image_writers import pixels, png, write_folder, write_tar
 
+from onp.data.decode import Form
 from onp.data.images import load_images
+from onp.data.load import read
 from onp.errors import InputError
+from onp.files import ByteBudget
 
 CLASS_LABEL = {"_type": "ClassLabel", "names": ["ant", "bee", "cat"]}
 
@@ -175,6 +178,29 @@ def test_bad_tables(tmp_path, rng):
     refused(cut, "truncated or damaged")
     (tmp_path / "i.parquet").write_bytes(b"PAR1 no more")
     refused(tmp_path / "i.parquet", "truncated or damaged")
+
+
+def test_row_groups_are_bounded_before_they_are_unpacked(tmp_path, rng):
+    """A kilobyte that unpacks to 8 MB, and one stored image in many rows: refused, or read a few rows at a time."""
+    pytest.importorskip("pyarrow")
+    from pyarrow import Table, parquet
+
+    packed = tmp_path / "a.parquet"
+    parquet.write_table(
+        Table.from_pydict({"image": [bytes(2**20) + bytes([each]) for each in range(8)], "label": [0] * 8}),
+        packed,
+        compression="zstd",
+        use_dictionary=False,
+    )
+    assert packed.stat().st_size < 10_000
+    with pytest.raises(InputError, match=r"a\.parquet unpacks to more than this machine's memory can hold \(8 MiB"):
+        read(str(packed), Form(budget=ByteBudget(2**22)))
+    repeated = tmp_path / "b.parquet"
+    image = png(pixels(rng, 40, 40))
+    parquet.write_table(Table.from_pydict({"image": [image] * 100, "label": [0, 1] * 50}), repeated)
+    assert parquet.ParquetFile(repeated).metadata.row_group(0).total_byte_size < 4 * len(image)
+    budget = ByteBudget(2 * 100 * 1600 + 4 * len(image))
+    assert len(read(str(repeated), Form(budget=budget)).images) == 100
 
 
 def test_without_pyarrow(tmp_path, monkeypatch):

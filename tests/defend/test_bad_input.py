@@ -82,7 +82,11 @@ def bad_inputs(folder):
         "no such preset": (["--preset", "quick"], "thorough"),
         "a word for a number": (["--seed", "one"], "--seed"),
         "seed": ([*common, "--data", data, "--seed", "-1"], "--seed"),
-        "a file for --arch": ([*given, "--norm", "none", "--arch", "nets/mine.py:net"], "nets.mine:net"),
+        "a file for --arch": (
+            [*given, "--norm", "none", "--arch", "nets/mine.py:net"],
+            "no nets/mine.py in the folder where you run",
+        ),
+        "a module that is not there": ([*given, "--norm", "none", "--arch", "mynett:net"], "in the folder where you run"),
         "no arch": ([*given, "--norm", "fashion-mnist"], fits),
         "another width": ([*given, "--norm", "none", "--arch", "vgg11_bn"], fits),
         "pixels up to 255": ([*given, "--arch", ARCH, "--norm", "73/90"], "255"),

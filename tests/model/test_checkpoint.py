@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from onp.errors import InputError
-from onp.model.arch_spec import network_for
+from onp.model.arch_spec import network_for, torchvision_command
 from onp.model.checkpoint import read_checkpoint
 from onp.model.prune import prune, save_checkpoint
 
@@ -296,14 +296,20 @@ def test_architectures(tmp_path, monkeypatch):
     (tmp_path / "my_nets.py").write_text("from helpers.tiny_networks import Tiny as net")
     monkeypatch.chdir(tmp_path)
     assert load(tmp_path / "stored.safetensors", "my_nets:net").classes == 5
-    assert str(tmp_path) not in sys.path
-    sys.modules.pop("my_nets")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "my_nets.py").rename(tmp_path / "own" / "other_nets.py")
+    for spec in ("own/other_nets:net", "./own/other_nets.py:net", f"{tmp_path}/own/other_nets.py:net"):
+        assert load(tmp_path / "stored.safetensors", spec).classes == 5
+    assert "no own/other_net.py in the folder where you run" in refused_with(tmp_path, stored, "own/other_net:net")
+    assert not {str(tmp_path), str(tmp_path / "own")} & set(sys.path)
+    for name in ("my_nets", "own", "own.other_nets", "other_nets"):
+        sys.modules.pop(name)
 
 
 def test_missing_packages_and_the_number_of_classes(monkeypatch):
     for package, module in (("timm", "timm"), ("torchvision", "torchvision.models")):
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(InputError, match=f"pip install {package}"):
+        with pytest.raises(InputError, match=f"pip install .*{package}"):
             network_for(f"{package}:resnet18", {})
 
     def broken(name):
@@ -311,8 +317,12 @@ def test_missing_packages_and_the_number_of_classes(monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr("onp.model.arch_spec.importlib.import_module", broken)
-        with pytest.raises(InputError, match=r"timm is installed but cannot be imported .*nms"):
+        with pytest.raises(InputError, match=r"timm is installed but cannot be imported .*nms.* torchvision==0\.\d+\.\d"):
             network_for("timm:resnet18", {})
+    cpu = "pip install --no-deps --force-reinstall torchvision==0.28.0+cpu --index-url INDEX"
+    assert torchvision_command("2.13.0+cpu").startswith(cpu)
+    assert torchvision_command("2.9.1").endswith(" torchvision==0.24.1")
+    assert torchvision_command("3.0").endswith(" torchvision")
 
     def create_model(name, pretrained, in_chans=3, num_classes=1000):
         assert (name, pretrained) == ("tiny", False)
