@@ -16,6 +16,7 @@ PRIVATE_WORDS = (
     "suspects?", "suspected", "remember(s|ed|ing)?", "recall(s|ed|ing)?", "drift(s|ed|ing)?", "convict(s|ed)?", "accuse[sd]?",
     "hinted", "judges", "peek(s|ed)?", "closer look", "looking closer", "close call", "cautions?",
 )  # fmt: skip
+REPAIRED = "Decision: (partly-)?repaired"
 PRIVATE = re.compile(rf"(?<![A-Za-z])({'|'.join(PRIVATE_WORDS)})(?![A-Za-z])", re.IGNORECASE)
 
 
@@ -33,7 +34,7 @@ def test_the_site_builds(tmp_path):
     assert "onp.api.mitigate" in (tmp_path / "api" / "index.html").read_text()
     formulas = (tmp_path / "how-it-works" / "index.html").read_text()
     assert formulas.count("<math") > 20 and "$`" not in formulas
-    assert "Decision: repaired" in (tmp_path / "notebook" / "index.html").read_text()  # its outputs are committed
+    assert re.search(REPAIRED, (tmp_path / "notebook" / "index.html").read_text()), "its outputs are committed"
 
 
 def test_the_notebook_runs():
@@ -43,7 +44,7 @@ def test_the_notebook_runs():
     nbclient.NotebookClient(notebook, timeout=900, kernel_name="python3").execute()
     printed = "".join(output.get("text", "") for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs)
     after = float(printed.split("after")[-1].split("ASR")[1].split("%")[0])
-    assert "Decision: repaired" in printed and after < 10, printed
+    assert re.search(REPAIRED, printed) and after < 10, printed
 
 
 def test_the_page_of_options_is_that_of_the_commands():
