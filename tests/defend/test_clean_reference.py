@@ -1,13 +1,25 @@
 import json
 
 import pytest
+import torch
+from helpers.made_findings import figures, images
 
 from onp.defend.clean_reference import CleanReference, clean_reference, read_clean_reference
-from onp.detect.bank import FAMILY_NAMES
+from onp.defend.evaluation import Evaluation
+from onp.defend.report.audit import AuditSet, HeldOutTriggers
+from onp.defend.verdict import survivors
+from onp.detect.bank import FAMILY_NAMES, Surrogate, weighted_bank
 from onp.detect.known_trigger import KNOWN
+from onp.engine.scoring import TriggeredBatch
 from onp.errors import InputError
 
-GOOD = {"shares": {"patch": 0.25, "warp": None}, "networks": 24, "version": "2026-11-29-0a1b2c3d"}
+GOOD = {
+    "shares": {"patch": 0.25, "warp": None},
+    "ordinary": {"patch": 0.75, "warp": 0.5},
+    "anomalous_from": 3.5,
+    "networks": 24,
+    "version": "2026-11-29-0a1b2c3d",
+}
 
 
 def test_the_installed_reference_knows_only_families_of_the_audit():
@@ -20,8 +32,24 @@ def test_a_family_that_was_not_measured_has_no_share(tmp_path):
     path = tmp_path / "reference.json"
     path.write_text(json.dumps(GOOD))
     reference = read_clean_reference(path)
-    assert reference == CleanReference({"patch": 0.25}, 24, "2026-11-29-0a1b2c3d")
+    assert reference == CleanReference({"patch": 0.25}, 24, "2026-11-29-0a1b2c3d", {"patch": 0.75, "warp": 0.5}, 3.5)
     assert [reference.share(family) for family in ("patch", "warp", "other")] == [0.25, None, None]
+
+
+def test_a_family_that_is_not_anomalously_cheap_has_a_share_of_its_own():
+    reference = CleanReference({"patch": 0.25, "known": 0.1}, 24, "2026-11-29-0a1b2c3d", {"patch": 0.75}, 3.5)
+    assert [reference.share("patch", index) for index in (3.5, 3.4, -1.0, None)] == [0.25, 0.75, 0.75, 0.25]
+    assert reference.share("known") == 0.1 and reference.share("warp", 1.0) is None
+
+
+@pytest.mark.parametrize(("index", "left"), [(9.0, ["patch"]), (0.4, [])])
+def test_a_surrogate_is_judged_by_the_networks_whose_family_was_as_cheap(index, left):
+    bank = weighted_bank([Surrogate("patch", 0, index, 1.0, 5.0, None, torch.clone)], [1.0], 0)
+    nothing = torch.zeros(0)
+    held_out = HeldOutTriggers(bank, (TriggeredBatch("patch", nothing, nothing, nothing),))
+    reference = CleanReference({"patch": 0.25}, 24, "2026-11-29-0a1b2c3d", {"patch": 0.75})
+    found = survivors(figures({"patch": 40}), AuditSet(images(), (held_out,), Evaluation()), reference)
+    assert [survivor.name for survivor in found] == left
 
 
 @pytest.mark.parametrize(
@@ -35,6 +63,9 @@ def test_a_family_that_was_not_measured_has_no_share(tmp_path):
         json.dumps(GOOD | {"shares": {"patch": "many"}}),
         json.dumps(GOOD | {"shares": {"patch": 1.5}}),
         json.dumps(GOOD | {"shares": {"patch": float("nan")}}),
+        json.dumps(GOOD | {"ordinary": {"patch": -0.5}}),
+        json.dumps({key: value for key, value in GOOD.items() if key != "ordinary"}),
+        json.dumps(GOOD | {"anomalous_from": float("inf")}),
         json.dumps(GOOD | {"networks": -1}),
         json.dumps(GOOD | {"networks": "24"}),
         json.dumps(GOOD | {"version": None}),
