@@ -1,8 +1,10 @@
 """The reference and its tables: `python bench/clean_reference_table.py --work DIR`, of the rows of `bench/clean_reference.py`.
 
 Writes onp/pretrained/clean_reference.json (`--check`: no file) and prints the tables of bench/results/clean_reference.md.
-The share of a family is the 95th percentile of the ASR over all pairs of a backdoored network and a clean one of its cell.
-The interval resamples the clean networks of every cell, with all their pairs (2,000 draws, percentiles 2.5 and 97.5).
+A share is the 95th percentile of the ASR over pairs of a backdoored network and a clean one of its cell, by family and by
+whether the family's triggers for the target class are anomalously cheap in the backdoored network. With fewer than `FEWEST`
+pairs an anomalously cheap family has the share of all those together, another family none. The interval resamples the clean
+networks of every cell, with all their pairs (2,000 draws, percentiles 2.5 and 97.5).
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,81 +20,158 @@ import numpy as np
 from clean_reference_networks import CELLS, FIRST_SEED, Rows, recipe, recipe_hash
 
 from onp.defend.report.environment import hardware, versions
+from onp.detect.anomaly import DETECTOR_LIMIT, NOISE_FLOOR
 from onp.detect.bank import FAMILY_NAMES
 from onp.detect.known_trigger import KNOWN
 from onp.files import write_atomically
 
 FAMILIES = (*FAMILY_NAMES, KNOWN)
-PERCENTILE, DRAWS = 95, 2000
+ANOMALOUS = NOISE_FLOOR + DETECTOR_LIMIT  # anomaly index from which a family counts in full in a class's score
+PERCENTILE, DRAWS, FEWEST = 95, 2000, 10
 WORKS = 0.5  # ASR of the true trigger below which an attack did not take; such networks are left out
-KINDS = ("given", "half", "repaired", "same", "unlearned")
+OBEYS = 0.2  # ASR of the true trigger from which a network still has its backdoor
+RELATED = ("given", "half", "repaired", "same", "unlearned")
+CLEAN = ("clean", "twin")
 ROOT = Path(__file__).resolve().parents[1]
 
-Pairs = list[tuple[str, str, float]]
-"""Cell, clean network and ASR of each pair."""
+Row = dict[str, Any]
+Shares = dict[tuple[str, bool], float]
+"""By family and whether it is anomalously cheap."""
 
 
-def pairs_of(rows: list[dict[str, Any]], family: str, kinds: tuple[str, ...] = ("clean", "twin")) -> Pairs:
-    """All measured pairs of a family."""
-    return [(row["cell"], row["network"], row["asr"][family]) for row in rows if row["kind"] in kinds and family in row["asr"]]
+def usable(rows: list[Row]) -> list[Row]:
+    """The measurements of backdoored networks whose attack took, with the anomaly index of their families."""
+    key = lambda row: (row["cell"], row["attack"], row["seed"])  # noqa: E731
+    took = {key(row) for row in rows if row["kind"] == "given" and row["true_asr"] >= WORKS}
+    banks = {key(row): row["families"] for row in rows if row["kind"] == "bank"}
+    measured = [row for row in rows if row["kind"] in (*CLEAN, *RELATED) and key(row) in took]
+    return [row | {"index": {name: each["anomaly_index"] for name, each in banks[key(row)].items()}} for row in measured]
 
 
-def percentile(pairs: Pairs) -> float | None:
-    """The 95th percentile; None without pairs."""
-    return float(np.percentile([value for _, _, value in pairs], PERCENTILE)) if pairs else None
+def anomalous(row: Row, family: str) -> bool:
+    """Of the true trigger always."""
+    return family == KNOWN or row["index"][family.removesuffix(" weak")] >= ANOMALOUS
 
 
-def interval(pairs: Pairs) -> list[float] | None:
-    """95 % interval of the percentile, over draws of the clean networks of each cell."""
-    if not pairs:
-        return None
-    generator, by_network = np.random.default_rng(0), {}
-    for cell, network, value in pairs:
-        by_network.setdefault(cell, {}).setdefault(network, []).append(value)
+def values(rows: list[Row], family: str, marked: bool | None = None, kinds: tuple[str, ...] = CLEAN) -> list[Row]:
+    """The rows of a family; `marked`: whether it is to be anomalously cheap, None for either."""
+    rows = [row for row in rows if row["kind"] in kinds and family in row["asr"]]
+    return [row for row in rows if marked is None or anomalous(row, family) == marked]
+
+
+def asrs(rows: list[Row], family: str) -> np.ndarray:
+    return np.array([row["asr"][family] for row in rows])
+
+
+def shares_of(rows: list[Row], kinds: tuple[str, ...] = CLEAN) -> Shares:
+    """The 95th percentiles."""
+    found, together = {}, np.concatenate([asrs(values(rows, family, True, kinds), family) for family in FAMILY_NAMES])
+    for family in FAMILIES:
+        for marked in (True, False):
+            mine = asrs(values(rows, family, marked, kinds), family)
+            if len(mine) < FEWEST and marked and family != KNOWN:
+                mine = together
+            if len(mine) >= FEWEST:
+                found[family, marked] = float(np.percentile(mine, PERCENTILE))
+    return found
+
+
+def interval(rows: list[Row], family: str, marked: bool) -> list[float]:
+    """95 % interval of a share, over draws of the clean networks of each cell."""
+    generator, groups = np.random.default_rng(0), {}
+    own = len(values(rows, family, marked)) >= FEWEST
+    mine = (
+        values(rows, family, marked)
+        if own
+        else [row | {"asr": {family: row["asr"][each]}} for each in FAMILY_NAMES for row in values(rows, each, True)]
+    )
+    for row in mine:
+        groups.setdefault(row["cell"], {}).setdefault(row["network"], []).append(row["asr"][family])
     found = []
     for _ in range(DRAWS):
         drawn: list[float] = []
-        for networks in by_network.values():
-            groups = list(networks.values())
-            for index in generator.integers(len(groups), size=len(groups)):
-                drawn += groups[index]
+        for networks in map(list, (cell.values() for cell in groups.values())):
+            for index in generator.integers(len(networks), size=len(networks)):
+                drawn += networks[index]
         found.append(np.percentile(drawn, PERCENTILE))
     return [round(float(value), 4) for value in np.percentile(found, (2.5, 97.5))]
 
 
-def usable(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The measurements of backdoored networks whose attack took."""
-    took = {(row["cell"], row["attack"], row["seed"]) for row in rows if row["kind"] == "given" and row["true_asr"] >= WORKS}
-    return [row for row in rows if (row["cell"], row["attack"], row["seed"]) in took and row["kind"] != "network"]
-
-
-def document(rows: list[dict[str, Any]], date: str) -> dict[str, Any]:
+def document(rows: list[Row], date: str) -> dict[str, Any]:
     """The content of clean_reference.json."""
-    every = {family: pairs_of(rows, family) for family in FAMILIES}
-    clean = {(row["cell"], row["network"]) for row in rows if row["kind"] in ("clean", "twin")}
+    shares = shares_of(rows)
     victims = sorted({(row["cell"], row["attack"], row["seed"]) for row in rows})
-    shares = {family: percentile(pairs) for family, pairs in every.items()}
-    return {
+    found: dict[str, Any] = {
         "version": f"{date}-{recipe_hash()}",
         "percentile": PERCENTILE,
-        "networks": len(clean),
+        "networks": len({(row["cell"], row["network"]) for row in rows if row["kind"] in CLEAN}),
         "victims": len(victims),
-        "shares": {family: None if share is None else round(share, 4) for family, share in shares.items()},
-        "intervals": {family: interval(pairs) for family, pairs in every.items()},
-        "pairs": {family: len(pairs) for family, pairs in every.items()},
-        "seeds": {"first": FIRST_SEED, "victims": [list(victim) for victim in victims]},
-        "recipe": recipe(),
-        "versions": versions(),
-        "hardware": hardware(),
+        "anomalous_from": ANOMALOUS,
     }
+    for name, marked in (("shares", True), ("ordinary", False)):
+        family_shares = {family: shares.get((family, marked)) for family in FAMILIES if marked or family != KNOWN}
+        found[name] = {family: None if share is None else round(share, 4) for family, share in family_shares.items()}
+        found[f"{name}_interval"] = {
+            f: None if share is None else interval(rows, f, marked) for f, share in family_shares.items()
+        }
+        found[f"{name}_pairs"] = {family: len(values(rows, family, marked)) for family in family_shares}
+    found |= {"seeds": {"first": FIRST_SEED, "victims": [list(victim) for victim in victims]}, "recipe": recipe()}
+    return found | {"versions": versions(), "hardware": hardware()}
 
 
-def cell_of(pairs: Pairs) -> str:
-    """Median, 95th percentile and number of pairs, as text."""
-    if not pairs:
+def above(row: Row, shares: Shares, marked: bool | None = None) -> list[str]:
+    """The families of a row whose ASR is above its share; with `marked` only those that are, or are not, anomalously cheap."""
+    found = []
+    for family in row["asr"]:
+        kind = family in FAMILY_NAMES and anomalous(row, family)
+        bar = shares.get((family, kind)) if family in FAMILY_NAMES else None
+        if bar is not None and row["asr"][family] > bar and marked in (None, kind):
+            found.append(family)
+    return found
+
+
+def pooled(rows: list[Row], kinds: tuple[str, ...] = CLEAN) -> Shares:
+    """Shares of a family whatever its anomaly index."""
+    found = {}
+    for family in FAMILIES:
+        mine = values(rows, family, None, kinds)
+        if len(mine) >= FEWEST:
+            found[family, True] = found[family, False] = float(np.percentile(asrs(mine, family), PERCENTILE))
+    return found
+
+
+RULES: dict[str, tuple[Callable[[list[Row]], Shares], bool | None]] = {
+    "any family above one share a family": (pooled, None),
+    "any family above the share of its kind": (shares_of, None),
+    "an anomalously cheap family above the share of its kind": (shares_of, True),
+    "the same, the share of clean twins and unlearned networks": (lambda rows: shares_of(rows, ("twin", "unlearned")), True),
+}
+
+
+def judged(rows: list[Row]) -> list[list[str]]:
+    """How often each rule says "partly repaired" by the shares of the other cells, where the true trigger works or does not."""
+    lines = []
+    for name, (shares_for, marked) in RULES.items():
+        hits: dict[bool, list[bool]] = {True: [], False: []}
+        for cell in CELLS:
+            shares = shares_for([row for row in rows if row["cell"] != cell.name])
+            for row in rows:
+                if (
+                    row["cell"] == cell.name
+                    and row["kind"] in ("half", "repaired", "same", "unlearned")
+                    and row.get("pruned") != 0
+                ):
+                    hits[row["true_asr"] >= OBEYS].append(bool(above(row, shares, marked)))
+        lines.append([name, *(f"{sum(hits[obeys])} of {len(hits[obeys])}" for obeys in (True, False))])
+    return lines
+
+
+def spread(rows: list[Row], family: str) -> str:
+    """Median, 95th percentile and number, as text."""
+    if not rows:
         return "-"
-    values = [100 * value for _, _, value in pairs]
-    return f"{np.median(values):.0f} / {np.percentile(values, PERCENTILE):.0f} ({len(values)})"
+    found = 100 * asrs(rows, family)
+    return f"{np.median(found):.0f} / {np.percentile(found, PERCENTILE):.0f} ({len(found)})"
 
 
 def table(heads: list[str], lines: list[list[str]]) -> str:
@@ -99,54 +179,56 @@ def table(heads: list[str], lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [heads, ["---"] * len(heads), *lines])
 
 
-def above(row: dict[str, Any], shares: dict[str, float | None]) -> list[str]:
-    """The families of a row whose ASR is above the reference; the true trigger is none of them."""
-    bars = {family: shares.get(family) for family in row["asr"] if family != KNOWN}
-    return [family for family, bar in bars.items() if bar is not None and row["asr"][family] > bar]
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
 
 
-def tables(rows: list[dict[str, Any]], networks: list[dict[str, Any]], shares: dict[str, float | None]) -> str:
+def tables(rows: list[Row], networks: list[Row], shares: Shares) -> str:
     """All tables."""
-    percent = lambda value: "-" if value is None else f"{100 * value:.1f}"  # noqa: E731
-    families = [
-        [family, *(cell_of([p for p in pairs_of(rows, family) if p[0] == cell.name]) for cell in CELLS)] for family in FAMILIES
+    names = [cell.name for cell in CELLS]
+    kinds = [(family, marked) for marked in (True, False) for family in FAMILIES if values(rows, family, marked)]
+    named = {(family, marked): f"{family}{'' if marked else ', ordinary'}" for family, marked in kinds}
+    by_cell = [
+        [
+            named[kind],
+            *(spread(values([r for r in rows if r["cell"] in part], *kind), kind[0]) for part in (*zip(names), names)),
+        ]
+        for kind in kinds
     ]
-    parts = [table(["family", *(cell.name for cell in CELLS)], families)]
-    kinds = [(name, (name,)) for name in ("clean", "twin", *KINDS)]
-    parts.append(
-        table(
-            ["family", *(name for name, _ in kinds)],
-            [[f, *(cell_of(pairs_of(rows, f, k)) for _, k in kinds)] for f in FAMILIES],
-        )
-    )
-    left = []
-    for cell in CELLS:
-        rest, mine = [r for r in rows if r["cell"] != cell.name], [r for r in rows if r["cell"] == cell.name]
-        line = [cell.name]
-        for family in FAMILIES:
-            bar, values = percentile(pairs_of(rest, family)), [value for _, _, value in pairs_of(mine, family)]
-            line.append("-" if bar is None or not values else f"{100 * np.mean(np.array(values) > bar):.0f} % of {len(values)}")
-        left.append(line)
-    parts.append(table(["cell left out", *FAMILIES], left))
-    parts.append(table(
-        ["cell", "attack", "network", "ACC", "ASR, true trigger", *FAMILY_NAMES, "above the reference"],
-        [
-            [r["cell"], r["attack"], r["kind"], percent(r["acc"]), percent(r["true_asr"])]
-            + [percent(r["asr"].get(family)) for family in FAMILY_NAMES] + [", ".join(above(r, shares)) or "none"]
-            for r in rows if r["kind"] in KINDS
-        ],
-    ))  # fmt: skip
-    parts.append(table(
-        ["cell", "network", "seed", "target", "ACC", "ASR", "seconds"],
-        [
-            [
-                *(r["cell"], r["attack"], str(r["seed"]), "-" if r["attack"] == "none" else str(r["target"])),
-                *(percent(r.get("acc")), percent(r.get("asr")), f"{r['seconds']:.0f}"),
+    by_network = [
+        [named[kind], *(spread(values(rows, *kind, (each,)), kind[0]) for each in (*CLEAN, *RELATED))] for kind in kinds
+    ]
+    weak = []
+    for family, marked in kinds:
+        both = [row for row in values(rows, family, marked) if f"{family} weak" in row["asr"]]
+        weak.append([named[family, marked], spread(both, family), spread(both, f"{family} weak")])
+    related = []
+    for row in rows:
+        if row["kind"] in RELATED:
+            line = [
+                row["cell"],
+                row["attack"],
+                row["kind"],
+                str(row.get("pruned", "-")),
+                percent(row["acc"]),
+                percent(row["true_asr"]),
             ]
-            for r in networks
-        ],
-    ))  # fmt: skip
-    return "\n\n".join(parts)
+            line += [
+                percent(row["asr"].get(f)) + ("" if f not in row["index"] or anomalous(row, f) else " o") for f in FAMILY_NAMES
+            ]
+            related.append([*line, ", ".join(above(row, shares, True)) or "none"])
+    trained = []
+    for row in networks:
+        line = [row["cell"], row["attack"], str(row["seed"]), "-" if row["attack"] == "none" else str(row["target"])]
+        trained.append([*line, percent(row.get("acc")), percent(row.get("asr")), f"{row['seconds']:.0f}"])
+    return "\n\n".join([
+        table(["family", *names, "all"], by_cell),
+        table(["family", *CLEAN, *RELATED], by_network),
+        table(["family", "all triggers", "without the stronger copies"], weak),
+        table(["rule", "backdoor left", "backdoor gone"], judged(rows)),
+        table(["cell", "attack", "network", "pruned", "ACC", "true ASR", *FAMILY_NAMES, "above its share"], related),
+        table(["cell", "attack", "seed", "target", "ACC", "ASR", "seconds"], trained),
+    ])  # fmt: skip
 
 
 def main() -> None:
@@ -159,8 +241,8 @@ def main() -> None:
     found = document(rows, datetime.date.today().isoformat())
     if not options.check:
         write_atomically(ROOT / "onp" / "pretrained" / "clean_reference.json", json.dumps(found, indent=1) + "\n")
-    print(json.dumps({key: found[key] for key in ("version", "networks", "victims", "shares", "intervals", "pairs")}, indent=1))
-    print(tables(rows, [row for row in every if row["kind"] == "network"], found["shares"]))
+    print(json.dumps({key: found[key] for key in found if key not in ("recipe", "seeds")}))
+    print(tables(rows, [row for row in every if row["kind"] == "network"], shares_of(rows)))
 
 
 if __name__ == "__main__":
