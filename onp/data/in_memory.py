@@ -72,7 +72,8 @@ def pixels_of(images: Any) -> Tensor:
         InputError: it is of another kind, or neither uint8 nor in [0, 1].
     """
     try:
-        tensor = torch.as_tensor(images if isinstance(images, Tensor) else np.asarray(images)).detach().cpu()
+        # Of arrays a copy, where torch would warn that it cannot write to them.
+        tensor = torch.as_tensor(images if isinstance(images, Tensor) else np.require(images, requirements="W")).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"The images are of type {type(images).__name__}; give one tensor or array [N, C, H, W], a Dataset or a DataLoader."

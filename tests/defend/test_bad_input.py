@@ -65,7 +65,7 @@ def bad_inputs(folder):
         "labels": ([*common, "--data", write_images(folder / "outside.npz", images.images, outside)], "label 12"),
         "shuffled": (
             [*common, "--data", write_images(folder / "shuffled.npz", images.images, images.labels.flip(0))],
-            "--norm",
+            "labels are mixed up",
         ),
         "full folder": ([*common, "--data", data, "--out", str(folder / "full")], "not empty"),
         "file as folder": ([*common, "--data", data, "--out", str(folder / "text.safetensors")], "is a file"),
