@@ -22,6 +22,7 @@ class Case:
     clean: Splits
     known_trigger: Bank | None = None  #: None when there is none, and triggers must be inverted
     evaluation: Evaluation = field(default_factory=Evaluation)  #: for measuring only
+    doubts: tuple[str, ...] = ()  #: sentences on what looks like a mistake and was stated all the same
 
     @property
     def class_names(self) -> tuple[str, ...]:

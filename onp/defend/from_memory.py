@@ -106,13 +106,14 @@ def case_from_memory(given: Given, run: Run) -> Case:
         check_names(given.class_order)
         clean = in_order(clean, given.class_order, victim.classes)
     check_for(clean, victim.classes, victim.input_shape)
-    for doubt in check_useful(victim, clean, Stated(given.class_order is not None, run.config.expect_acc)):
+    doubts = check_useful(victim, clean, Stated(given.class_order is not None, run.config.expect_acc))
+    for doubt in doubts:
         run.monitor.note(f"Warning: {doubt}")
     parts, trigger = split(clean, run.seed), None
     if given.trigger is not None:
         known = CheckedTrigger(given.trigger)
         trigger = KnownTrigger(known, find_target(victim, parts.score.labels, known(parts.score.pixels())))
-    return Case(victim, parts, trigger)
+    return Case(victim, parts, trigger, doubts=doubts)
 
 
 def _images(given: Given) -> tuple[Tensor, Tensor, Sequence[str] | None]:

@@ -30,14 +30,14 @@ def read_case(run: Run) -> Case:
         size = f"images of {config.image_size} pixels, normalised with {config.norm}"
         run.monitor.note(f"{run.hub.path}: {run.hub}; {size}.")
     with run.stage("reading the model and the images"):
-        victim, images = _victim_and_images(run)
+        victim, images, doubts = _victim_and_images(run)
         clean = split(images, run.seed)
         known = _known_trigger(run, victim, clean.score)
-        return Case(victim, clean, known, _evaluation(config, victim, images))
+        return Case(victim, clean, known, _evaluation(config, victim, images), doubts)
 
 
-def _victim_and_images(run: Run) -> tuple[Victim, ImageSet]:
-    """The victim and the clean images, checked against each other."""
+def _victim_and_images(run: Run) -> tuple[Victim, ImageSet, tuple[str, ...]]:
+    """The victim and the clean images, checked against each other, and sentences on what looks like a mistake."""
     config, hub = run.config, run.hub
     check_file(file_and_key(str(config.model))[0])
     if config.data is None or config.norm is None:
@@ -56,9 +56,10 @@ def _victim_and_images(run: Run) -> tuple[Victim, ImageSet]:
     check_for(clean, victim.classes, victim.input_shape)
     if order is None:
         clean = with_numbered_classes(victim, clean)
-    for doubt in check_useful(victim, clean, Stated(order is not None, config.expect_acc)):
+    doubts = check_useful(victim, clean, Stated(order is not None, config.expect_acc))
+    for doubt in doubts:
         run.monitor.note(f"Warning: {doubt}")
-    return victim, clean
+    return victim, clean, doubts
 
 
 def _missing(config: DefendConfig) -> str:

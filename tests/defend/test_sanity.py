@@ -3,6 +3,7 @@
 import dataclasses
 import re
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -10,8 +11,11 @@ import torch.nn.functional as F
 from onp.data.images import ImageSet
 from onp.data.normalisation import Normalisation
 from onp.defend.class_order import ClassOrder
+from onp.defend.config import DefendConfig
 from onp.defend.demos import ARCH, NORM, clean_images, demo
+from onp.defend.inputs import read_case
 from onp.defend.other_normalisation import better_normalisation, name_of, presets_for, spread
+from onp.defend.run import Run
 from onp.defend.sanity import Stated, check_expect_acc, check_useful, predicted_classes
 from onp.errors import InputError
 from onp.model.victim import load_victim, victim_from_module
@@ -133,3 +137,25 @@ def test_presets_and_their_names(victim):
     assert set(presets_for(victim)) == {"mnist", "half", "none"}
     assert spread(torch.tensor([0, 0, 0, 1, 1, 2])).tolist() == [0, 3, 5, 1, 4, 2]
     assert ClassOrder((0, 2, 1)).moved == (1, 2)
+
+
+def test_class_order_and_expected_accuracy_are_options(images, tmp_path, capsys):
+    """Of images named by class in alphabetical order; a wrong order that is stated is used, with a warning."""
+    named = alphabetical(images)
+    np.savez(tmp_path / "a.npz", images=named.images, labels=named.labels, class_names=np.array(named.class_names))
+    (tmp_path / "names.txt").write_text("\n".join(images.class_names))
+
+    def read(order, expect_acc=None):
+        model, data = str(demo("badnets").model), str(tmp_path / "a.npz")
+        options = {"model": model, "arch": ARCH, "norm": NORM, "data": data, "class_order": order, "expect_acc": expect_acc}
+        return read_case(Run.of(DefendConfig(**options)))
+
+    case = read(str(tmp_path / "names.txt"))
+    assert case.class_names == images.class_names and case.doubts == ()
+    assert torch.equal(case.images.labels.bincount(), images.labels.bincount())
+    with pytest.raises(InputError, match="less than the 99 % of --expect-acc"):
+        read(",".join(images.class_names), 0.99)
+    (doubt,) = read(",".join(named.class_names)).doubts
+    assert "in another order" in doubt and f"Warning: {doubt}" in capsys.readouterr().err
+    with pytest.raises(InputError, match="--expect-acc is a share"):
+        read(None, 90)

@@ -47,6 +47,7 @@ def build_report(case: Case, run: Run, findings: Findings) -> Report:
         warning=warning(findings, images, config.max_acc_drop),
         next_steps=next_steps(findings, config),
         notes=(
+            *case.doubts,
             *further_copies(case.victim.checkpoint, findings.decision),
             *notes(detection, repairs, images),
             *repaired_notes(findings, images),
