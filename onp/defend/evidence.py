@@ -18,7 +18,7 @@ SHOWN_DETECTORS = 4
 ADVICE: dict[Decision, str] = {
     "backdoor-evidence": "do not deploy this model; onp.mitigate repairs a copy of it.",
     "inconclusive": 'detect again with preset="thorough", with other seeds or with more clean images.',
-    "no-backdoor-evidence": "nothing was found, which is no proof; onp.mitigate(..., trigger=...) tries a trigger that you think of.",
+    "no-backdoor-evidence": "nothing was found, which is no proof; onp.mitigate(..., trigger=...) tries a known trigger.",
 }
 
 

@@ -6,14 +6,16 @@ import io
 import logging
 import operator
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
 
 from onp.errors import InputError, first_line
+from onp.model.logits_alone import logits_in
 
 aten = torch.ops.aten
 
@@ -113,7 +115,8 @@ def _export(model: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
 def plain(exported: torch.export.ExportedProgram) -> fx.GraphModule:
     """The exported program as a module from one tensor to one, without guards, assertions and fixed batch sizes.
 
-    Raises InputError when it takes or returns anything else.
+    Of several results the logits are taken, see `onp.model.logits_alone`. Raises InputError when it takes or returns anything
+    else.
     """
     module = exported.module()
     assert isinstance(module, fx.GraphModule)
@@ -125,15 +128,23 @@ def plain(exported: torch.export.ExportedProgram) -> fx.GraphModule:
             graph.erase_node(node)
     output = next(node for node in graph.nodes if node.op == "output")
     results = output.args[0] if isinstance(output.args[0], (tuple, list)) else (output.args[0],)
-    if len(results) != 1 or value(results[0]) is None:
+    logits = results[0] if len(results) == 1 else _logits_among(results, exported)
+    if value(logits) is None:
         raise InputError("The network does not return one tensor of logits; wrap it in a module that does.")
-    output.args = (results[0],)
+    output.args = (logits,)
     if sum(node.op == "placeholder" for node in graph.nodes) != 1:
         raise InputError("The network takes more than one input; wrap it in a module that takes a batch of images.")
     _drop_batch_size(graph)
     graph.set_codegen(torch.fx.graph.CodeGen())
     # A fresh GraphModule: the exported one forbids eval() and keeps the guard module.
     return fx.GraphModule(module, graph)
+
+
+def _logits_among(results: Sequence[Any], exported: torch.export.ExportedProgram) -> Any:
+    """The result that is the logits by its name or its place; None where none is."""
+    numbered = pytree.tree_unflatten(list(range(len(results))), exported.call_spec.out_spec)
+    found = logits_in(numbered)
+    return results[found] if isinstance(found, int) else None
 
 
 def _make_functional(graph: fx.Graph) -> bool:

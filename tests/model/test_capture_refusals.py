@@ -68,11 +68,15 @@ def test_rounding_is_no_reason():
     assert victim_from_module(Rounded(), Normalisation.parse("half"), (3, SIZE, SIZE)).units > 0
 
 
-def test_capture_refuses_more_than_one_output():
+def test_capture_takes_logits_from_several_outputs_and_refuses_others():
     class Two(Vgg):
         def forward(self, x):
-            return super().forward(x), x
+            return {"features": x, self.name: super().forward(x)}
 
+    Two.name = "logits"
+    network, x = Two().eval(), torch.randn(2, 3, SIZE, SIZE)
+    torch.testing.assert_close(capture(network, x)(x), network(x)["logits"])
+    Two.name = "scores"
     with pytest.raises(InputError, match="one tensor of logits"):
         capture(Two().eval(), torch.randn(2, 3, SIZE, SIZE))
 

@@ -40,6 +40,18 @@ def test_exported_program_round_trip(exported, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_program_that_returns_a_dict(tmp_path):
+    class Named(Tiny):
+        def forward(self, x):
+            return {"features": x, "logits": super().forward(x)}
+
+    network, x = Named().eval(), torch.rand(2, *SHAPE)
+    torch.export.save(torch.export.export(network, (x,)), tmp_path / "a.pt2")
+    victim = load_victim(tmp_path / "a.pt2", None, NORM, SHAPE)
+    torch.testing.assert_close(victim.logits(x), network(NORM(x))["logits"])
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_program_exported_for_one_batch_size(tmp_path):
     class Flat(Tiny):
         def forward(self, x):
