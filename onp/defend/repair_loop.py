@@ -15,7 +15,7 @@ from onp.defend.run import Run
 from onp.detect.anomaly import DetectionScores
 from onp.detect.bank import Bank, TargetClass, inversion_steps, invert_triggers
 from onp.detect.bn_match import bn_match
-from onp.detect.bn_statistics import BnStatistics, bn_statistics
+from onp.detect.bn_statistics import BnStatistics
 from onp.detect.scan import scan, scan_steps
 from onp.detect.targets import Detection
 from onp.engine.metrics import accuracy, predictions
@@ -114,10 +114,11 @@ def repair_targets(
         if len(left) == 1 or not search.works:
             break
         repaired = replace(case, victim=prune(case.victim, Mask.of(case.victim, keep)))
-        bn = bn_statistics(repaired.victim, case.searched)
+        # Its norms hold the means of the network as given: they still tell units apart, but not classes.
+        nothing = BnStatistics.nothing(repaired.victim, case.searched)
         again = run.fork("target", len(repairs)).fork("second_pass")
         with run.stage("detecting on the repaired network", scan_steps(config)) as stage:
-            scores = scan(repaired.victim, case.clean, bn, again.detecting(stage))
+            scores = scan(repaired.victim, case.clean, nothing, again.detecting(stage))
         scores_after.append(scores)
         left = [k for k in scores.over(config.threshold) if k in left[1:]]
     return Repairs(tuple(repairs), tuple(scores_after), Mask.of(case.victim, keep)) if repairs else None

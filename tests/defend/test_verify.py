@@ -5,13 +5,17 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.made_findings import detection, figures, findings, images
 
 from onp.defend import run_pipeline
 from onp.defend.config import DefendConfig
 from onp.defend.decision import exit_code
+from onp.defend.report.repaired import repaired_notes
 from onp.defend.run import Run
 from onp.defend.verify import compare_mask, mask_beside
-from onp.detect.anomaly import BN_SHIFT, PRIOR_SHIFT
+from onp.detect.anomaly import BN_SHIFT, PRIOR_SHIFT, DetectionScores
+from onp.detect.config import DetectConfig
+from onp.detect.targets import Detection
 from onp.errors import InputError
 from onp.model.checkpoint import Checkpoint
 from onp.model.mask import Mask
@@ -102,3 +106,16 @@ def test_a_mask_of_another_network_or_none_at_all(backdoored, outcome, tmp_path)
         with pytest.raises(InputError) as error:
             mask_beside(victim)
         assert str(error.value).count(". ") == 0 and str(error.value).endswith("move it away to verify without it.")
+
+
+def test_a_scan_of_a_pruned_network_says_what_it_leaves_out():
+    def said(found):
+        return repaired_notes(findings("backdoor-evidence", figures({}), detection=found), images())
+
+    (note,) = said(detection((5.0, 0.0, 0.0, 0.0), pruned=7))
+    assert note.startswith("7 units are pruned already") and "batch-norm statistics" in note and "onp verify" in note
+    assert said(detection((5.0, 0.0, 0.0, 0.0))) == () == said(None)
+    cheap, even = (0.0, -5.0, 0.0, 0.1), (0.0, 0.0, 0.1, -0.1)
+    scores = DetectionScores.of({"patch": cheap, "warp": cheap, "latent": even}, shortcuts_only=True)
+    _, easy = said(Detection(scores, None, DetectConfig(), 7))
+    assert easy.startswith("Not counted: dog (score 5.0, latent 0.0)")
