@@ -93,7 +93,7 @@ def in_order(images: ImageSet, order: Sequence[str], classes: int) -> ImageSet:
         known = {str(label): label for label in range(classes)}
     unknown = [name for name in images.class_names if name not in known]
     if unknown:
-        raise InputError(f"The classes {first_few(unknown)} of the images are not in --class-order; name them alike.")
+        raise InputError(f"--class-order lacks {first_few(unknown)}, of which there are images; name the classes alike.")
     labels = torch.tensor([known[name] for name in images.class_names])[images.labels]
     return ImageSet(images.images, labels, tuple(order))
 

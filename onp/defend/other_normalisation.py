@@ -13,8 +13,8 @@ from onp.data.normalisation import PRESETS, Normalisation
 from onp.engine.metrics import lower_bound, predictions
 from onp.model.victim import Victim
 
-FIRST_LOOK = 64  # images for each normalisation
-SECOND_LOOK = 500  # for the best one of the first look
+FIRST_LOOK = (16, 64, 2**18)  # images for each normalisation: least, most, and pixels of all together
+SECOND_LOOK = (100, 500, 2**22)  # for the best one of the first look
 CONFIDENCE = 0.99  # of each bound
 GAIN = 0.03  # least gain of accuracy by its lower bound; presets of similar sets, such as cifar10 and cifar100, differ by less
 
@@ -39,9 +39,10 @@ def better_normalisation(victim: Victim, images: ImageSet, predicted: Tensor) ->
     Returns:
         None where no preset is clearly better.
     """
-    order = spread(images.labels)
     right = predicted == images.labels
-    first, second = order[:FIRST_LOOK], order[:SECOND_LOOK]
+    if 1 - float(right.float().mean()) < GAIN:
+        return None
+    first, second = few_of(images, *FIRST_LOOK), few_of(images, *SECOND_LOOK)
     shares = {name: _right(victim, images.subset(first), name).float().mean() for name in presets_for(victim)}
     if not shares:
         return None
@@ -65,6 +66,12 @@ def presets_for(victim: Victim) -> Iterator[str]:
 def name_of(normalisation: Normalisation) -> str:
     """The name of the preset, or MEAN/STD."""
     return next((name for name, values in PRESETS.items() if Normalisation(*values) == normalisation), str(normalisation))
+
+
+def few_of(images: ImageSet, least: int, most: int, pixels: int) -> Tensor:
+    """Positions of some images of each class: as many as have so many pixels together, between `least` and `most`."""
+    height, width = images.images.shape[2:]
+    return spread(images.labels)[: max(least, min(most, pixels // (height * width)))]
 
 
 def spread(labels: Tensor) -> Tensor:

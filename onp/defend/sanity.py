@@ -16,6 +16,7 @@ from onp.defend.class_order import ClassOrder, better_order
 from onp.defend.other_normalisation import (
     SECOND_LOOK,
     better_normalisation,
+    few_of,
     name_of,
     predicted_with,
     presets_for,
@@ -123,7 +124,7 @@ def _useful_order(victim: Victim, labels: Tensor, predicted: Tensor) -> ClassOrd
 
 def _best_fit(victim: Victim, clean: ImageSet, predicted: Tensor, reorder: bool) -> Fit:
     """The normalisation, and where `reorder` the order of the classes, with which the network is right most often."""
-    some = spread(clean.labels)[:SECOND_LOOK]
+    some = few_of(clean, *SECOND_LOOK)
     images = clean.subset(some)
 
     def fit(preset: str | None, found: Tensor) -> Fit:
@@ -143,8 +144,9 @@ def _mistake(victim: Victim, clean: ImageSet, acc: Share, best: Fit) -> str | No
         return None
     given = name_of(victim.normalisation)
     better = [] if best.preset is None else [f"with --norm {best.preset}"]
-    vouch = f"--expect-acc {int(100 * acc.value) / 100:g} where that is what it should reach"
-    advice = [] if best.preset is None else [f"give --norm {best.preset}, or {vouch}"]
+    vouch = f", or --expect-acc {int(100 * acc.value) / 100:g} where that is what it should reach"
+    vouch = vouch if acc.value >= _useless(victim) else ""
+    advice = [] if best.preset is None else [f"give --norm {best.preset}{vouch}"]
     if best.order is not None:
         named, order = [label for label in best.order.moved if label in clean.labels], _order_of(clean, best.order)
         moves = first_few([f"{clean.name(label)} is its class {best.order.outputs[label]}" for label in named])

@@ -14,7 +14,7 @@ from onp.defend.class_order import ClassOrder
 from onp.defend.config import DefendConfig
 from onp.defend.demos import ARCH, NORM, clean_images, demo
 from onp.defend.inputs import read_case
-from onp.defend.other_normalisation import better_normalisation, name_of, presets_for, spread
+from onp.defend.other_normalisation import better_normalisation, few_of, name_of, presets_for, spread
 from onp.defend.run import Run
 from onp.defend.sanity import Stated, check_expect_acc, check_useful, predicted_classes
 from onp.errors import InputError
@@ -68,7 +68,7 @@ def test_another_normalisation_that_is_clearly_better_is_named(victim, images, n
     assert re.search(
         rf"on only [57]\d % of the clean images with --norm {norm}, but would be on 9\d % with --norm fash", message
     )
-    assert "--expect-acc 0." in message
+    assert "or --expect-acc 0." in message
     (doubt,) = check_useful(normalised(victim, norm), images, Stated(expect_acc=0.5))
     assert "--norm fashion-mnist" in doubt
 
@@ -137,6 +137,8 @@ def test_presets_and_their_names(victim):
     assert set(presets_for(victim)) == {"mnist", "half", "none"}
     assert spread(torch.tensor([0, 0, 0, 1, 1, 2])).tolist() == [0, 3, 5, 1, 4, 2]
     assert ClassOrder((0, 2, 1)).moved == (1, 2)
+    large = ImageSet(torch.zeros(40, 3, 224, 224, dtype=torch.uint8), torch.arange(40) % 4, tuple("abcd"))
+    assert few_of(large, 8, 64, 2**18).tolist() == spread(large.labels)[:8].tolist()
 
 
 def test_class_order_and_expected_accuracy_are_options(images, tmp_path, capsys):
