@@ -1,4 +1,4 @@
-"""Formulas for mkdocs: GitHub's notation for LaTeX becomes MathML, which browsers draw without a script."""
+"""For mkdocs: GitHub's notation of formulas becomes MathML, which browsers draw without a script; figures keep their parts together."""
 
 import re
 from typing import Any
@@ -10,7 +10,8 @@ INLINE = re.compile(r"\$`(.+?)`\$", re.DOTALL)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Replace ```math blocks and $`inline`$ formulas."""
+    """Replace ```math blocks and $`inline`$ formulas; "0.8 ± 0.9" does not break where a phone makes a table narrow."""
+    markdown = markdown.replace(" ± ", "\u00a0±\u00a0")
     markdown = BLOCK.sub(lambda found: f'<div class="formula">{_mathml(found[1], "block")}</div>', markdown)
     # The span keeps a formula at the start of a line inside its paragraph.
     return INLINE.sub(lambda found: f"<span>{_mathml(found[1], 'inline')}</span>", markdown)

@@ -34,6 +34,7 @@ def test_the_site_builds(tmp_path):
     assert "onp.api.mitigate" in (tmp_path / "api" / "index.html").read_text()
     formulas = (tmp_path / "how-it-works" / "index.html").read_text()
     assert formulas.count("<math") > 20 and "$`" not in formulas
+    assert "0.8\u00a0±\u00a00.9" in (tmp_path / "results" / "index.html").read_text()
     assert re.search(REPAIRED, (tmp_path / "notebook" / "index.html").read_text()), "its outputs are committed"
 
 
