@@ -1,4 +1,4 @@
-"""For mkdocs: GitHub's notation of formulas becomes MathML, which browsers draw without a script; figures keep their parts together."""
+"""For mkdocs: formulas in GitHub's notation become MathML, which needs no script; figures keep their deviation on the line."""
 
 import re
 from typing import Any
