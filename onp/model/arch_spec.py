@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import importlib.util
 import inspect
 import io
 import re
@@ -73,10 +74,11 @@ def _package(name: str) -> Any:
         package = name.partition(".")[0]
         if error.name is not None and error.name.partition(".")[0] != package:
             raise InputError(f"{package} cannot be imported ({first_line(error)}).") from error
-        # timm brings torchvision, and pip's choice is a build for CUDA, which another torch does not load.
-        first = f"{torchvision_command(torch.__version__)}; then: " if package == "timm" and "+" in torch.__version__ else ""
-        command = torchvision_command(torch.__version__) if package == "torchvision" else f"pip install {package}"
-        raise InputError(f"This architecture needs {package}; install it with: {first}{command}.") from error
+        # timm brings torchvision, and pip's choice is a build for CUDA, which no other torch loads.
+        before = f", after the torchvision of this torch: {torchvision_command(torch.__version__)}"
+        before = before if package == "timm" and importlib.util.find_spec("torchvision") is None else ""
+        command = torchvision_command(torch.__version__) if package == "torchvision" else f"pip install {package}{before}"
+        raise InputError(f"This architecture needs {package}; install it with: {command}.") from error
     except Exception as error:  # of a package that does not go with the installed torch
         matching = f"install it and what it needs in the versions that go with torch {torch.__version__}"
         if "torchvision" in f"{name} {error}":
