@@ -45,7 +45,7 @@ def missed_trigger(asr: Share) -> str:
     """Warn where the scan found nothing and the attacker's trigger, given for measuring, works."""
     return (
         f"The trigger given for measuring works on {100 * asr.value:.1f} % of the images (n = {asr.n}), and the scan, which "
-        "never sees it, found no class: this model has a backdoor that detection does not see."
+        "never sees it, found no class: the decision is no answer about that trigger."
     )
 
 
