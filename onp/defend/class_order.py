@@ -18,6 +18,7 @@ from onp.files import file_kind, read_regular
 
 MAX_BYTES = 16 * 2**20  # of a file with the names of classes
 LONGEST_PATH = 255  # characters; longer texts are lists of names
+MOST_CLASSES = 5000  # among which another order is looked for
 MINIMUM_IMAGES = 3  # of a class, to tell which class of the network it is
 FOLDS = 5  # images are judged by an order that the other folds gave
 CONFIDENCE = 0.995  # of each bound: of 1,980 correct orders, of networks from 4 to 89 % accuracy, none was refused
@@ -91,10 +92,10 @@ def in_order(images: ImageSet, order: Sequence[str], classes: int) -> ImageSet:
     known = {name: label for label, name in enumerate(order)}
     if not known.keys() & set(images.class_names):
         known = {str(label): label for label in range(classes)}
-    unknown = [name for name in images.class_names if name not in known]
+    unknown = [images.name(label) for label in images.labels.unique().tolist() if images.name(label) not in known]
     if unknown:
         raise InputError(f"--class-order lacks {first_few(unknown)}, of which there are images; name the classes alike.")
-    labels = torch.tensor([known[name] for name in images.class_names])[images.labels]
+    labels = torch.tensor([known.get(name, -1) for name in images.class_names])[images.labels]
     return ImageSet(images.images, labels, tuple(order))
 
 
@@ -113,6 +114,20 @@ def better_order(labels: Tensor, predicted: Tensor, classes: int) -> ClassOrder 
     Returns:
         None where no other order is clearly better.
     """
+    # Among the classes that occur, since a table of all would not fit for tens of thousands.
+    occurring, numbers = torch.unique(torch.cat((labels, predicted)), return_inverse=True)
+    if len(occurring) > MOST_CLASSES:
+        return None
+    found = _better(*numbers.split(len(labels)), len(occurring))
+    if found is None:
+        return None
+    outputs = torch.arange(classes)
+    outputs[occurring] = occurring[torch.tensor(found.outputs)]
+    return ClassOrder(tuple(outputs.tolist()))
+
+
+def _better(labels: Tensor, predicted: Tensor, classes: int) -> ClassOrder | None:
+    """`better_order` among the classes that occur."""
     counts = _counts(labels, predicted, classes)
     found = ClassOrder(_assignment(counts, MINIMUM_IMAGES))
     if not found.moved:

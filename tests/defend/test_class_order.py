@@ -74,6 +74,12 @@ def test_missing_classes():
     assert found is not None and found.outputs[:4] == (0, 1, 3, 4)
 
 
+def test_tens_of_thousands_of_classes_need_no_large_table():
+    labels = torch.arange(40).repeat_interleave(10) * 1000
+    found = better_order(labels, (labels + 1000) % 40_000, 50_000)
+    assert found is not None and len(found.outputs) == 50_000 and found.outputs[39_000] == 0 and len(found.moved) == 40
+
+
 def test_names_from_a_file_or_a_list(tmp_path):
     (tmp_path / "names.txt").write_text("\ufeffshirt\nankle boot\n\nbag\n")
     assert read_class_order(str(tmp_path / "names.txt")) == ("shirt", "ankle boot", "bag")
