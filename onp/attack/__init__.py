@@ -1,4 +1,4 @@
-"""Train a backdoored victim: `python -m onp.attack --attack badnets --arch preact_resnet18:width=32 ...`.
+"""Train a backdoored victim: `onp attack --attack badnets --arch preact_resnet18:width=32 ...`.
 
 Entry points: `attack(config)` reads the images and trains; `train_victim(config, train_set, test_set)` takes image sets. May
 import data, model and engine, and nothing of the defence.

@@ -1,4 +1,4 @@
-"""Victims x defences x seeds -> one table: `python -m onp.compare --victims bundled --defences onp clp --out table`.
+"""Victims x defences x seeds -> one table: `onp compare --victims bundled --defences onp clp --out table`.
 
 Entry point: `compare(config)`. `onp.compare.defences` holds the baseline defences, and says what a defence of one's own is. May
 import every other package.

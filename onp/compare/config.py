@@ -1,4 +1,4 @@
-"""The options of `python -m onp.compare`."""
+"""The options of `onp compare`."""
 
 from __future__ import annotations
 

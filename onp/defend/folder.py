@@ -75,12 +75,13 @@ def check_apart(folder: Path, sources: Iterable[str | None]) -> None:
         sources: PATH or PATH::FOLDER of images; None for one that was not given.
 
     Raises:
-        InputError: it is.
+        InputError: it is, or a path cannot be used.
     """
-    above = {_identity(path) for path in (*folder.absolute().parents, folder, *folder.resolve().parents) if path.exists()}
+    places = (folder, *folder.absolute().parents, *Path(os.path.realpath(folder)).parents)
+    above = {_identity(path) for path in places if file_kind(path) is not None}
     for source in filter(None, sources):
         name, _, inner = source.partition("::")
-        top = Path(name, inner) if Path(name, inner).is_dir() else Path(name)
+        top = Path(name, inner) if file_kind(Path(name, inner)) == "folder" else Path(name)
         visited: set[tuple[int, int]] = set()
         for here, folders, _ in os.walk(top, followlinks=True):
             found = _identity(Path(here))

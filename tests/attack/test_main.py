@@ -1,4 +1,4 @@
-"""The command line of `python -m onp.attack`."""
+"""The command line of `onp attack`."""
 
 import shlex
 

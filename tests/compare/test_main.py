@@ -1,4 +1,4 @@
-"""The command line of `python -m onp.compare`."""
+"""The command line of `onp compare`."""
 
 import shutil
 from dataclasses import replace

@@ -74,6 +74,11 @@ def test_results_go_nowhere_among_the_images(tmp_path):
         check_apart(images / "a" / "out", [f"{images}::a"])
 
 
-def test_a_folder_with_an_endless_name_is_one_sentence():
-    with pytest.raises(InputError, match="cannot be"):
-        check_folder(Path("x" * 300), resume=False)
+def test_a_path_that_cannot_be_used_is_one_sentence(tmp_path):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    for path in (Path("x" * 300), tmp_path / "loop" / "out"):
+        for check in (lambda out: check_folder(out, resume=False), lambda out: check_apart(out, [str(tmp_path)])):
+            with pytest.raises(InputError, match=r"^The path .* cannot be used"):
+                check(path)
+    with pytest.raises(InputError, match="cannot be used"):
+        check_apart(tmp_path / "out", ["x" * 300])

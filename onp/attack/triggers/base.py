@@ -43,7 +43,7 @@ class Trigger:
 
         Raises InputError for triggers that are fitted to images: `craft` makes those.
         """
-        raise InputError(f"A {cls.name} trigger is fitted to training images, which python -m onp.attack does.")
+        raise InputError(f"A {cls.name} trigger is fitted to training images, which onp attack does.")
 
     @classmethod
     def craft(cls, crafting: Crafting) -> Trigger:
