@@ -6,6 +6,7 @@ import os
 import re
 import stat
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -126,3 +127,33 @@ def _runs(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def check_apart(folder: Path, sources: Iterable[str | None]) -> None:
+    """Make sure that `folder` is in no set of images, also through no link: it would become a class of the next run.
+
+    Args:
+        folder: to be written; it may be missing.
+        sources: PATH or PATH::FOLDER of images; None for one that was not given.
+
+    Raises:
+        InputError: it is, or a path cannot be used.
+    """
+    places = (folder, *folder.absolute().parents, *Path(os.path.realpath(folder)).parents)
+    above = {_identity(path) for path in places if file_kind(path) is not None}
+    for source in filter(None, sources):
+        name, _, inner = source.partition("::")
+        top = Path(name, inner) if file_kind(Path(name, inner)) == "folder" else Path(name)
+        visited: set[tuple[int, int]] = set()
+        for here, folders, _ in os.walk(top, followlinks=True):
+            found = _identity(Path(here))
+            if found in above:
+                raise InputError(f"The folder {folder} lies among the images of {name}; give --out a folder elsewhere.")
+            if found in visited:  # links to each other; the reader of the images says so
+                folders.clear()
+            visited.add(found)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    found = path.stat()
+    return found.st_dev, found.st_ino

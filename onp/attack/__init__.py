@@ -26,6 +26,7 @@ from onp.attack.triggers import CraftingBudget
 from onp.data.fingerprint import fingerprint, hash_sample
 from onp.data.images import ImageSet, labelled_as, load_images
 from onp.data.normalisation import Normalisation
+from onp.files import check_apart
 from onp.model.archs import option as arch_option
 from onp.numerics import resolve_device, strict_float32
 
@@ -38,6 +39,7 @@ def attack(config: AttackConfig) -> dict[str, float]:
     Raises:
         InputError: something given cannot be used.
     """
+    check_apart(Path(config.out), (config.data, config.test_data))
     channels = arch_option(config.arch, "channels", 3)
     train_set, test_set = (load_images(path, channels=channels) for path in (config.data, config.test_data))
     return train_victim(config, train_set, test_set)

@@ -20,6 +20,7 @@ from onp.compare.folder import TableFolder
 from onp.compare.table import write_tables
 from onp.compare.victims import Training, planned_trainings, ready_victims, train
 from onp.errors import InputError
+from onp.files import check_apart
 from onp.pool import Workers, run_all
 
 __all__ = ["CompareConfig", "compare"]
@@ -46,6 +47,7 @@ def compare(
         InputError: something given cannot be used.
     """
     config.check()
+    check_apart(Path(config.out), (*config.data, *config.test_data))
     threads = config.threads or torch.get_num_threads()
     workers = Workers(config.ray, threads, config.gpu_share)
     settings = config.settings() | {"threads": threads}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 from onp.errors import InputError, printable
@@ -65,36 +64,6 @@ def check_model_name(name: str) -> None:
     if len(os.fsencode(name)) > LONGEST_NAME:
         shown = printable(name, 20)
         raise InputError(f"The checkpoint's name, {shown}, is too long to be written; keep to {LONGEST_NAME} bytes.")
-
-
-def check_apart(folder: Path, sources: Iterable[str | None]) -> None:
-    """Make sure that `folder` is in no set of images, also through no link: it would become a class of the next run.
-
-    Args:
-        folder: to be written; it may be missing.
-        sources: PATH or PATH::FOLDER of images; None for one that was not given.
-
-    Raises:
-        InputError: it is, or a path cannot be used.
-    """
-    places = (folder, *folder.absolute().parents, *Path(os.path.realpath(folder)).parents)
-    above = {_identity(path) for path in places if file_kind(path) is not None}
-    for source in filter(None, sources):
-        name, _, inner = source.partition("::")
-        top = Path(name, inner) if file_kind(Path(name, inner)) == "folder" else Path(name)
-        visited: set[tuple[int, int]] = set()
-        for here, folders, _ in os.walk(top, followlinks=True):
-            found = _identity(Path(here))
-            if found in above:
-                raise InputError(f"The folder {folder} lies among the images of {name}; give --out a folder elsewhere.")
-            if found in visited:  # links to each other; the reader of the images says so
-                folders.clear()
-            visited.add(found)
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    found = path.stat()
-    return found.st_dev, found.st_ino
 
 
 def _is_no_result(path: Path) -> bool:

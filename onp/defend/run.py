@@ -14,12 +14,13 @@ import torch
 from onp import progress
 from onp.defend.case import Case
 from onp.defend.config import DefendConfig
-from onp.defend.folder import check_apart, check_folder, check_model_name
+from onp.defend.folder import check_folder, check_model_name
 from onp.defend.monitor import Monitor
 from onp.defend.presets import Preset
 from onp.defend.resolve import preset_of, resolve
 from onp.detect.config import DetectRun
 from onp.errors import InputError, device_error
+from onp.files import check_apart
 from onp.model.hub_config import HubModel
 from onp.model.state_dicts import file_and_key
 from onp.numerics import derive_seed, resolve_device

@@ -11,11 +11,13 @@ import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from itertools import chain
+from pathlib import Path
 from urllib.parse import quote
 
 from onp import progress
 from onp.defend.report.sarif import Entry, sarif_log
 from onp.errors import InputError
+from onp.files import check_apart
 from onp.pool import Workers, run_all
 from onp.scan.candidates import find_models
 from onp.scan.config import ScanConfig
@@ -45,6 +47,8 @@ def scan(config: ScanConfig) -> ScanResult:
         InputError: an option cannot be used, or there is no model at all.
     """
     check(config)
+    if config.out is not None:
+        check_apart(Path(config.out), (config.data,))
     found = find_models(config.models, config.out)
     folder = ScanFolder(config.out, config.resume)
     tasks = tasks_of(config, found.candidates, folder)

@@ -5,9 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from onp.defend.folder import LONGEST_NAME, check_apart, check_folder, check_model_name
+from onp.attack import AttackConfig, attack
+from onp.compare import CompareConfig, compare
+from onp.defend import defend
+from onp.defend.config import DefendConfig
+from onp.defend.folder import LONGEST_NAME, check_folder, check_model_name
 from onp.errors import InputError
-from onp.files import remove_temporaries, write_atomically
+from onp.files import check_apart, remove_temporaries, write_atomically
+from onp.scan import ScanConfig, scan
 
 DEAD = 2**22 + 1  # more than Linux numbers processes
 
@@ -82,3 +87,19 @@ def test_a_path_that_cannot_be_used_is_one_sentence(tmp_path):
                 check(path)
     with pytest.raises(InputError, match="cannot be used"):
         check_apart(tmp_path / "out", ["x" * 300])
+
+
+def test_no_command_writes_among_its_images(tmp_path):
+    (tmp_path / "a").mkdir()
+    data, out = str(tmp_path), str(tmp_path / "a" / "out")
+    model = {"model": "m.pt", "arch": "resnet18", "norm": "none"}
+    for work, config in (
+        (defend, DefendConfig(**model, data=data, out=out)),
+        (defend, DefendConfig(**model, data="clean.npz", eval_data=data, out=out)),
+        (attack, AttackConfig(data="train.npz", test_data=data, out=out)),
+        (compare, CompareConfig(attacks=("none",), data=(data,), test_data=("test.npz",), out=out)),
+        (scan, ScanConfig(models=(data,), data=data, out=out)),
+    ):
+        with pytest.raises(InputError, match="lies among the images"):
+            work(config)
+    assert [path.name for path in tmp_path.rglob("*")] == ["a"]
