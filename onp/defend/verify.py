@@ -87,7 +87,7 @@ def compare_mask(victim: Victim, claimed: Mask | None) -> Verification:
 
     Args:
         victim: the network.
-        claimed: the mask that the network is said to be pruned by; None where there is none.
+        claimed: the mask that is claimed for the network; None where there is none.
     """
     found = pruned_units(victim)
     if claimed is None:

@@ -72,7 +72,7 @@ def known_asr(findings: Findings) -> Share | None:
 
 
 def repaired_notes(findings: Findings, images: ImageSet) -> tuple[str, ...]:
-    """What pruned units mean for the scores, and what the weights say of a mask; empty where nothing is to be said.
+    """What pruned units mean for the scores, and what the weights say of a mask; empty where there is nothing to add.
 
     Args:
         findings: of the run.
