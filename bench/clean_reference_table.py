@@ -4,7 +4,8 @@ Writes onp/pretrained/clean_reference.json (`--check`: no file) and prints the t
 A share is the 95th percentile of the ASR over pairs of a backdoored network and a clean one of its cell, by family and by
 whether the family's triggers for the target class are anomalously cheap in the backdoored network. With fewer than `FEWEST`
 pairs an anomalously cheap family has the share of all those together, another family none. The interval resamples the clean
-networks of every cell, with all their pairs (2,000 draws, percentiles 2.5 and 97.5).
+networks of every cell, with all their pairs (2,000 draws, percentiles 2.5 and 97.5). `--reports` takes report.json files of
+`onp defend` and prints which surrogates are above their share.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from onp.files import write_atomically
 
 FAMILIES = (*FAMILY_NAMES, KNOWN)
 ANOMALOUS = NOISE_FLOOR + DETECTOR_LIMIT  # anomaly index from which a family counts in full in a class's score
-PERCENTILE, DRAWS, FEWEST = 95, 2000, 10
+PERCENTILE, DRAWS, FEWEST = 95, 2000, 5
 WORKS = 0.5  # ASR of the true trigger below which an attack did not take; such networks are left out
 OBEYS = 0.2  # ASR of the true trigger from which a network still has its backdoor
 RELATED = ("given", "half", "repaired", "same", "unlearned")
@@ -231,10 +232,31 @@ def tables(rows: list[Row], networks: list[Row], shares: Shares) -> str:
     ])  # fmt: skip
 
 
+def judged_reports(paths: list[Path], shares: Shares) -> str:
+    """What the shares mean for runs of the defence: of each surrogate the ASR after the repair and the share."""
+    lines = []
+    for path in paths:
+        report = json.loads(path.read_text())
+        index, target, left = report["detection"]["anomaly_index"], report["target_class"], report["after"]["asr_surrogate"]
+        cells, survivors = [], []
+        for family in FAMILY_NAMES:
+            if family not in left:
+                cells.append("-")
+                continue
+            cheap, asr = index[family][target] >= ANOMALOUS, left[family]["value"]
+            share = shares.get((family, cheap))
+            cells.append(f"{percent(asr)} of {percent(share)}{'' if cheap else ' o'}")
+            survivors += [family] * (share is not None and asr > share)
+        decision = f"partly-repaired ({', '.join(survivors)})" if survivors else "repaired"
+        lines.append([path.parent.name, percent(report["after"]["acc"]), percent(report["after"].get("asr")), *cells, decision])
+    return table(["run", "ACC", "true ASR", *FAMILY_NAMES, "decision"], lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--check", action="store_true")
+    parser.add_argument("--reports", type=Path, nargs="*", default=[])
     options = parser.parse_args()
     every = Rows(options.work / "rows.jsonl").read()
     rows = usable(every)
@@ -242,6 +264,7 @@ def main() -> None:
     if not options.check:
         write_atomically(ROOT / "onp" / "pretrained" / "clean_reference.json", json.dumps(found, indent=1) + "\n")
     print(json.dumps({key: found[key] for key in found if key not in ("recipe", "seeds")}))
+    print(judged_reports(options.reports, shares_of(rows)) + "\n")
     print(tables(rows, [row for row in every if row["kind"] == "network"], shares_of(rows)))
 
 
