@@ -172,7 +172,7 @@ class _Output:
 def _closed_pipes() -> Iterator[None]:
     """Let stdout and stderr lose their readers until the block ends."""
     streams = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = _Output(sys.stdout), _Output(sys.stderr)  # type: ignore[assignment]
+    sys.stdout, sys.stderr = _Output(sys.stdout), _Output(sys.stderr)
     try:
         yield
     finally:

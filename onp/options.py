@@ -68,8 +68,9 @@ def value_type(field: dataclasses.Field[Any]) -> type:
 
 def _keywords(field: dataclasses.Field[Any], text: str) -> dict[str, Any]:
     """Keywords of `add_argument` that follow from the default."""
-    several = isinstance(field.default, tuple)
-    shown = " ".join(map(str, field.default)) if several else field.default
+    default: Any = field.default
+    several = isinstance(default, tuple)
+    shown = " ".join(map(str, default)) if several else default
     text += "" if shown in (None, "") else f" (default: {shown})"
     return {"help": text, "type": value_type(field)} | ({"nargs": "+", "action": _AsTuple} if several else {})
 
