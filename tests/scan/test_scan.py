@@ -2,8 +2,10 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from helpers.scan_folders import FAILED, SCANNED, eight_models, embedded_networks, tiny_networks
@@ -115,6 +117,18 @@ def test_a_cluster_gives_the_same_table(tmp_path, monkeypatch, report_schema):
     assert rows["badnets/model.safetensors"]["class_name"] == "T-shirt/top"
     for name in ("clean.safetensors", "repaired/model.safetensors"):
         assert rows[name]["decision"] in ("no-backdoor-evidence", "inconclusive")
+
+
+def test_pipes_devices_and_links_to_nothing_are_rows(tmp_path):
+    np.savez(tmp_path / "clean.npz", images=np.zeros((4, 8, 8), np.uint8), labels=np.arange(4))
+    (tmp_path / "zoo").mkdir()
+    os.mkfifo(tmp_path / "zoo" / "pipe.pt")
+    (tmp_path / "zoo" / "device.pth").symlink_to("/dev/zero")
+    (tmp_path / "zoo" / "nothing.pt").symlink_to("nowhere")
+    given = ScanConfig(models=(str(tmp_path / "zoo"),), data=str(tmp_path / "clean.npz"), norm="none", quiet=True, workers=2)
+    result = scan(given)
+    assert {row.name: row.kind for row in result.rows} == dict.fromkeys(("device.pth", "nothing.pt", "pipe.pt"), "unusable")
+    assert "device.pth is a device or pipe" in result.rows[0].error and result.exit_code() == 2
 
 
 def test_one_file_that_cannot_be_scanned_is_one_sentence(tiny, capsys):
