@@ -118,7 +118,7 @@ def better_order(labels: Tensor, predicted: Tensor, classes: int) -> ClassOrder 
     occurring, numbers = torch.unique(torch.cat((labels, predicted)), return_inverse=True)
     if len(occurring) > MOST_CLASSES:
         return None
-    found = _better(*numbers.split(len(labels)), len(occurring))
+    found = _better(numbers[: len(labels)], numbers[len(labels) :], len(occurring))
     if found is None:
         return None
     outputs = torch.arange(classes)
