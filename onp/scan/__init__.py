@@ -7,7 +7,6 @@ Entry point: `scan(config)`. Each network gets the verdict of `onp.defend` witho
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from itertools import chain
@@ -24,6 +23,7 @@ from onp.scan.config import ScanConfig
 from onp.scan.folder import ScanFolder
 from onp.scan.index_page import index_page
 from onp.scan.model_task import ModelTask, Scanned, failed, scan_model
+from onp.scan.pace import Pace
 from onp.scan.planning import check, is_alone, tasks_of, workers_for
 from onp.scan.result import ScanResult
 from onp.scan.row import Row, in_order
@@ -75,7 +75,7 @@ def _scan_all(tasks: Sequence[ModelTask], workers: Workers, folder: ScanFolder, 
     alone = workers.ray is None and not workers.processes  # then the model shows its own stages
     tasks = [task if alone else dataclasses.replace(task, threads=workers.threads) for task in tasks]
     count = len(unread) + len(tasks)
-    pace = _Pace(count, workers.processes)
+    pace = Pace(count, workers.processes)
     with progress.stage("models", count, config.quiet or alone, config.json) as bar:
         for task, made in chain(unread, run_all(scan_model, tasks, workers)):
             scanned = made if isinstance(made, Scanned) else Scanned(failed(task, made))
@@ -86,36 +86,9 @@ def _scan_all(tasks: Sequence[ModelTask], workers: Workers, folder: ScanFolder, 
                 progress.event("model", name=row.name, status=row.status, score=row.score)
             elif not config.quiet and not alone:
                 bar.print(_line(row))
-            bar.advance(note=row.name, left=pace.left(row))
+            left = pace.left(row)
+            bar.advance(note=row.name, known=left is None, left=left)
     return results
-
-
-class _Pace:
-    """Tells how long the rest takes from how long models took that have a verdict; those that are refused take no time.
-
-    Args:
-        count: of models.
-        side_by_side: how many at a time; 0 where that is not known.
-    """
-
-    def __init__(self, count: int, side_by_side: int) -> None:
-        self._left, self._side_by_side = count, side_by_side
-        self._seconds: list[float] = []
-        self._start = time.monotonic()
-
-    def left(self, row: Row) -> float | None:
-        """Seconds, once a model is done; None as long as nothing is known."""
-        self._left -= 1
-        if row.decision is not None:
-            self._seconds.append(row.seconds)
-        if not self._seconds:
-            return None
-        if not self._side_by_side:
-            return (time.monotonic() - self._start) / len(self._seconds) * self._left
-        running = min(self._side_by_side - 1, self._left)
-        # Those that run are half done on average.
-        each = sum(self._seconds) / len(self._seconds)
-        return each * (self._left - running / 2) / min(self._side_by_side, max(self._left, 1))
 
 
 def _line(row: Row) -> str:

@@ -14,10 +14,11 @@ from onp.defend.config import DefendConfig
 from onp.errors import InputError, UnsafeCheckpointError
 from onp.model.archs import build_network
 from onp.pool import WorkerDied
-from onp.scan import ScanConfig, scan
+from onp.scan import Row, ScanConfig, scan
 from onp.scan.__main__ import main
 from onp.scan.candidates import Candidate
 from onp.scan.model_task import ModelTask, failed, with_arch
+from onp.scan.pace import Pace
 from onp.scan.planning import check, is_alone, workers_for
 
 TABLES = ("results.md", "results.csv")
@@ -165,6 +166,15 @@ def test_images_are_needed(tmp_path):
     (tmp_path / "a.pt").touch()
     with pytest.raises(InputError, match="clean images with --data"):
         scan(ScanConfig(models=(str(tmp_path),), norm="half", quiet=True))
+
+
+def test_the_time_left_is_that_of_models_with_a_verdict():
+    failure = Row("a.pt", "1", kind="unusable", error="no")
+    verdict = Row("b.pt", "2", decision="no-backdoor-evidence", seconds=10.0)
+    pace = Pace(6, 2)
+    assert pace.left(failure) is None, "nothing is known yet"
+    assert pace.left(verdict) == 35 / 2, "one runs and is half done, three wait, two at a time"
+    assert [pace.left(verdict) for _ in range(4)] == [25 / 2, 15 / 2, 5, 0]
 
 
 def test_as_many_processes_as_there_are_models():
