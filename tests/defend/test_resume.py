@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from onp.attack.triggers import BadNets
 from onp.defend import defend
 from onp.defend.config import DefendConfig
+from onp.defend.folder import WRITTEN
 from onp.defend.inputs import read_case
 from onp.defend.run import Run
 from onp.errors import InputError
@@ -66,6 +67,7 @@ def test_a_killed_run_ends_in_the_mask_of_an_unbroken_one(config, tmp_path):
     whole = defend(replace(config, out=str(tmp_path / "whole")))
     assert whole.report.pruned_count > 0
     assert not (tmp_path / "whole" / "state").exists()
+    assert {path.name for path in (tmp_path / "whole").iterdir()} <= {"suspect.safetensors", *WRITTEN}  # names that are refused
     out = tmp_path / "killed"
     scored = out / "state" / "scores-0.jsonl"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
