@@ -3,8 +3,8 @@
 Writes onp/pretrained/clean_reference.json (`--check`: no file) and prints the tables of bench/results/clean_reference.md.
 A share is the 95th percentile of the ASR over pairs of a backdoored network and a clean one of its cell, by family and by
 whether the family's triggers for the target class are anomalously cheap in the backdoored network. With fewer than `FEWEST`
-pairs an anomalously cheap family has the share of all those together, another family none. The interval resamples the clean
-networks of every cell, with all their pairs (2,000 draws, percentiles 2.5 and 97.5). `--reports` takes report.json files of
+pairs an anomalously cheap family has the share of all those together, another family none. The interval resamples the
+backdoored and the clean networks of every cell (2,000 draws, percentiles 2.5 and 97.5). `--reports` takes report.json files of
 `onp defend` and prints which surrogates are above their share.
 """
 
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from clean_reference_networks import CELLS, FIRST_SEED, Rows, recipe, recipe_hash
+from clean_reference_networks import CELLS, FIRST_SEED, Rows, needs_network, recipe, recipe_hash
 
 from onp.defend.report.environment import hardware, versions
 from onp.detect.anomaly import DETECTOR_LIMIT, NOISE_FLOOR
@@ -45,7 +45,11 @@ def usable(rows: list[Row]) -> list[Row]:
     key = lambda row: (row["cell"], row["attack"], row["seed"])  # noqa: E731
     took = {key(row) for row in rows if row["kind"] == "given" and row["true_asr"] >= WORKS}
     banks = {key(row): row["families"] for row in rows if row["kind"] == "bank"}
-    measured = [row for row in rows if row["kind"] in (*CLEAN, *RELATED) and key(row) in took]
+    # A trigger that was fitted to a clean network of the attacker's own is not measured on that one.
+    own = {key(row): f"clean-{row['seed'] + 1}" for row in rows if row["kind"] == "bank" and needs_network(row["attack"])}
+    measured = [
+        row for row in rows if row["kind"] in (*CLEAN, *RELATED) and key(row) in took and row["network"] != own.get(key(row))
+    ]
     return [row | {"index": {name: each["anomaly_index"] for name, each in banks[key(row)].items()}} for row in measured]
 
 
@@ -78,24 +82,36 @@ def shares_of(rows: list[Row], kinds: tuple[str, ...] = CLEAN) -> Shares:
 
 
 def interval(rows: list[Row], family: str, marked: bool) -> list[float]:
-    """95 % interval of a share, over draws of the clean networks of each cell."""
-    generator, groups = np.random.default_rng(0), {}
-    own = len(values(rows, family, marked)) >= FEWEST
-    mine = (
-        values(rows, family, marked)
-        if own
-        else [row | {"asr": {family: row["asr"][each]}} for each in FAMILY_NAMES for row in values(rows, each, True)]
-    )
-    for row in mine:
-        groups.setdefault(row["cell"], {}).setdefault(row["network"], []).append(row["asr"][family])
+    """95 % interval of a share, over draws of the backdoored and of the clean networks of every cell."""
+    mine = [(row, row["asr"][family]) for row in values(rows, family, marked)]
+    if len(mine) < FEWEST:
+        mine = [(row, row["asr"][each]) for each in FAMILY_NAMES for row in values(rows, each, True)]
+    generator, grids = np.random.default_rng(0), []
+    for cell in sorted({row["cell"] for row, _ in mine}):
+        grid: dict[tuple[str, str], list[float]] = {}
+        for row, asr in mine:
+            if row["cell"] == cell:
+                grid.setdefault((row["attack"], row["network"]), []).append(asr)
+        grids.append((grid, sorted({victim for victim, _ in grid}), sorted({network for _, network in grid})))
     found = []
     for _ in range(DRAWS):
         drawn: list[float] = []
-        for networks in map(list, (cell.values() for cell in groups.values())):
-            for index in generator.integers(len(networks), size=len(networks)):
-                drawn += networks[index]
-        found.append(np.percentile(drawn, PERCENTILE))
-    return [round(float(value), 4) for value in np.percentile(found, (2.5, 97.5))]
+        for grid, victims, networks in grids:
+            columns = generator.choice(networks, size=len(networks))
+            for victim in generator.choice(victims, size=len(victims)):
+                for network in columns:
+                    drawn += grid.get((str(victim), str(network)), [])
+        found.append(np.percentile(drawn, PERCENTILE) if drawn else np.nan)
+    return [round(float(value), 4) for value in np.nanpercentile(found, (2.5, 97.5))]
+
+
+def without_natural(rows: list[Row]) -> list[Row]:
+    """The rows but those of attacks whose own trigger leads the clean networks to the class too, on 20 % of the images."""
+    own: dict[tuple[str, str], list[float]] = {}
+    for row in rows:
+        if row["kind"] in CLEAN:
+            own.setdefault((row["cell"], row["attack"]), []).append(row["true_asr"])
+    return [row for row in rows if np.median(own[row["cell"], row["attack"]]) < OBEYS]
 
 
 def document(rows: list[Row], date: str) -> dict[str, Any]:
@@ -145,7 +161,11 @@ RULES: dict[str, tuple[Callable[[list[Row]], Shares], bool | None]] = {
     "any family above one share a family": (pooled, None),
     "any family above the share of its kind": (shares_of, None),
     "an anomalously cheap family above the share of its kind": (shares_of, True),
-    "the same, the share of clean twins and unlearned networks": (lambda rows: shares_of(rows, ("twin", "unlearned")), True),
+    "any family above the share of its kind, by twins and unlearned networks": (
+        lambda rows: shares_of(rows, ("twin", "unlearned")),
+        None,
+    ),
+    "any family above the share of its kind, without natural triggers": (lambda rows: shares_of(without_natural(rows)), None),
 }
 
 
@@ -217,7 +237,7 @@ def tables(rows: list[Row], networks: list[Row], shares: Shares) -> str:
             line += [
                 percent(row["asr"].get(f)) + ("" if f not in row["index"] or anomalous(row, f) else " o") for f in FAMILY_NAMES
             ]
-            related.append([*line, ", ".join(above(row, shares, True)) or "none"])
+            related.append([*line, ", ".join(above(row, shares)) or "none"])
     trained = []
     for row in networks:
         line = [row["cell"], row["attack"], str(row["seed"]), "-" if row["attack"] == "none" else str(row["target"])]
@@ -264,7 +284,9 @@ def main() -> None:
     if not options.check:
         write_atomically(ROOT / "onp" / "pretrained" / "clean_reference.json", json.dumps(found, indent=1) + "\n")
     print(json.dumps({key: found[key] for key in found if key not in ("recipe", "seeds")}))
+    print(json.dumps({f"{family} {marked}": share for (family, marked), share in shares_of(without_natural(rows)).items()}))
     print(judged_reports(options.reports, shares_of(rows)) + "\n")
+    print(judged_reports(options.reports, shares_of(without_natural(rows))) + "\n")
     print(tables(rows, [row for row in every if row["kind"] == "network"], shares_of(rows)))
 
 
