@@ -18,14 +18,17 @@ from typing import Any
 
 import torch
 
+from onp.attack.triggers import load_trigger
 from onp.compare.victims import read_card
 from onp.data.images import load_images
 from onp.data.normalisation import Normalisation
 from onp.defend import defend
 from onp.defend.config import DefendConfig
 from onp.defend.demos import DEMOS
+from onp.defend.evaluation import find_target
 from onp.defend.report.environment import hardware, versions
 from onp.defend.resolve import resolve
+from onp.engine.metrics import predictions
 from onp.files import write_atomically
 from onp.model.mask import Mask, load_mask
 from onp.model.prune import prune, save_checkpoint
@@ -69,8 +72,8 @@ def half_restored(config: DefendConfig, folder: Path) -> Path:
     return path
 
 
-def ask(name: str, state: str, config: DefendConfig, task: str) -> dict[str, Any]:
-    """One run of `task`, verify or scan."""
+def ask(name: str, state: str, original: DefendConfig, config: DefendConfig, task: str) -> dict[str, Any]:
+    """One run of `task`, verify or scan, on a network that was made from `original`."""
     asked = dataclasses.replace(config, demo=None, quiet=True, verify=task == "verify", repair=False)
     report = defend(asked).report
     assert report.detection is not None
@@ -78,20 +81,50 @@ def ask(name: str, state: str, config: DefendConfig, task: str) -> dict[str, Any
     indices = {detector: round(values[highest], 2) for detector, values in report.detection.anomaly_index.items()}
     row = {"network": name, "state": state, "task": task, "preset": config.preset, "seed": config.seed}
     row |= {"decision": report.decision, "score": report.detection.score[highest], "class": highest, "anomaly_index": indices}
-    return row | {"asr": None if report.before.asr is None else report.before.asr.value, "notes": report.notes}
+    return row | reached(asked, original) | {"notes": report.notes}
+
+
+def reached(config: DefendConfig, original: DefendConfig) -> dict[str, float]:
+    """Shares of the triggered evaluation images that get the attacker's class (`asr`) and their own (`ra`).
+
+    Empty without a trigger. The attacker's class is read from the original: a repaired network may lead the images to another.
+    """
+    if config.eval_trigger is None:
+        return {}
+    images = load_images(str(config.eval_data))
+    victims = [load_victim(str(each.model), each.arch, Normalisation.parse(str(each.norm)), images.images.shape[1:])
+               for each in (original, config)]  # fmt: skip
+    triggered = load_trigger(config.eval_trigger)(images.pixels())
+    target = find_target(victims[0], images.labels, triggered)
+    others = images.labels != target
+    predicted = predictions(victims[1].model, victims[1].normalisation(triggered)).cpu()[others]
+    right = predicted == images.labels[others]
+    return {"asr": float((predicted == target).float().mean()), "ra": float(right.float().mean())}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Decisions and highest scores by network, state, task and preset, as Markdown."""
-    heads = ("network", "state", "asked", "preset", "n", "true ASR, %", "evidence", "inconclusive", "none", "highest scores")
+    heads = (
+        "network",
+        "state",
+        "asked",
+        "preset",
+        "n",
+        "ASR, %",
+        "RA, %",
+        "evidence",
+        "inconclusive",
+        "none",
+        "highest scores",
+    )
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     keys = list(dict.fromkeys((row["network"], row["state"], row["task"], row["preset"]) for row in rows))
     for key in keys:
         group = [row for row in rows if (row["network"], row["state"], row["task"], row["preset"]) == key]
         decided = [sum(row["decision"] == decision for row in group) for decision in DECISIONS]
-        asr = [f"{100 * row['asr']:.1f}" for row in group if row["asr"] is not None]
+        asr, ra = (", ".join(f"{100 * row[name]:.1f}" for row in group if name in row) or "-" for name in ("asr", "ra"))
         scores = [f"{row['score']:.1f}" for row in group]
-        cells = [*key, str(len(group)), ", ".join(asr) or "-", *map(str, decided), ", ".join(scores)]
+        cells = [*key, str(len(group)), asr, ra, *map(str, decided), ", ".join(scores)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -116,14 +149,14 @@ def main() -> None:
     for preset, seed in itertools.product(options.presets, options.seeds):
         for name, given in cases(options):
             config = dataclasses.replace(given, preset=preset, seed=seed)
-            add(name, "original", config, "verify")
+            add(name, "original", given, config, "verify")
             folder = options.folder / f"{name}-{preset}-{seed}"
             if config.eval_trigger is None or (checkpoint := repaired(config, folder)) is None:
                 continue
             again = dataclasses.replace(config, model=str(checkpoint))
-            add(name, "repaired", again, "verify")
-            add(name, "repaired", again, "scan")
-            add(name, "half restored", dataclasses.replace(config, model=str(half_restored(config, folder))), "verify")
+            add(name, "repaired", given, again, "verify")
+            add(name, "repaired", given, again, "scan")
+            add(name, "half restored", given, dataclasses.replace(config, model=str(half_restored(config, folder))), "verify")
     result = {"rows": rows, "hardware": hardware(), "versions": versions()}
     write_atomically(options.out, json.dumps(result, indent=1) + "\n")
     print(table(rows))
