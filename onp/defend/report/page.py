@@ -99,7 +99,7 @@ def date(created: str) -> str:
 
 def clean_words(clean: float | None) -> str:
     """What a surrogate reaches on a clean network, in words."""
-    return "a clean network: not measured" if clean is None else f"a clean network: {100 * clean:.1f}\u202f%"
+    return "a clean network: not measured" if clean is None else f"a clean network: up to {100 * clean:.1f}\u202f%"
 
 
 def difference(clean: Tensor, triggered: Tensor) -> Tensor:
