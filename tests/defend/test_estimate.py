@@ -42,7 +42,7 @@ def test_the_estimate_counts_passes(backdoored, small):
     assert found.detection == 4 * 8 * (4 * 15 + 5) + 6 * 60 / 3
     assert found.repair == 2 * 4 * 2 * 15 * 8 + 100 * 2 * 60 / 6
     scan = estimate(case, small.PRESET, 1.0, repairing=False)
-    assert scan.detection == found.detection and scan.repair == 4 * 2 * 15 * 8, "triggers are inverted once more and no mask scored"
+    assert scan.detection == found.detection and scan.repair == 4 * 2 * 15 * 8, "inverted once more, no mask scored"
     assert str(scan).endswith("more to invert its triggers again")
     given = estimate(known, small.PRESET, 1.0)
     assert given.detection == 0 and given.repair == 100 * 2 * 60 / 6

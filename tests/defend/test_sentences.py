@@ -82,11 +82,12 @@ def test_what_survives_is_named():
     left = figures({"patch": 53, "warp": 40})
     found = findings("partly-repaired", figures({"patch": 98, "warp": 98}), left, repairs=repairs(repair(0)), mask=mask(40))
     assert headline(found, IMAGES) == (
-        "Evidence of a backdoor; 40 units pruned; patch triggers still reach 53.0 %, on clean networks no more than 20.0 %."
+        "Evidence of a backdoor; 40 units pruned; patch triggers still reach 53.0 %, "
+        "of clean networks 19 in 20 stay below 20.0 %."
     )
     (survivor,) = found.survivors
     sentence = surviving_families([survivor])
-    assert sentence.endswith("still reach more than on clean networks: patch 53.0 % (clean networks: at most 20.0 %).")
+    assert sentence.endswith("still reach more than on clean networks: patch 53.0 % (19 in 20 clean networks: below 20.0 %).")
     assert reason(found, IMAGES, CONFIG).endswith(sentence)
 
 
@@ -127,7 +128,7 @@ def test_every_decision_says_what_to_do(decision):
     if decision in ("repaired", "partly-repaired"):
         assert any("onp verify" in step for step in steps), "and not a second scan"
     if decision not in ("no-backdoor-evidence", "inconclusive"):
-        assert any("deploy" in step or "before you use it" in step for step in steps)
+        assert any("deploy" in step or "efore you use" in step for step in steps)
         assert any("tell whoever supplied" in step for step in steps)
 
 

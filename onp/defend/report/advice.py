@@ -27,9 +27,11 @@ NEXT_STEPS: dict[Decision, tuple[str, ...]] = {
         KEEP_BOTH,
     ),
     "partly-repaired": (
-        "Do not deploy the repaired checkpoint yet: some fresh triggers still work better than on clean networks.",
-        "Run again with a larger --max-acc-drop, with --preset thorough or with more clean images; or train what is left with "
-        "--tune ft-sam.",
+        "Before you use the repaired checkpoint, weigh what survives: fresh triggers of some families still work better than "
+        "on clean networks. They stand in for the attacker's, and can survive a repair that stops it; only the trigger itself "
+        "can tell.",
+        "To stop them too, run again with a larger --max-acc-drop, with --preset thorough or with more clean images; or train "
+        "what is left with --tune ft-sam.",
         "If you have the attacker's trigger or images that carry it, repair for exactly that trigger with --trigger or "
         "--triggered-data.",
         VERIFY,

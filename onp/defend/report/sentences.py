@@ -67,7 +67,7 @@ def _left(findings: Findings) -> tuple[str, ...]:
     parts = []
     if surviving:
         worst = surviving[0]
-        clean = f"on clean networks no more than {_percent(worst.clean)}"
+        clean = f"of clean networks 19 in 20 stay below {_percent(worst.clean)}"
         parts.append(f"{worst.name} triggers still reach {_percent(worst.asr.value)}, {clean}")
     elif left.asr_surrogate:
         kind = "the strongest surrogate trigger" if findings.detection is not None else "the given trigger"
@@ -141,7 +141,7 @@ UNCHANGED = "The model was not changed."
 
 def surviving_families(surviving: Sequence[Survivor]) -> str:
     """Which fresh triggers still work, in a sentence."""
-    each = (f"{one.name} {_percent(one.asr.value)} (clean networks: at most {_percent(one.clean)})" for one in surviving)
+    each = (f"{one.name} {_percent(one.asr.value)} (19 in 20 clean networks: below {_percent(one.clean)})" for one in surviving)
     return f"After the repair, fresh triggers still reach more than on clean networks: {', '.join(each)}."
 
 
