@@ -1,11 +1,10 @@
 """The reference and its tables: `python bench/clean_reference_table.py --work DIR`, of the rows of `bench/clean_reference.py`.
 
 Writes onp/pretrained/clean_reference.json (`--check`: no file) and prints the tables of bench/results/clean_reference.md.
-A share is the 95th percentile of the ASR over pairs of a backdoored network and a clean one of its cell, by family and by
-whether the family's triggers for the target class are anomalously cheap in the backdoored network. With fewer than `FEWEST`
-pairs an anomalously cheap family has the share of all those together, another family none. The interval resamples the
-backdoored and the clean networks of every cell (2,000 draws, percentiles 2.5 and 97.5). `--reports` takes report.json files of
-`onp defend` and prints which surrogates are above their share.
+A share is the 95th percentile of the ASR over pairs of a backdoored network and a clean one of its cell, by family; a family
+with fewer than `FEWEST` pairs has none. The interval resamples the backdoored and the clean networks of every cell (2,000
+draws, percentiles 2.5 and 97.5). `--reports` takes report.json files of `onp defend` and prints which surrogates are above
+their share.
 """
 
 from __future__ import annotations
@@ -21,13 +20,11 @@ import numpy as np
 from clean_reference_networks import CELLS, FIRST_SEED, Rows, needs_network, recipe, recipe_hash
 
 from onp.defend.report.environment import hardware, versions
-from onp.detect.anomaly import DETECTOR_LIMIT, NOISE_FLOOR
 from onp.detect.bank import FAMILY_NAMES
 from onp.detect.known_trigger import KNOWN
 from onp.files import write_atomically
 
 FAMILIES = (*FAMILY_NAMES, KNOWN)
-ANOMALOUS = NOISE_FLOOR + DETECTOR_LIMIT  # anomaly index from which a family counts in full in a class's score
 PERCENTILE, DRAWS, FEWEST = 95, 2000, 5
 WORKS = 0.5  # ASR of the true trigger below which an attack did not take; such networks are left out
 OBEYS = 0.2  # ASR of the true trigger from which a network still has its backdoor
@@ -36,32 +33,24 @@ CLEAN = ("clean", "twin")
 ROOT = Path(__file__).resolve().parents[1]
 
 Row = dict[str, Any]
-Shares = dict[tuple[str, bool], float]
-"""By family and whether it is anomalously cheap."""
+Shares = dict[str, float]
+"""By family."""
 
 
 def usable(rows: list[Row]) -> list[Row]:
-    """The measurements of backdoored networks whose attack took, with the anomaly index of their families."""
+    """The measurements of backdoored networks whose attack took."""
     key = lambda row: (row["cell"], row["attack"], row["seed"])  # noqa: E731
     took = {key(row) for row in rows if row["kind"] == "given" and row["true_asr"] >= WORKS}
-    banks = {key(row): row["families"] for row in rows if row["kind"] == "bank"}
     # A trigger that was fitted to a clean network of the attacker's own is not measured on that one.
     own = {key(row): f"clean-{row['seed'] + 1}" for row in rows if row["kind"] == "bank" and needs_network(row["attack"])}
-    measured = [
+    return [
         row for row in rows if row["kind"] in (*CLEAN, *RELATED) and key(row) in took and row["network"] != own.get(key(row))
     ]
-    return [row | {"index": {name: each["anomaly_index"] for name, each in banks[key(row)].items()}} for row in measured]
 
 
-def anomalous(row: Row, family: str) -> bool:
-    """Of the true trigger always."""
-    return family == KNOWN or row["index"][family.removesuffix(" weak")] >= ANOMALOUS
-
-
-def values(rows: list[Row], family: str, marked: bool | None = None, kinds: tuple[str, ...] = CLEAN) -> list[Row]:
-    """The rows of a family; `marked`: whether it is to be anomalously cheap, None for either."""
-    rows = [row for row in rows if row["kind"] in kinds and family in row["asr"]]
-    return [row for row in rows if marked is None or anomalous(row, family) == marked]
+def values(rows: list[Row], family: str, kinds: tuple[str, ...] = CLEAN) -> list[Row]:
+    """The rows of a family."""
+    return [row for row in rows if row["kind"] in kinds and family in row["asr"]]
 
 
 def asrs(rows: list[Row], family: str) -> np.ndarray:
@@ -70,22 +59,13 @@ def asrs(rows: list[Row], family: str) -> np.ndarray:
 
 def shares_of(rows: list[Row], kinds: tuple[str, ...] = CLEAN) -> Shares:
     """The 95th percentiles."""
-    found, together = {}, np.concatenate([asrs(values(rows, family, True, kinds), family) for family in FAMILY_NAMES])
-    for family in FAMILIES:
-        for marked in (True, False):
-            mine = asrs(values(rows, family, marked, kinds), family)
-            if len(mine) < FEWEST and marked and family != KNOWN:
-                mine = together
-            if len(mine) >= FEWEST:
-                found[family, marked] = float(np.percentile(mine, PERCENTILE))
-    return found
+    found = {family: asrs(values(rows, family, kinds), family) for family in FAMILIES}
+    return {family: float(np.percentile(mine, PERCENTILE)) for family, mine in found.items() if len(mine) >= FEWEST}
 
 
-def interval(rows: list[Row], family: str, marked: bool) -> list[float]:
+def interval(rows: list[Row], family: str) -> list[float]:
     """95 % interval of a share, over draws of the backdoored and of the clean networks of every cell."""
-    mine = [(row, row["asr"][family]) for row in values(rows, family, marked)]
-    if len(mine) < FEWEST:
-        mine = [(row, row["asr"][each]) for each in FAMILY_NAMES for row in values(rows, each, True)]
+    mine = [(row, row["asr"][family]) for row in values(rows, family)]
     generator, grids = np.random.default_rng(0), []
     for cell in sorted({row["cell"] for row, _ in mine}):
         grid: dict[tuple[str, str], list[float]] = {}
@@ -123,56 +103,30 @@ def document(rows: list[Row], date: str) -> dict[str, Any]:
         "percentile": PERCENTILE,
         "networks": len({(row["cell"], row["network"]) for row in rows if row["kind"] in CLEAN}),
         "victims": len(victims),
-        "anomalous_from": ANOMALOUS,
+        "shares": {family: round(shares[family], 4) if family in shares else None for family in FAMILIES},
+        "intervals": {family: interval(rows, family) if family in shares else None for family in FAMILIES},
+        "pairs": {family: len(values(rows, family)) for family in FAMILIES},
     }
-    for name, marked in (("shares", True), ("ordinary", False)):
-        family_shares = {family: shares.get((family, marked)) for family in FAMILIES if marked or family != KNOWN}
-        found[name] = {family: None if share is None else round(share, 4) for family, share in family_shares.items()}
-        found[f"{name}_interval"] = {
-            f: None if share is None else interval(rows, f, marked) for f, share in family_shares.items()
-        }
-        found[f"{name}_pairs"] = {family: len(values(rows, family, marked)) for family in family_shares}
     found |= {"seeds": {"first": FIRST_SEED, "victims": [list(victim) for victim in victims]}, "recipe": recipe()}
     return found | {"versions": versions(), "hardware": hardware()}
 
 
-def above(row: Row, shares: Shares, marked: bool | None = None) -> list[str]:
-    """The families of a row whose ASR is above its share; with `marked` only those that are, or are not, anomalously cheap."""
-    found = []
-    for family in row["asr"]:
-        kind = family in FAMILY_NAMES and anomalous(row, family)
-        bar = shares.get((family, kind)) if family in FAMILY_NAMES else None
-        if bar is not None and row["asr"][family] > bar and marked in (None, kind):
-            found.append(family)
-    return found
+def above(row: Row, shares: Shares) -> list[str]:
+    """The families of a row whose ASR is above its share."""
+    return [family for family in FAMILY_NAMES if row["asr"].get(family, 0.0) > shares.get(family, 1.0)]
 
 
-def pooled(rows: list[Row], kinds: tuple[str, ...] = CLEAN) -> Shares:
-    """Shares of a family whatever its anomaly index."""
-    found = {}
-    for family in FAMILIES:
-        mine = values(rows, family, None, kinds)
-        if len(mine) >= FEWEST:
-            found[family, True] = found[family, False] = float(np.percentile(asrs(mine, family), PERCENTILE))
-    return found
-
-
-RULES: dict[str, tuple[Callable[[list[Row]], Shares], bool | None]] = {
-    "any family above one share a family": (pooled, None),
-    "any family above the share of its kind": (shares_of, None),
-    "an anomalously cheap family above the share of its kind": (shares_of, True),
-    "any family above the share of its kind, by twins and unlearned networks": (
-        lambda rows: shares_of(rows, ("twin", "unlearned")),
-        None,
-    ),
-    "any family above the share of its kind, without natural triggers": (lambda rows: shares_of(without_natural(rows)), None),
+RULES: dict[str, Callable[[list[Row]], Shares]] = {
+    "any family above its share": shares_of,
+    "any family above its share by twins and unlearned networks": lambda rows: shares_of(rows, ("twin", "unlearned")),
+    "any family above its share without natural triggers": lambda rows: shares_of(without_natural(rows)),
 }
 
 
 def judged(rows: list[Row]) -> list[list[str]]:
     """How often each rule says "partly repaired" by the shares of the other cells, where the true trigger works or does not."""
     lines = []
-    for name, (shares_for, marked) in RULES.items():
+    for name, shares_for in RULES.items():
         hits: dict[bool, list[bool]] = {True: [], False: []}
         for cell in CELLS:
             shares = shares_for([row for row in rows if row["cell"] != cell.name])
@@ -182,7 +136,7 @@ def judged(rows: list[Row]) -> list[list[str]]:
                     and row["kind"] in ("half", "repaired", "same", "unlearned")
                     and row.get("pruned") != 0
                 ):
-                    hits[row["true_asr"] >= OBEYS].append(bool(above(row, shares, marked)))
+                    hits[row["true_asr"] >= OBEYS].append(bool(above(row, shares)))
         lines.append([name, *(f"{sum(hits[obeys])} of {len(hits[obeys])}" for obeys in (True, False))])
     return lines
 
@@ -207,22 +161,18 @@ def percent(value: float | None) -> str:
 def tables(rows: list[Row], networks: list[Row], shares: Shares) -> str:
     """All tables."""
     names = [cell.name for cell in CELLS]
-    kinds = [(family, marked) for marked in (True, False) for family in FAMILIES if values(rows, family, marked)]
-    named = {(family, marked): f"{family}{'' if marked else ', ordinary'}" for family, marked in kinds}
+    measured = [family for family in FAMILIES if values(rows, family)]
     by_cell = [
-        [
-            named[kind],
-            *(spread(values([r for r in rows if r["cell"] in part], *kind), kind[0]) for part in (*zip(names), names)),
-        ]
-        for kind in kinds
+        [family, *(spread(values([r for r in rows if r["cell"] in part], family), family) for part in (*zip(names), names))]
+        for family in measured
     ]
     by_network = [
-        [named[kind], *(spread(values(rows, *kind, (each,)), kind[0]) for each in (*CLEAN, *RELATED))] for kind in kinds
+        [family, *(spread(values(rows, family, (each,)), family) for each in (*CLEAN, *RELATED))] for family in measured
     ]
     weak = []
-    for family, marked in kinds:
-        both = [row for row in values(rows, family, marked) if f"{family} weak" in row["asr"]]
-        weak.append([named[family, marked], spread(both, family), spread(both, f"{family} weak")])
+    for family in measured:
+        both = [row for row in values(rows, family) if f"{family} weak" in row["asr"]]
+        weak.append([family, spread(both, family), spread(both, f"{family} weak")])
     related = []
     for row in rows:
         if row["kind"] in RELATED:
@@ -234,9 +184,7 @@ def tables(rows: list[Row], networks: list[Row], shares: Shares) -> str:
                 percent(row["acc"]),
                 percent(row["true_asr"]),
             ]
-            line += [
-                percent(row["asr"].get(f)) + ("" if f not in row["index"] or anomalous(row, f) else " o") for f in FAMILY_NAMES
-            ]
+            line += [percent(row["asr"].get(family)) for family in FAMILY_NAMES]
             related.append([*line, ", ".join(above(row, shares)) or "none"])
     trained = []
     for row in networks:
@@ -257,15 +205,14 @@ def judged_reports(paths: list[Path], shares: Shares) -> str:
     lines = []
     for path in paths:
         report = json.loads(path.read_text())
-        index, target, left = report["detection"]["anomaly_index"], report["target_class"], report["after"]["asr_surrogate"]
+        left = report["after"]["asr_surrogate"]
         cells, survivors = [], []
         for family in FAMILY_NAMES:
             if family not in left:
                 cells.append("-")
                 continue
-            cheap, asr = index[family][target] >= ANOMALOUS, left[family]["value"]
-            share = shares.get((family, cheap))
-            cells.append(f"{percent(asr)} of {percent(share)}{'' if cheap else ' o'}")
+            asr, share = left[family]["value"], shares.get(family)
+            cells.append(f"{percent(asr)} of {percent(share)}")
             survivors += [family] * (share is not None and asr > share)
         decision = f"partly-repaired ({', '.join(survivors)})" if survivors else "repaired"
         lines.append([path.parent.name, percent(report["after"]["acc"]), percent(report["after"].get("asr")), *cells, decision])
@@ -284,7 +231,7 @@ def main() -> None:
     if not options.check:
         write_atomically(ROOT / "onp" / "pretrained" / "clean_reference.json", json.dumps(found, indent=1) + "\n")
     print(json.dumps({key: found[key] for key in found if key not in ("recipe", "seeds")}))
-    print(json.dumps({f"{family} {marked}": share for (family, marked), share in shares_of(without_natural(rows)).items()}))
+    print(json.dumps(shares_of(without_natural(rows))))
     print(judged_reports(options.reports, shares_of(rows)) + "\n")
     print(judged_reports(options.reports, shares_of(without_natural(rows))) + "\n")
     print(tables(rows, [row for row in every if row["kind"] == "network"], shares_of(rows)))

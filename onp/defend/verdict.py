@@ -91,9 +91,9 @@ def survivors(figures: Figures, data: AuditSet, reference: CleanReference) -> tu
         data: what they were measured on.
         reference: what clean networks show; a family that it does not hold has no bar.
     """
-    found, indices = [], data.anomaly_indices
+    found = []
     for name, asr in figures.asr_surrogate.items():
-        clean = reference.share(data.families[name], indices[name])
+        clean = reference.share(data.families[name])
         if clean is not None and asr.value > clean:
             found.append(Survivor(name, asr, clean))
     return tuple(sorted(found, key=lambda survivor: -survivor.asr.value))

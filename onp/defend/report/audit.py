@@ -10,7 +10,7 @@ from torch import Tensor
 
 from onp.data.images import ImageSet, Splits
 from onp.defend.evaluation import Evaluation
-from onp.detect.bank import Bank, TriggerBank
+from onp.detect.bank import Bank
 from onp.engine.metrics import Advance, Share, batches_of, defence_effectiveness, measure, measure_attack
 from onp.engine.scoring import TriggeredBatch
 from onp.model.victim import Victim
@@ -31,11 +31,6 @@ class HeldOutTriggers:
     def name(self, batch: TriggeredBatch) -> str:
         """What a report calls a batch: its family, and its target class where there are several."""
         return batch.family if self.class_name is None else f"{batch.family} to {self.class_name}"
-
-    def anomaly_index(self, batch: TriggeredBatch) -> float | None:
-        """Of the target class by the cost of a batch's family; None for a trigger that was given."""
-        surrogates = self.bank.surrogates if isinstance(self.bank, TriggerBank) else ()
-        return next((each.anomaly_index for each in surrogates if each.family == batch.family), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +70,6 @@ class AuditSet:
     def families(self) -> dict[str, str]:
         """The trigger family by the name of the triggers."""
         return {name: batch.family for name, batch in self.named.items()}
-
-    @property
-    def anomaly_indices(self) -> dict[str, float | None]:
-        """`HeldOutTriggers.anomaly_index` by the name of the triggers."""
-        return {each.name(batch): each.anomaly_index(batch) for each in self.triggers for batch in each.batches}
 
     @property
     def images(self) -> int:

@@ -74,8 +74,8 @@ def build_report(case: Case, run: Run, findings: Findings) -> Report:
 
 
 def _reference(findings: Findings) -> ReferenceSection:
-    reference, data = findings.reference, findings.audit.data
-    shares = {name: reference.share(family, data.anomaly_indices[name]) for name, family in data.families.items()}
+    reference = findings.reference
+    shares = {name: reference.share(family) for name, family in findings.audit.data.families.items()}
     return ReferenceSection(reference.networks, reference.version, shares)
 
 

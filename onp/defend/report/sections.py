@@ -117,7 +117,7 @@ class ReferenceSection:
     version: str  #: of the measurement
     shares: dict[
         str, float | None
-    ]  #: by surrogate, named as in `asr_surrogate`: ASR that 5 % of clean networks exceed; None where it was not measured
+    ]  #: by surrogate, named as in `asr_surrogate`: ASR that one clean network in 20 exceeds; None where it was not measured
 
 
 @dataclass(frozen=True)
