@@ -97,11 +97,11 @@ def test_a_column_says_what_clean_networks_show_where_that_was_measured(outcome,
     report_schema.validate(json.loads(measured.to_json()))
     lines = measured.to_text().splitlines()
     assert any(line.split() == ["before", "after", "a", "clean", "network"] for line in lines)
-    assert [line for line in lines if line.endswith("  below 30.5 %")] == [
+    assert [line for line in lines if line.endswith("  up to 30.5 %")] == [
         line for line in lines if line.startswith("ASR, known")
     ]
     nothing = replace(measured, decision="backdoor-evidence", after=measured.before, pruned={})
-    assert any(line.endswith("  below 30.5 %") for line in nothing.to_text().splitlines())
+    assert any(line.endswith("  up to 30.5 %") for line in nothing.to_text().splitlines())
     unknown = replace(measured, clean_reference=ReferenceSection(0, "none", {name: None}))
     assert "a clean network" not in unknown.to_text()
 

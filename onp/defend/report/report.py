@@ -176,7 +176,7 @@ class Report:
         if all(share is None for share in measured.values()):
             return {}
         return {
-            row_name(name): "not measured" if share is None else f"below {100 * share:.1f} %"
+            row_name(name): "not measured" if share is None else f"up to {100 * share:.1f} %"
             for name, share in measured.items()
         }
 
