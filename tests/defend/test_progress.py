@@ -109,6 +109,12 @@ def test_quiet_and_verbose_exclude_each_other(capsys):
     assert "not both" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("options", [["--no-repair", "--tune", "ft"], ["--verify", "--shrink"]])
+def test_what_follows_a_repair_needs_one(options, capsys):
+    assert main(options) == 2
+    assert f"{options[1]} needs a repair; leave it out, or {options[0]}." in capsys.readouterr().err
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard_shows_the_search_and_the_trigger(outcome, tmp_path):
     pytest.importorskip("tensorboard")
