@@ -31,9 +31,10 @@ def resolve(config: DefendConfig) -> tuple[DefendConfig, HubModel | None]:
         raise InputError("Give either --quiet or --verbose, not both.")
     if config.resume and config.out is None:
         raise InputError("--resume needs --out, the folder of the run to continue.")
-    only_of_repairs = "--tune" if config.tune else "--shrink" if config.shrink else None
-    if only_of_repairs and (config.verify or not config.repair):
-        raise InputError(f"{only_of_repairs} needs a repair; leave it out, or {'--verify' if config.verify else '--no-repair'}.")
+    of_repairs = "--tune" if config.tune else "--shrink" if config.shrink else None
+    without = "--verify" if config.verify else None if config.repair else "--no-repair"
+    if of_repairs and without:
+        raise InputError(f"{of_repairs} needs a repair; leave it out, or {without}.")
     config, hub = with_hub(with_demo(config))
     if config.shrink:
         check_shrinking()

@@ -94,7 +94,7 @@ def test_the_strongest_surrogate_stands_beside_a_clean_network(outcome):
     assert [*re.findall(r"<dt>(.*?)</dt>", first)][:2] == ["Accuracy (ACC)", "Strongest surrogate ASR: patch"]
     assert "a clean network: up to 5.0 %" in first, "the one that is above its mark, not the highest"
     assert page.count("a clean network: up to 50.0") == 1 and page.count("a clean network: not measured") == 1
-    assert "5 % of 24 clean networks exceed it" in page
+    assert "of 24 clean networks one in 20 exceeds it" in page
     none_above = render(with_surrogates(outcome.report, asr, {"pgd": 0.5, "patch": 0.1, "warp": 0.1}), outcome.diagnostics)
     assert "Strongest surrogate ASR: pgd" in none_above
 
