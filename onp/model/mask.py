@@ -99,9 +99,7 @@ class Mask:
         """One line per layer: {"name", "units", "pruned": [indices]}; U and the number of pruned units beside them."""
         pruned = self.pruned()
         rows = [json.dumps({"name": name, "units": units, "pruned": pruned.get(name, [])}) for name, units in self.layers]
-        head = json.dumps(
-            {"format": FORMAT, "version": VERSION, "units": len(self.keep), "pruned_units": self.pruned_count}
-        )
+        head = json.dumps({"format": FORMAT, "version": VERSION, "units": len(self.keep), "pruned_units": self.pruned_count})
         return head[:-1] + ', "layers": [\n  ' + ",\n  ".join(rows) + "\n]}\n"
 
 
