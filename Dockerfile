@@ -1,5 +1,5 @@
 # onp in a container. On a machine without a GPU:
-#   docker build -t onp .
+#   docker build -t onp --build-arg TORCH_INDEX=INDEX .     (INDEX: the CPU index that PyTorch's start page names)
 #   docker run --rm --network none --user "$(id -u):$(id -g)" -v "$PWD:/work" onp scan suspect.safetensors --arch SPEC --norm NAME --data clean --out scan
 # The suspicious file is read without network and without rights.
 # For NVIDIA GPUs take an image that has Python, nvcc and a CUDA build of torch:
@@ -8,8 +8,8 @@
 ARG BASE=python:3.11-slim
 FROM ${BASE} AS build
 ARG CUDA=OFF
-# Where the CPU build of torch comes from; empty: the usual index.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# Package index of PyTorch's CPU builds, which are smaller; empty: the usual index.
+ARG TORCH_INDEX=
 # The compiler of the distribution, whichever version it has.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
