@@ -9,7 +9,7 @@ from pathlib import Path
 from onp.command import Command
 from onp.defend import Outcome, defend
 from onp.defend.config import DefendConfig
-from onp.defend.decision import exit_code
+from onp.defend.decision import REPAIRS, exit_code
 from onp.defend.demos import DEMOS
 from onp.resume import FOLDER
 
@@ -39,7 +39,7 @@ def show(outcome: Outcome, config: DefendConfig) -> int:
         print(outcome.report.to_text(), end="")
         if config.out is not None:
             print(f"Written to {config.out}; open report.html there in a browser.")
-        elif decision in ("repaired", "partly-repaired"):
+        elif decision in REPAIRS:
             print("Nothing was written; give --out DIR to keep the repaired checkpoint and the report.")
     return exit_code(decision, config.fail_on)
 
