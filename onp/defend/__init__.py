@@ -88,7 +88,7 @@ def run_pipeline(case: Case, run: Run) -> Outcome:
     mask = working.mask if working else Mask.of(victim)
     repaired = prune(victim, mask) if working else victim
 
-    # What did the repair do? Images and triggers that no decision has seen.
+    # What did the repair do? Images and triggers that neither detection nor search has seen.
     held_out = held_out_triggers(case, detection, target_classes(case, detection, repairs), bn, run)
     data = AuditSet.of(victim, clean, held_out, case.evaluation)
     with run.stage("measuring the result", data.images if repaired is victim else 2 * data.images) as stage:

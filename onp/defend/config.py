@@ -97,7 +97,8 @@ class DefendConfig:
     force: bool = option(False, "repair even with fewer than 50 clean images", group="the repair")
     out: str | None = option(
         None,
-        "new or empty folder for the repaired checkpoint, mask.json and the report (.html, .json, .txt)",
+        "new or empty folder for the report (.html, .json, .txt, .sarif, ML-BOM, in-toto statement), config.toml with the "
+        "options, and after a repair the checkpoint, mask.json and model_card.md",
         metavar="DIR",
         group="output",
     )

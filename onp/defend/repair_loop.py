@@ -143,7 +143,7 @@ def target_classes(case: Case, detection: Detection | None, repairs: Repairs | N
 def held_out_triggers(
     case: Case, detection: Detection | None, targets: Sequence[int], bn: BnStatistics, run: Run
 ) -> list[Bank]:
-    """Triggers for each target class, which no decision has seen: the known one, or some inverted again.
+    """Triggers for each target class, which neither detection nor search has seen: the known one, or some inverted again.
 
     Args:
         case: network and images.

@@ -127,7 +127,7 @@ def test_every_target_has_held_out_triggers_of_its_own(case, bn, clear, small):
     searched = repairs.repairs[0].search.bank
     images = case.clean.holdout
     for ours, theirs in zip(bank.batches(case.victim, images), searched.batches(case.victim, images), strict=False):
-        assert not torch.equal(ours.images, theirs.images), "no decision has seen them"
+        assert not torch.equal(ours.images, theirs.images), "no search has seen them"
 
 
 def test_what_one_class_leaves_unrepaired_is_no_repair(case, clear):

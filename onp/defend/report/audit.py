@@ -1,4 +1,4 @@
-"""The figures of a report: float32, unmodified network code, images and triggers that no decision has seen."""
+"""The figures of a report: float32, unmodified network code, images and triggers that no search has seen."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def no_progress(images: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class HeldOutTriggers:
-    """Triggers for one target class that no decision has seen."""
+    """Triggers for one target class that neither detection nor search has seen."""
 
     bank: Bank
     batches: tuple[TriggeredBatch, ...]  #: of the bank, on the holdout images
