@@ -1,0 +1,199 @@
+"""From the scores of all detectors to probabilities: of each class that it is a backdoor's target, and of the network.
+
+A conditional logit with an outside option (McFadden 1974, "Conditional logit analysis of qualitative choice behavior"): every
+class has a score, the sum of what its detectors add; the network without a backdoor has the score 0. What a detector adds is a
+piecewise linear function of the class's place among the classes, rising with its anomaly, that was learned on networks of
+which it is known whether they have a backdoor (`python -m onp.zoo learn`, docs/detection.md).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import as_file, files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onp.detect.anomaly import DetectionScores
+from onp.detect.class_features import Array, class_features
+from onp.errors import InputError
+
+BACKDOOR, INCONCLUSIVE, NO_EVIDENCE = "backdoor", "inconclusive", "no-evidence"
+BATCH_NORMS, NO_BATCH_NORMS = "batch_norms", "no_batch_norms"
+GROUPS = (BATCH_NORMS, NO_BATCH_NORMS)
+"""Of networks: whether statistics of batch norms have a say. Each has functions of its own."""
+USUAL_CLASSES = 10
+LIMIT = 2**20  #: bytes of the file that are read
+
+Points = tuple[tuple[float, float], ...]
+"""A piecewise linear function, by its corners; constant outside of them."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is known of a network beside the scores of its classes."""
+
+    classes: int
+    images: int  #: clean images that the detectors had
+    batch_norms: bool  #: it has batch norms, and their statistics have a say
+    pruned: bool = False  #: units are pruned already
+
+    @property
+    def group(self) -> str:
+        """One of `GROUPS`."""
+        return BATCH_NORMS if self.batch_norms else NO_BATCH_NORMS
+
+
+@dataclass(frozen=True)
+class DetectorTerm:
+    """What one detector adds to the log odds of a class."""
+
+    points: dict[str, Points]  #: per feature of `onp.detect.class_features`: rises with the feature
+    missing: float  #: added to every class where the detector measured none of them
+
+    def of(self, features: dict[str, Array]) -> Array:
+        """Add the functions of all features, `[classes]`; a class that was not measured among measured ones adds nothing."""
+        total = np.zeros(len(next(iter(features.values()))))
+        for name, points in self.points.items():
+            values = features[name]
+            if np.isnan(values).all():
+                return np.full(len(values), self.missing)
+            corners, heights = zip(*points, strict=True)
+            total += np.where(np.isnan(values), 0.0, np.interp(values, corners, heights))
+        return total
+
+
+@dataclass(frozen=True)
+class GroupModel:
+    """The functions of the networks of a group."""
+
+    bias: float  #: log odds of a class to which no detector adds anything, among `USUAL_CLASSES` classes
+    log_classes: float  #: added to it times log(classes / `USUAL_CLASSES`)
+    terms: dict[str, DetectorTerm]  #: by detector
+
+
+@dataclass(frozen=True)
+class LearnedVerdict:
+    """What was learned from the zoo; read with `learned_verdict`."""
+
+    floors: dict[str, float]  #: per detector: the least spread among classes that counts, in the unit of its log costs
+    groups: dict[str, GroupModel]  #: by name, see `GROUPS`
+    pair: float  #: how much likelier two targets are than two independent backdoors would be
+    backdoor_from: float  #: probability from which a network counts as backdoored
+    none_below: float  #: probability below which it counts as one without evidence; between the two it is inconclusive
+    version: str  #: date and hash of the dossiers it was learned from
+
+    def decision(self, backdoor: float) -> str:
+        """`BACKDOOR`, `INCONCLUSIVE` or `NO_EVIDENCE`, of the probability that a network has a backdoor."""
+        if backdoor >= self.backdoor_from:
+            return BACKDOOR
+        return INCONCLUSIVE if backdoor >= self.none_below else NO_EVIDENCE
+
+
+@dataclass(frozen=True, eq=False)
+class TargetProbabilities:
+    """How probable a backdoor is, by class and in all; half of the networks it was learned from had one."""
+
+    per_class: tuple[float, ...]  #: probability that the class is the target of a backdoor
+    backdoor: float  #: probability that the network has a backdoor
+    evidence: tuple[dict[str, float], ...]  #: per class: what each detector adds to its log odds
+
+    @property
+    def predicted_target(self) -> int:
+        """The class with the highest probability."""
+        return max(range(len(self.per_class)), key=self.per_class.__getitem__)
+
+
+def target_probabilities(
+    scores: DetectionScores, context: Context, verdict: LearnedVerdict | None = None
+) -> TargetProbabilities:
+    """Compute the probabilities of a network's classes.
+
+    Args:
+        scores: of all detectors; detectors that the verdict does not know add nothing. A detector that did not measure any
+            class is absent or nan in every class, a class that a detector did not measure is nan.
+        context: what is known of the network.
+        verdict: what was learned; by default what is part of the package.
+    """
+    verdict = verdict or learned_verdict()
+    model = verdict.groups[context.group]
+    added = {}
+    for name, term in model.terms.items():
+        costs = scores.log_costs.get(name, (math.nan,) * context.classes)
+        added[name] = term.of(class_features(costs, verdict.floors[name]))
+    log_odds = model.bias + model.log_classes * math.log(context.classes / USUAL_CLASSES) + sum(added.values())
+    per_class, backdoor = probabilities(np.broadcast_to(log_odds, context.classes), verdict.pair)
+    evidence = tuple({name: float(values[k]) for name, values in added.items()} for k in range(context.classes))
+    return TargetProbabilities(tuple(per_class.tolist()), backdoor, evidence)
+
+
+def probabilities(log_odds: Array, pair: float) -> tuple[Array, float]:
+    """Probability of each class to be a target, and of any target, where a network has no, one or two of them.
+
+    No target weighs 1, a class alone exp(its log odds), two classes the product of both times `pair`.
+
+    Args:
+        log_odds: `[classes]`.
+        pair: 0 or more; 0 for the plain conditional logit.
+
+    Example:
+        >>> per_class, backdoor = probabilities(np.array([3.0, -4.0, -4.0]), pair=0.0)
+        >>> per_class.round(3).tolist(), round(backdoor, 3)
+        ([0.951, 0.001, 0.001], 0.953)
+    """
+    # Everything is divided by exp(2 * highest), or by 1 where no class is likely, so that nothing overflows.
+    highest = max(float(log_odds.max()), 0.0)
+    odds, unit = np.exp(log_odds - highest), math.exp(-highest)
+    of_pairs = pair * odds * (odds.sum() - odds)
+    alone, none = odds * unit, unit * unit
+    total = none + alone.sum() + of_pairs.sum() / 2
+    return (alone + of_pairs) / total, float(1 - none / total)
+
+
+@cache
+def learned_verdict() -> LearnedVerdict:
+    """The verdict that is part of the package.
+
+    Raises:
+        InputError: the installed file is missing or damaged.
+    """
+    with as_file(files("onp") / "pretrained" / "verdict.json") as path:
+        return read_verdict(path)
+
+
+def read_verdict(path: Path) -> LearnedVerdict:
+    """Read a file of `python -m onp.zoo learn`.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            document: Any = json.loads(file.read(LIMIT))
+        groups = {str(name): _group(value) for name, value in document["groups"].items()}
+        floors = {str(name): float(value) for name, value in document["floors"].items()}
+        numbers = [float(document[name]) for name in ("pair", "backdoor_from", "none_below")]
+        verdict = LearnedVerdict(floors, groups, *numbers, version=str(document["version"]))
+        complete = set(GROUPS) <= set(groups) and all(set(group.terms) <= set(floors) for group in groups.values())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} is not a learned verdict: {error!r}; install onp again") from None
+    if not complete or not 0 <= verdict.none_below <= verdict.backdoor_from <= 1 or min(floors.values(), default=1) <= 0:
+        raise InputError(f"{path} is not a learned verdict: its groups, floors or thresholds do not fit; install onp again")
+    return verdict
+
+
+def _group(document: Any) -> GroupModel:
+    terms = {}
+    for name, value in document["terms"].items():
+        points = {str(feature): tuple((float(x), float(y)) for x, y in corners) for feature, corners in value["points"].items()}
+        if any(
+            corners != tuple(sorted(corners)) or sorted(y for _, y in corners) != [y for _, y in corners]
+            for corners in points.values()
+        ):
+            raise ValueError(f"what {name} adds does not rise")
+        terms[str(name)] = DetectorTerm(points, float(value["missing"]))
+    return GroupModel(float(document["bias"]), float(document["log_classes"]), terms)
