@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -152,28 +153,44 @@ def joined(first: ImageSet, second: ImageSet) -> ImageSet:
 
 
 def split(images: ImageSet, seed: int, fractions: tuple[float, float, float] = (0.3, 0.3, 0.4)) -> Splits:
-    """Split into disjoint parts by class, the same for the same seed; every image lands in one part.
+    """Split into disjoint parts by class, the same for the same images and seed whatever order the images are given in.
 
-    A class with at least 3 images is present in every part. What rounding takes from a part in one class it is
-    given back in the next, so that the parts keep their sizes with many small classes. Each part is shuffled.
+    A hash of each image and the seed decides which part it lands in and where it stands there, so that all that is drawn by
+    position later follows the content too. The number of a class does not matter. Equal images of a class stand side by side.
+
+    A class with at least 3 images is present in every part. What rounding takes from a part in one class it is given back in
+    the next, so that the parts keep their sizes with many small classes.
+
+    Args:
+        images: labels may be -1, which then is one class.
+        seed: of the hash.
+        fractions: sizes of the parts; above 0, of sum 1.
+
+    Raises:
+        InputError: the fractions are none.
     """
     if min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise InputError(f"The fractions {fractions} of the split must be above 0 and sum to 1.")
-    generator = torch.Generator().manual_seed(seed)
+    key = hashlib.sha256(str(seed).encode()).digest()
+    digests = [hashlib.blake2b(image.tobytes(), key=key, digest_size=16).digest() for image in images.images.cpu().numpy()]
+    labels = images.labels.tolist()
+    # Labels come last: they only order equal images of different classes.
+    order = sorted(range(len(labels)), key=lambda index: (digests[index], labels[index]))
+    members: dict[int, list[int]] = {}  # classes in the order of their first image
+    for index in order:
+        members.setdefault(labels[index], []).append(index)
     owed = [0.0, 0.0, 0.0]
-    parts: list[list[Tensor]] = [[], [], []]
-    for label in images.labels.unique():
-        members = (images.labels == label).nonzero().flatten()
-        members = members[torch.randperm(len(members), generator=generator)]
-        owed = [rest + fraction * len(members) for rest, fraction in zip(owed, fractions, strict=True)]
-        counts = [1 if len(members) >= 3 else 0] * 3
-        for _ in range(len(members) - sum(counts)):
+    part_of = [0] * len(labels)
+    for of_class in members.values():
+        owed = [rest + fraction * len(of_class) for rest, fraction in zip(owed, fractions, strict=True)]
+        counts = [1 if len(of_class) >= 3 else 0] * 3
+        for _ in range(len(of_class) - sum(counts)):
             counts[max(range(3), key=lambda part: owed[part] - counts[part])] += 1
         owed = [rest - count for rest, count in zip(owed, counts, strict=True)]
-        for part, chosen in zip(parts, members.split(counts), strict=True):
-            part.append(chosen)
-    index = [torch.cat(part) for part in parts]
-    return Splits(*(images.subset(chosen[torch.randperm(len(chosen), generator=generator)]) for chosen in index))
+        parts = [part for part, count in enumerate(counts) for _ in range(count)]
+        for index, part in zip(of_class, parts, strict=True):
+            part_of[index] = part
+    return Splits(*(images.subset([index for index in order if part_of[index] == part]) for part in range(3)))
 
 
 def labelled_as(images: ImageSet, class_names: Sequence[str], name: str) -> ImageSet:

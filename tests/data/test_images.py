@@ -101,6 +101,29 @@ def test_split_is_stratified_disjoint_and_seeded(rng: np.random.Generator) -> No
     assert [part.images[:, 0, 0, 0].tolist() for part in vars(split(images, seed + 1)).values()] != numbers
 
 
+def parts_of(images: ImageSet, seed: int = 0) -> list[tuple[list[object], list[int]]]:
+    return [(part.images.tolist(), part.labels.tolist()) for part in vars(split(images, seed)).values()]
+
+
+def test_split_depends_on_what_the_images_hold_and_not_on_their_order(rng: np.random.Generator) -> None:
+    pixels = torch.from_numpy(rng.integers(0, 256, (60, 1, 3, 3), dtype=np.uint8))
+    pixels[40:50] = pixels[:10]  # the same images twice, half of them with another label
+    images = ImageSet(pixels, torch.arange(60) % 4, ("a", "b", "c", "d"))
+    images.labels[40:45] = images.labels[:5]
+    order = torch.from_numpy(rng.permutation(60))
+    assert parts_of(images) == parts_of(images.subset(order))
+    channels_last = ImageSet(pixels.contiguous(memory_format=torch.channels_last), images.labels, images.class_names)
+    assert parts_of(images) == parts_of(channels_last)
+    renumbered = ImageSet(pixels[:40], 3 - images.labels[:40], images.class_names)
+    expected = [(held, [3 - label for label in labels]) for held, labels in parts_of(images.subset(range(40)))]
+    assert parts_of(renumbered) == expected, "nor on the number of a class"
+
+
+def test_split_mixes_the_classes_in_each_part() -> None:
+    labels = split(image_set([label for label in range(2) for _ in range(100)]), 0).build.labels
+    assert 10 < int((labels[1:] != labels[:-1]).sum()) < 50, "neither class by class nor in turn"
+
+
 def test_split_of_many_tiny_classes_keeps_the_sizes() -> None:
     splits = split(image_set([label for label in range(100) for _ in range(2)]), seed=0)
     assert [len(splits.build), len(splits.score), len(splits.holdout)] == [60, 60, 80]
