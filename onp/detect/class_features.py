@@ -1,35 +1,66 @@
-"""What the detectors' log costs say of each class among the classes of its network, whatever the order of the classes.
+"""What the log costs of a detector say of each class among the classes of its network, whatever the order of the classes.
 
-Every value is a multiple of the spread among the other classes, so that it means the same for costs in any unit.
+Features are in multiples of the spread among the other classes, so that they mean the same for costs in any unit.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from onp.detect.anomaly import MAD_SCALE
 
-INDEX, LEAD = "index", "lead"
-FEATURES = (INDEX, LEAD)
-"""Per detector and class: the anomaly index, and by how many deviations the class lies below the lowest of the others."""
+INDEX, LEAD, CONTRAST = "index", "lead", "contrast"
+FEATURES = (INDEX, LEAD, CONTRAST)
+"""Per detector and class: the anomaly index; how far it lies below the lowest of the others, in the same unit; how far below
+their median, in multiples of the floor, which is a typical spread of networks without a backdoor."""
 
-FEWEST = 3  #: classes with a cost; among fewer there is no spread
+FEWEST = 4  #: classes with a cost; among fewer there is no spread of the others
 
 Array = NDArray[np.float64]
 
 
-def class_features(values: Sequence[float], floor: float) -> dict[str, Array]:
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where each class lies among the others, in the unit of the log costs, `[classes]`; nan where it was not measured."""
+
+    below_median: Array  #: median of the others minus its own
+    below_lowest: Array  #: lowest of the others minus its own
+    spread: Array  #: robust standard deviation of the others (MAD)
+
+    @staticmethod
+    def of(values: Sequence[float] | Array) -> Place:
+        """Of the log cost of each class; nan everywhere where fewer than `FEWEST` classes were measured."""
+        costs = np.asarray(values, dtype=np.float64)
+        measured = np.flatnonzero(np.isfinite(costs))
+        found = np.full((3, len(costs)), np.nan)
+        if len(measured) >= FEWEST:
+            kept = costs[measured]
+            median, spread = _others(kept, _middle(len(kept) - 1)), np.empty(len(kept))
+            for each in set(median.tolist()):  # two at most
+                deviations = _others(np.abs(kept - each), _middle(len(kept) - 1))
+                spread = np.where(median == each, MAD_SCALE * deviations, spread)
+            found[:, measured] = median - kept, _others(kept, 0) - kept, spread
+        return Place(*found)
+
+    def features(self, floor: float | Array) -> Array:
+        """The `FEATURES`, `[classes, features]`; spreads below `floor` count as `floor`."""
+        unit = np.fmax(self.spread, floor)
+        return np.stack((self.below_median / unit, self.below_lowest / unit, self.below_median / floor), -1)
+
+
+def class_features(values: Sequence[float] | Array, floor: float) -> dict[str, Array]:
     """The `FEATURES` of every class for one detector.
 
     Args:
         values: log cost of each class; nan where the class was not measured.
-        floor: deviations among the classes below it count as `floor`, in the unit of the log costs.
+        floor: spreads among the classes below it count as `floor`, in the unit of the log costs.
 
     Returns:
-        Per feature float64 `[classes]`; nan where the class was not measured, everywhere where fewer than `FEWEST` were.
+        Per feature float64 `[classes]`; nan where the class was not measured.
 
     Example:
         >>> found = class_features([0.0, 2.0, 2.1, 1.9, 2.0], floor=0.1)
@@ -38,33 +69,17 @@ def class_features(values: Sequence[float], floor: float) -> dict[str, Array]:
         >>> found["lead"].round(1).tolist()
         [19.0, -20.0, -21.0, -19.0, -20.0]
     """
-    costs = np.asarray(values, dtype=np.float64)
-    measured = np.flatnonzero(np.isfinite(costs))
-    found = {name: np.full(len(costs), np.nan) for name in FEATURES}
-    if len(measured) < FEWEST:
-        return found
-    kept = costs[measured]
-    for k, rest in zip(measured, _others(kept), strict=True):
-        # The lower middle value of an even number of classes, as `anomaly_index` has it.
-        middle = _lower_median(rest)
-        spread = max(MAD_SCALE * _lower_median(np.abs(rest - middle)), floor)
-        found[INDEX][k] = (middle - costs[k]) / spread
-        found[LEAD][k] = (rest.min() - costs[k]) / spread
-    return found
+    return dict(zip(FEATURES, Place.of(values).features(floor).T, strict=True))
 
 
-def spread(values: Sequence[float]) -> float:
-    """The robust standard deviation of the log costs of all classes; nan where fewer than `FEWEST` were measured."""
-    costs = np.asarray(values, dtype=np.float64)
-    kept = costs[np.isfinite(costs)]
-    return MAD_SCALE * _lower_median(np.abs(kept - _lower_median(kept))) if len(kept) >= FEWEST else float("nan")
+def _others(values: Array, rank: int) -> Array:
+    """For each value the one of the given rank among all others, 0 for the lowest."""
+    order = np.argsort(values, kind="stable")
+    ordered, ranks = values[order], np.empty(len(values), dtype=np.int64)
+    ranks[order] = np.arange(len(values))
+    return np.where(ranks <= rank, ordered[rank + 1], ordered[rank])
 
 
-def _others(values: Array) -> list[Array]:
-    """Per value, all but that one."""
-    return [np.delete(values, i) for i in range(len(values))]
-
-
-def _lower_median(values: Array) -> float:
-    middle = (len(values) - 1) // 2
-    return float(np.partition(values, middle)[middle])
+def _middle(count: int) -> int:
+    """Rank of the median, the lower one of two, as `onp.detect.anomaly` has it."""
+    return (count - 1) // 2

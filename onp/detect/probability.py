@@ -176,8 +176,8 @@ def read_verdict(path: Path) -> LearnedVerdict:
             document: Any = json.loads(file.read(LIMIT))
         groups = {str(name): _group(value) for name, value in document["groups"].items()}
         floors = {str(name): float(value) for name, value in document["floors"].items()}
-        numbers = [float(document[name]) for name in ("pair", "backdoor_from", "none_below")]
-        verdict = LearnedVerdict(floors, groups, *numbers, version=str(document["version"]))
+        pair, backdoor_from, none_below = (float(document[name]) for name in ("pair", "backdoor_from", "none_below"))
+        verdict = LearnedVerdict(floors, groups, pair, backdoor_from, none_below, str(document["version"]))
         complete = set(GROUPS) <= set(groups) and all(set(group.terms) <= set(floors) for group in groups.values())
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path} is not a learned verdict: {error!r}; install onp again") from None

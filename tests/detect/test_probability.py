@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from onp.detect.anomaly import DetectionScores, anomaly_index
-from onp.detect.class_features import FEATURES, class_features, spread
+from onp.detect.class_features import Place, class_features
 from onp.detect.probability import (
     GROUPS,
     Context,
@@ -42,8 +42,13 @@ def test_features_are_the_anomaly_index_and_the_lead():
     assert np.allclose(features["index"], [anomaly_index(COSTS, k, 0.1) for k in range(8)])
     assert features["lead"][4] > 0 and (np.delete(features["lead"], 4) < 0).all()
     scaled = class_features([3 * value + 7 for value in COSTS], floor=0.3)
-    assert all(np.allclose(features[name], scaled[name]) for name in FEATURES)
-    assert spread([3.0, 3.0, 4.0, 9.0]) == pytest.approx(0.0) and math.isnan(spread([1.0, NAN, 2.0]))
+    assert all(np.allclose(features[name], scaled[name]) for name in features)
+    assert features["contrast"][4] == pytest.approx(30.5)
+
+
+def test_the_spread_of_the_others():
+    assert Place.of([3.0, 3.0, 4.0, 9.0]).spread.tolist() == pytest.approx([1.4826, 1.4826, 0.0, 0.0])
+    assert np.isnan(Place.of([1.0, NAN, 2.0, 3.0]).spread).all()
 
 
 def test_features_where_classes_were_not_measured():
