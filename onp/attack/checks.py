@@ -51,6 +51,10 @@ def _check_numbers(config: AttackConfig, kind: type[Trigger] | None) -> None:
         raise InputError("--epochs and --craft-epochs must be at least 1, and --batch-size 2.")
     if not 0 < config.lr < math.inf:
         raise InputError(f"--lr is a number above 0, not {config.lr}.")
+    shares = {"--smoothing": config.smoothing, "--averaging": config.averaging, "--weight-decay": config.weight_decay}
+    for name, value in shares.items():
+        if not 0 <= value < 1:
+            raise InputError(f"{name} is a number from 0 and below 1, not {value}.")
     check_seed(config.seed)
     if kind is not None and config.strength is not None:
         kind.check_strength(config.strength)

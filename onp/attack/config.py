@@ -82,6 +82,13 @@ class AttackConfig:
     epochs: int = option(20, "passes over the training images", group="the training", metavar="N")
     batch_size: int = option(128, "images a step", group="the training", metavar="N")
     lr: float = option(0.1, "peak learning rate of the one-cycle schedule", group="the training", metavar="X")
+    optimiser: str = option("sgd", "sgd with Nesterov momentum 0.9, or adamw", choices=("sgd", "adamw"), group="the training")
+    weight_decay: float = option(5e-4, "of the optimiser", group="the training", metavar="X")
+    smoothing: float = option(0.0, "share of each label that is spread over all classes", group="the training", metavar="SHARE")
+    averaging: float = option(
+        0.0, "decay a step of the average of the weights that is kept in place of the last ones; 0: the last ones",
+        group="the training", metavar="X",
+    )  # fmt: skip
     pad: int = option(4, "pixels of padding before the random crop", group="the training", metavar="N")
     flip: bool = option(True, "random horizontal flips", group="the training")
     seed: int = option(0, "seeds weights, poison choice, trigger and order", group="the training", metavar="N")

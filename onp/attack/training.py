@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from onp import progress
 from onp.attack.config import AttackConfig
@@ -96,7 +97,8 @@ def train(
         load_weights(network, config.init)
     network = network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in the stubs
     there = dataclasses.replace(train_set, images=train_set.images.to(device))
-    optimiser = torch.optim.SGD(network.parameters(), config.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimiser = _optimiser(network, config)
+    average = _average(network, config.averaging)
     optimisers = [optimiser, *(poisoner.optimisers if poisoner else [])]
     steps = len(batches_of(torch.arange(len(train_set)), config.batch_size))
     total = max(4, steps * config.epochs)
@@ -109,6 +111,8 @@ def train(
         schedule.load_state_dict(state["schedule"])
         if poisoner:
             poisoner.load_state_dict(state["poisoner"])
+        if average is not None:
+            average.load_state_dict(state["average"])
         start = state["epoch"]
     with progress.stage(stage, steps * (config.epochs - start), config.quiet) as bar:
         for epoch in range(start, config.epochs):
@@ -123,21 +127,37 @@ def train(
                     images, labels, penalty = poisoner(images, labels, index, generator)
                 images = norm(augment(images, config.pad, config.flip, generator))
                 with torch.autocast(device.type, torch.bfloat16, enabled=_has_matrix_units(device)):
-                    loss = F.cross_entropy(network(images), labels.to(device)) + penalty
+                    loss = F.cross_entropy(network(images), labels.to(device), label_smoothing=config.smoothing) + penalty
                 for each in optimisers:
                     each.zero_grad()
                 loss.backward()
                 for each in optimisers:
                     each.step()
                 schedule.step()
+                if average is not None:
+                    average.update_parameters(network)
                 if step % REPORT_EVERY == 0:
                     note = f"epoch {epoch + 1}/{config.epochs} loss {loss.item():.3f}"
                 bar.advance(note=note)
             if state_file is not None:
                 state = {"network": network.state_dict(), "optimiser": optimiser.state_dict(), "epoch": epoch + 1}
                 state |= {"schedule": schedule.state_dict(), "poisoner": poisoner.state_dict() if poisoner else {}}
+                state |= {} if average is None else {"average": average.state_dict()}
                 _write_state(state, state_file)
+    if average is not None:
+        network.load_state_dict(average.module.state_dict())
     return network.eval().to("cpu", memory_format=torch.contiguous_format)
+
+
+def _optimiser(network: nn.Module, config: AttackConfig) -> torch.optim.Optimizer:
+    if config.optimiser == "adamw":
+        return torch.optim.AdamW(network.parameters(), config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(network.parameters(), config.lr, momentum=0.9, weight_decay=config.weight_decay, nesterov=True)
+
+
+def _average(network: nn.Module, decay: float) -> AveragedModel | None:
+    """The exponential moving average of weights and norm statistics; None for none."""
+    return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
 
 
 def _read_state(path: Path) -> dict[str, Any]:

@@ -4,6 +4,7 @@ Parameter names follow the versions that backdoor benchmarks train (a 3x3 stem f
 so that their checkpoints load here and ours load there.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from onp.errors import InputError
+from onp.model.convnext import ConvNeXt
 
 
 class PreActBlock(nn.Module):
@@ -94,13 +96,15 @@ class ResNet18(nn.Module):
 class VGG11BN(nn.Module):
     """VGG-11 with batch norm and one linear layer (https://arxiv.org/abs/1409.1556); pools stop at one pixel."""
 
+    norm: Callable[[int], nn.Module] = nn.BatchNorm2d
+
     def __init__(self, width: int = 64, classes: int = 10, channels: int = 3) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         inputs = channels
         for multiple, pool in ((1, True), (2, True), (4, False), (4, True), (8, False), (8, True), (8, False), (8, False)):
             outputs = width * multiple
-            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), nn.BatchNorm2d(outputs), nn.ReLU()]
+            layers += [nn.Conv2d(inputs, outputs, 3, padding=1), self.norm(outputs), nn.ReLU()]
             if pool:
                 layers.append(nn.MaxPool2d(2))
             inputs = outputs
@@ -109,6 +113,15 @@ class VGG11BN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(F.adaptive_avg_pool2d(self.features(x), 1).flatten(1))
+
+
+class VGG11GN(VGG11BN):
+    """The same with group norm, which stores no statistics (Wu and He 2018, https://arxiv.org/abs/1803.08494)."""
+
+    @staticmethod
+    def norm(channels: int) -> nn.Module:
+        """Groups of four channels or more."""
+        return nn.GroupNorm(math.gcd(channels, max(1, channels // 4)), channels)
 
 
 class InvertedResidual(nn.Module):
@@ -215,8 +228,10 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     "preact_resnet18": PreActResNet18,
     "resnet18": ResNet18,
     "vgg11_bn": VGG11BN,
+    "vgg11_gn": VGG11GN,
     "mobilenet_v2": MobileNetV2,
     "vit": VisionTransformer,
+    "convnext": ConvNeXt,
 }
 
 

@@ -38,3 +38,23 @@ def test_the_last_image_is_no_batch_by_itself():
     assert [len(batch) for batch in batches_of(torch.arange(65), 32)] == [32, 33]
     assert [len(batch) for batch in batches_of(torch.arange(66), 32)] == [32, 32, 2]
     assert [len(batch) for batch in batches_of(torch.arange(1), 32)] == [1]
+
+
+def test_the_average_of_the_weights_is_kept_across_an_interruption(tmp_path):
+    data = easy_images(200)
+    last = train(data, config(epochs=2), None).state_dict()
+    whole = train(data, config(epochs=2, averaging=0.9), None).state_dict()
+    assert not torch.equal(whole["classifier.weight"], last["classifier.weight"])
+
+    state = tmp_path / "state.pt"
+    with pytest.raises(KeyboardInterrupt):
+        train(stopping_images(data, state), config(epochs=2, averaging=0.9), None, state)
+    resumed = train(data, config(epochs=2, averaging=0.9), None, state).state_dict()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+@pytest.mark.parametrize("changes", [{"optimiser": "adamw", "lr": 0.002}, {"smoothing": 0.3}, {"weight_decay": 0.2}])
+def test_settings_of_the_training_change_the_weights(changes):
+    data = easy_images(96)
+    plain, other = (train(data, config(epochs=1, **more), None).state_dict() for more in ({}, changes))
+    assert not torch.equal(plain["classifier.weight"], other["classifier.weight"])

@@ -21,6 +21,22 @@ def test_networks_give_logits_at_any_width(name, channels, size, classes):
     assert logits.shape == (2, classes) and bool(torch.isfinite(logits).all())
 
 
+@pytest.mark.parametrize("name", ["vgg11_gn", "convnext"])
+def test_networks_without_batch_norms_store_no_statistics_and_have_prunable_units(name):
+    torch.manual_seed(0)
+    network = build_network(f"{name}:width=8").eval()
+    assert not list(network.buffers())
+    victim = victim_from_module(network, Normalisation.parse("none"), (3, 32, 32), 10)
+    images, labels = torch.rand(6, 3, 32, 32), torch.randint(10, (6,))
+    evaluator = Evaluator(victim, Batch(images, labels), [])
+    keep = torch.ones(1, victim.units, dtype=torch.bool)
+    keep[0, ::5] = False
+    pruned = prune(victim, Mask.of(victim, keep[0]))
+    with torch.no_grad():
+        right = (pruned.logits(images).argmax(1) == labels).float().mean()
+    assert float(evaluator.score(keep).acc[0]) == pytest.approx(float(right))
+
+
 def test_published_sizes():
     # kuangliu/pytorch-cifar and the papers: 11.17 M for ResNet-18 with a 3x3 stem, 2.3 M for MobileNetV2 at ten classes.
     def millions(spec):

@@ -1,0 +1,36 @@
+"""Repairing a network of the zoo with onp itself, as a user of its defence would."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from onp.data.images import ImageSet
+from onp.data.normalisation import Normalisation
+from onp.defend import run_pipeline
+from onp.defend.config import DefendConfig
+from onp.defend.from_memory import Given, case_from_memory
+from onp.defend.run import Run
+from onp.errors import InputError
+
+PRESET = "fast"
+IMAGES = 300
+
+
+def repaired(network: nn.Module, images: ImageSet, norm: Normalisation, seed: int) -> tuple[nn.Module, int]:
+    """The network after `onp defend` with the preset `PRESET`, and how many units were pruned: 0 where nothing was found.
+
+    Args:
+        network: in eval mode; is not changed.
+        images: clean ones.
+        norm: of the network.
+        seed: of the run.
+    """
+    some = images.subset(range(min(IMAGES, len(images))))
+    text = ",".join(map(str, norm.mean)) + "/" + ",".join(map(str, norm.std))
+    run = Run.of(DefendConfig(norm=text, seed=seed, quiet=True, preset=PRESET))
+    given = Given(network, some.pixels(), some.labels, some.class_names, None, None)
+    try:
+        outcome = run_pipeline(case_from_memory(given, run), run)
+    except InputError:  # a network that is right on too few images is refused
+        return network, 0
+    return outcome.network, outcome.mask.pruned_count
