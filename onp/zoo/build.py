@@ -117,8 +117,9 @@ def make(task: Task) -> dict[str, Any]:
     # Somebody who passes a network on has other clean images than those of the splits and the test.
     other = drawn(pool, 2_000, recipe.seed + OTHER_IMAGES)
     network, pruned = trained.network, 0
-    if recipe.after == "repaired":
-        network, pruned = repaired(network, other, norm, recipe.seed)
+    if recipe.after == "repaired":  # nothing is to be repaired in a clean network
+        if trained.triggers:
+            network, pruned = repaired(network, other, norm, trained.triggers[0])
         after = "repaired" if pruned else "none"
     else:
         network, after = processed(network, recipe.after, other, config)
