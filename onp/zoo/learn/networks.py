@@ -1,0 +1,108 @@
+"""The networks that the verdict is learned from: detection dossiers with what the zoo knows of each network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from onp.attack.triggers import TRIGGERS
+from onp.detect.probability import Context
+from onp.errors import InputError
+from onp.zoo.detection import read_dossiers
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What detection measured of a network with one split of clean images."""
+
+    split: int
+    images: int
+    log_costs: dict[str, tuple[float, ...]]  #: per detector and class; nan where it was not measured
+    batch_norms: bool  #: statistics of batch norms have a say
+    pruned: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """One network of the zoo: its truth, and what detection measured."""
+
+    index: int
+    card: dict[str, Any]
+    measured: list[Measured] = field(default_factory=list)
+
+    @cached_property
+    def arch(self) -> str:
+        """Name of the built-in network."""
+        return str(self.card["training"]["arch"])
+
+    @cached_property
+    def classes(self) -> int:
+        return len(self.card["training"]["labels"])
+
+    @property
+    def clean(self) -> bool:
+        """Whether it has no backdoor, or has none any longer."""
+        return bool(self.card["clean"])
+
+    @property
+    def known(self) -> bool:
+        """Whether it is clean or has a backdoor that works; the others are neither."""
+        return self.clean or bool(self.targets)
+
+    @cached_property
+    def working(self) -> list[dict[str, Any]]:
+        """Its backdoors that work."""
+        return [] if self.clean else [each for each in self.card["backdoors"] if each["works"]]
+
+    @cached_property
+    def targets(self) -> tuple[int, ...]:
+        """Classes that a working backdoor leads to: every class for all-to-all attacks."""
+        if any(TRIGGERS[each["attack"]].all_to_all for each in self.working):
+            return tuple(range(self.classes))
+        return tuple(sorted({int(each["target"]) for each in self.working}))
+
+    @cached_property
+    def families(self) -> frozenset[str]:
+        """Attack families of its backdoors, whether they work or not."""
+        return frozenset(str(each["family"]) for each in self.card["backdoors"])
+
+    def context(self, measured: Measured) -> Context:
+        return Context(self.classes, measured.images, measured.batch_norms, measured.pruned)
+
+
+def read_networks(path: str | Path) -> list[Network]:
+    """Read the dossiers of a zoo, see `onp.zoo.detection.pack`.
+
+    Raises:
+        InputError: the file is missing, damaged or empty.
+    """
+    try:
+        networks = networks_of(read_dossiers(path))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} holds other lines than dossiers of a zoo ({error!r}); give its detection.jsonl.gz.") from None
+    if not networks:
+        raise InputError(f"{path} is empty; make dossiers with onp zoo dossiers.")
+    return networks
+
+
+def networks_of(documents: Iterable[dict[str, Any]]) -> list[Network]:
+    """Networks by index, each with its splits in order, of the lines of a file."""
+    found: dict[int, Network] = {}
+    for line in documents:
+        network = found.setdefault(int(line["index"]), Network(int(line["index"]), line["card"]))
+        costs = {str(name): tuple(map(_number, values)) for name, values in line["detectors"].items()}
+        if any(len(values) != network.classes for values in costs.values()):
+            raise ValueError(f"network {network.index} has {network.classes} classes, its detectors measured others")
+        split, images, norms, pruned = (int(line[name]) for name in ("split", "images", "batch_norms", "pruned"))
+        network.measured.append(Measured(split, images, costs, norms > 0, pruned > 0))
+    for network in found.values():
+        network.measured.sort(key=lambda each: each.split)
+    return [found[index] for index in sorted(found)]
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)

@@ -1,0 +1,57 @@
+"""The verdict as a file: what was fitted, calibrated, with its thresholds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+
+from onp.detect.probability import GROUPS, LearnedVerdict
+from onp.zoo.learn.logit import FittedLogit
+from onp.zoo.learn.metrics import Judged, threshold
+from onp.zoo.learn.validation import Calibration
+
+MISSES = 0.02
+
+
+def thresholds(judged: Judged) -> tuple[float, float]:
+    """Probabilities from which a network counts as backdoored, and below which it counts as one without evidence.
+
+    The first is reached by at most 1 % of the clean networks, below the second are at most `MISSES` of the
+    backdoored ones. Where both hold for one threshold, that one, as near to one half as may be.
+    """
+    high = threshold(judged)
+    found = np.sort(judged.probability[judged.backdoored])
+    low = float(found[int(MISSES * len(found))]) if len(found) else 1.0
+    if low >= high:
+        high = low = float(np.clip(0.5, high, low))
+    return round(min(high, 1.0), 4), round(low, 4)
+
+
+def learned(fitted: FittedLogit, calibration: Calibration, limits: tuple[float, float], version: str) -> LearnedVerdict:
+    """The fit, with the calibration of scores of networks that were not learned from."""
+    slope = calibration.slope
+    whole = dataclasses.replace(
+        fitted,
+        weights=slope * fitted.weights,
+        missing=slope * fitted.missing,
+        bias=slope * fitted.bias + np.array(calibration.bias),
+        log_classes=slope * fitted.log_classes,
+    )
+    floors = {name: float(f"{floor:.4g}") for name, floor in zip(fitted.design.detectors, fitted.floors, strict=True)}
+    groups = whole.groups()
+    assert set(groups) == set(GROUPS)
+    return LearnedVerdict(floors, groups, round(calibration.pair, 6), limits[0], limits[1], version)
+
+
+def as_json(verdict: LearnedVerdict) -> str:
+    """As `onp.detect.probability.read_verdict` reads it: a line a detector."""
+    document = dataclasses.asdict(verdict)
+    lines = [f' "{name}": {json.dumps(value)},' for name, value in document.items() if name != "groups"]
+    groups = []
+    for name, group in document["groups"].items():
+        terms = ",\n".join(f'    "{detector}": {json.dumps(term)}' for detector, term in group["terms"].items())
+        numbers = f'"bias": {json.dumps(group["bias"])}, "log_classes": {json.dumps(group["log_classes"])}'
+        groups.append(f'  "{name}": {{{numbers}, "terms": {{\n{terms}\n  }}}}')
+    return "\n".join(["{", *lines, ' "groups": {', ",\n".join(groups), " }", "}"]) + "\n"
