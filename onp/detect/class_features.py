@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from onp.detect.anomaly import MAD_SCALE
 
-INDEX, LEAD, CONTRAST = "index", "lead", "contrast"
-FEATURES = (INDEX, LEAD, CONTRAST)
-"""Per detector and class: the anomaly index; how far it lies below the lowest of the others, in the same unit; how far below
-their median, in multiples of the floor, which is a typical spread of networks without a backdoor."""
+INDEX, CONTRAST = "index", "contrast"
+FEATURES = (INDEX, CONTRAST)
+"""Per detector and class: the anomaly index, which is how far it lies below the median of the others in multiples of their
+spread; and how far in multiples of the floor, which is a typical spread of networks without a backdoor."""
 
 FEWEST = 4  #: classes with a cost; among fewer there is no spread of the others
 
@@ -28,7 +28,6 @@ class Place:
     """Where each class lies among the others, in the unit of the log costs, `[classes]`; nan where it was not measured."""
 
     below_median: Array  #: median of the others minus its own
-    below_lowest: Array  #: lowest of the others minus its own
     spread: Array  #: robust standard deviation of the others (MAD)
 
     @staticmethod
@@ -36,20 +35,19 @@ class Place:
         """Of the log cost of each class; nan everywhere where fewer than `FEWEST` classes were measured."""
         costs = np.asarray(values, dtype=np.float64)
         measured = np.flatnonzero(np.isfinite(costs))
-        found = np.full((3, len(costs)), np.nan)
+        found = np.full((2, len(costs)), np.nan)
         if len(measured) >= FEWEST:
             kept = costs[measured]
             median, spread = _others(kept, _middle(len(kept) - 1)), np.empty(len(kept))
             for each in set(median.tolist()):  # two at most
                 deviations = _others(np.abs(kept - each), _middle(len(kept) - 1))
                 spread = np.where(median == each, MAD_SCALE * deviations, spread)
-            found[:, measured] = median - kept, _others(kept, 0) - kept, spread
+            found[:, measured] = median - kept, spread
         return Place(*found)
 
     def features(self, floor: float | Array) -> Array:
         """The `FEATURES`, `[classes, features]`; spreads below `floor` count as `floor`."""
-        unit = np.fmax(self.spread, floor)
-        return np.stack((self.below_median / unit, self.below_lowest / unit, self.below_median / floor), -1)
+        return np.stack((self.below_median / np.fmax(self.spread, floor), self.below_median / floor), -1)
 
 
 def class_features(values: Sequence[float] | Array, floor: float) -> dict[str, Array]:
@@ -66,14 +64,12 @@ def class_features(values: Sequence[float] | Array, floor: float) -> dict[str, A
         >>> found = class_features([0.0, 2.0, 2.1, 1.9, 2.0], floor=0.1)
         >>> found["index"].round(1).tolist()
         [20.0, 0.0, -1.0, 1.0, 0.0]
-        >>> found["lead"].round(1).tolist()
-        [19.0, -20.0, -21.0, -19.0, -20.0]
     """
     return dict(zip(FEATURES, Place.of(values).features(floor).T, strict=True))
 
 
 def _others(values: Array, rank: int) -> Array:
-    """For each value the one of the given rank among all others, 0 for the lowest."""
+    """For each value the one of the given rank among all others, counted from 0."""
     order = np.argsort(values, kind="stable")
     ordered, ranks = values[order], np.empty(len(values), dtype=np.int64)
     ranks[order] = np.arange(len(values))

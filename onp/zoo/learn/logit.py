@@ -14,26 +14,21 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import optimize, sparse
 
-from onp.detect.class_features import CONTRAST, FEATURES, INDEX, LEAD, Array
+from onp.detect.class_features import CONTRAST, FEATURES, INDEX, Array
 from onp.detect.probability import GROUPS, USUAL_CLASSES, DetectorTerm, GroupModel
 from onp.zoo.learn.design import Design, Rows
 
-CORNERS = {
-    INDEX: (0.0, 1.0, 2.0, 3.0, 4.5, 6.5, 10.0),
-    LEAD: (-1.0, 0.0, 0.5, 1.0, 2.0, 4.0, 8.0),
-    CONTRAST: (0.0, 1.0, 2.0, 4.0, 8.0, 16.0),
-}
-"""Where the functions bend: what most classes of clean networks have lies below the second."""
+CORNERS = {INDEX: (1.0, 10.0), CONTRAST: (0.0, 20.0)}
+"""Where the functions begin, bend and end. More corners than these two are learned from too few networks."""
 
 
 @dataclass(frozen=True)
 class LogitConfig:
     """Penalties, in nats of the whole training set; the same for all detectors."""
 
-    features: tuple[str, ...] = FEATURES
     ridge: float = 0.5  #: on squared weights that the groups share
     group_ridge: float = 2.0  #: on squared weights that a group adds, and on squared constants
-    lasso: float = 0.05  #: on weights: detectors that add nothing get none
+    lasso: float = 0.01  #: on weights: detectors that add nothing get none
     pair: tuple[float, float] = (math.log(0.05), 1.0)  #: mean and deviation of the prior of log `pair`
 
 
@@ -42,7 +37,6 @@ class FittedLogit:
     """Weights of a fit."""
 
     design: Design
-    config: LogitConfig
     floors: Array
     weights: Array  #: `[groups, detectors * ramps]`
     missing: Array  #: `[detectors]`
@@ -53,7 +47,7 @@ class FittedLogit:
     def log_odds(self, rows: Rows) -> Array:
         """`[rows, C]`; -inf for classes that do not exist."""
         design = self.design
-        ramps, missing = _ramps(design.features(self.floors)[rows], self.config.features)
+        ramps, missing = _ramps(design.features(self.floors)[rows])
         group = design.group[rows]
         scores = np.einsum("rcp,rp->rc", ramps, self.weights[group])
         scores += (missing @ self.missing + self.bias[group] + self.log_classes * _log_classes(design, rows))[:, None]
@@ -61,20 +55,22 @@ class FittedLogit:
 
     def groups(self) -> dict[str, GroupModel]:
         """As the verdict has it; detectors that a group never has are left out."""
-        count = sum(len(CORNERS[name]) - 1 for name in self.config.features)
+        count = sum(len(corners) - 1 for corners in CORNERS.values())
         found = {}
         for g, group in enumerate(GROUPS):
             weights = self.weights[g].reshape(len(self.design.detectors), count)
-            terms = {}
+            rows, bias, terms = self.design.group == g, float(self.bias[g]), {}
             for d, name in enumerate(self.design.detectors):
+                if rows.any() and np.isnan(self.design.costs[rows, :, d]).all():
+                    bias += float(self.missing[d])
+                    continue
                 points, first = {}, 0
-                for feature in self.config.features:
-                    corners = CORNERS[feature]
+                for feature, corners in CORNERS.items():
                     heights = np.concatenate(([0.0], np.cumsum(weights[d, first : first + len(corners) - 1])))
                     points[feature] = tuple((x, round(float(y), 4)) for x, y in zip(corners, heights, strict=True))
                     first += len(corners) - 1
                 terms[name] = DetectorTerm(points, round(float(self.missing[d]), 4))
-            found[group] = GroupModel(round(float(self.bias[g]), 4), round(self.log_classes, 4), terms)
+            found[group] = GroupModel(round(bias, 4), round(self.log_classes, 4), terms)
         return found
 
 
@@ -87,7 +83,7 @@ def fit_logit(design: Design, rows: Rows, config: LogitConfig = LogitConfig()) -
         config: penalties.
     """
     floors = design.floors(rows)
-    ramps, missing = _ramps(design.features(floors)[rows], config.features)
+    ramps, missing = _ramps(design.features(floors)[rows])
     exists, group, log_classes = design.exists[rows], design.group[rows], _log_classes(design, rows)
     here = np.nonzero(exists)
     flat = sparse.csr_array(ramps[here])
@@ -130,7 +126,7 @@ def fit_logit(design: Design, rows: Rows, config: LogitConfig = LogitConfig()) -
     bounds = [(0.0, None)] * (p * (1 + groups)) + [(None, None)] * (d + groups + 2)
     done = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 500})
     shared, added, constants, bias, slope, log_pair = split(done.x)
-    return FittedLogit(design, config, floors, shared + added, constants, bias, slope, math.exp(log_pair))
+    return FittedLogit(design, floors, shared + added, constants, bias, slope, math.exp(log_pair))
 
 
 def likelihood(scores: Array, targets: NDArray[np.bool_], log_pair: float) -> tuple[Array, Array, Array]:
@@ -166,11 +162,11 @@ def likelihood(scores: Array, targets: NDArray[np.bool_], log_pair: float) -> tu
     return nats, by_score, pairs / total - known_pairs / known
 
 
-def _ramps(features: Array, names: tuple[str, ...]) -> tuple[Array, Array]:
+def _ramps(features: Array) -> tuple[Array, Array]:
     """Shares of each ramp that the features have climbed `[R, C, detectors * ramps]`; missing detectors `[R, detectors]`."""
     found = []
-    for name in names:
-        values, corners = features[..., FEATURES.index(name)], CORNERS[name]
+    for name, corners in CORNERS.items():
+        values = features[..., FEATURES.index(name)]
         found += [((values - low) / (high - low)).clip(0, 1) for low, high in pairwise(corners)]
     ramps: Array = np.nan_to_num(np.stack(found, -1))
     missing = np.asarray(np.isnan(features[..., 0]).all(1), dtype=np.float64)
