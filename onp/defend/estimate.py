@@ -12,9 +12,11 @@ from onp.defend.case import Case
 from onp.defend.presets import Preset
 from onp.defend.run import Run
 from onp.defend.verdict import is_to_repair
+from onp.detect import pgd, probes
+from onp.detect.classes_to_invert import INVERTED
 from onp.detect.config import DetectConfig, InversionConfig
 from onp.detect.detectors import AUGMENTATIONS
-from onp.detect.pgd import STEPS
+from onp.detect.scan import scan_steps
 from onp.detect.trigger_families import FAMILIES
 from onp.engine.differentiable import fitting_logits
 from onp.engine.metrics import at_once
@@ -132,8 +134,9 @@ def seconds_an_image(victim: Victim, images: ImageSet) -> float:
 
 
 def _detection_passes(classes: int, images: int, config: DetectConfig) -> float:
-    steps = len(FAMILIES) * config.scan.steps + STEPS
-    return classes * config.scan.images * steps + (AUGMENTATIONS + 2) * images * FORWARD
+    inverted = min(classes, INVERTED) * (config.scan.images * scan_steps(config) + pgd.IMAGES * pgd.STEPS)
+    probed = len(probes.PROBES) * probes.INSTANCES * min(probes.IMAGES, images)
+    return inverted + ((AUGMENTATIONS + 2) * images + probed) * FORWARD
 
 
 def _halved(config: InversionConfig) -> InversionConfig:

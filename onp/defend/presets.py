@@ -39,7 +39,7 @@ class Preset:
 
 
 _FAST = DetectConfig(
-    scan=InversionConfig(steps=40, images=8), refine=InversionConfig(steps=40, images=12, min_confidence=0.97), starts=3
+    scan=InversionConfig(steps=25, images=8), refine=InversionConfig(steps=40, images=12, min_confidence=0.97), starts=3
 )
 _THOROUGH = DetectConfig(
     scan=InversionConfig(steps=120, images=24), refine=InversionConfig(steps=150, images=32, min_confidence=0.97), starts=8

@@ -7,6 +7,7 @@ deviation, MAD; Neural Cleanse, Wang et al. 2019, https://doi.org/10.1109/SP.201
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -33,7 +34,10 @@ SPREAD_FLOORS = {
     "perturbation": 0.15,
     "low_frequency": 0.25,
     "warp": 0.45,
+    "head_skew": 0.2,
 }
+COUNTED = (LATENT, AUGMENTATION_BIAS, BN_SHIFT, PRIOR_SHIFT, "patch", "perturbation", "low_frequency", "warp", "pgd")
+"""Detectors that `DetectionScores.score` adds up; the others serve the learned verdict alone."""
 NOISE_FLOOR = 1.0  # anomaly indices up to here count as 0: on clean networks one class in seven has that much
 MAXIMUM_INDEX = 6.0  # anomaly indices count no more than this beyond the noise floor
 DETECTOR_LIMIT = 2.5  # most that one detector adds to a class's score; below the threshold of 4, so that two must agree
@@ -44,9 +48,10 @@ class DetectionScores:
     """What all detectors measured for every class, made by `DetectionScores.of`."""
 
     log_costs: dict[str, tuple[float, ...]]
-    """Per detector and class: log(cost / success rate); of `bn_shift` and `prior_shift` the negated shift."""
+    """Per detector and class, low where it is suspicious: log(cost / success rate), or what the detector names; nan for a class
+    that it did not measure (`onp.detect.classes_to_invert`)."""
     anomaly_index: dict[str, tuple[float, ...]]  #: per detector and class; positive where the class is anomalously cheap
-    score: tuple[float, ...]  #: per class: the clipped anomaly indices of all detectors, summed
+    score: tuple[float, ...]  #: per class: the clipped anomaly indices of the `COUNTED` detectors, summed
     shortcuts_only: bool = False  #: only classes with a shortcut in feature space count, see `of`
 
     @classmethod
@@ -61,7 +66,7 @@ class DetectionScores:
         """
         costs = {name: tuple(values) for name, values in log_costs.items()}
         indices = {name: anomaly_indices(values, spread_floor(name)) for name, values in costs.items()}
-        scores = _scores(indices)
+        scores = _scores(indices, len(next(iter(costs.values()), ())))
         if shortcuts_only and LATENT in indices:
             scores = tuple(score if clipped(index) else 0.0 for score, index in zip(scores, indices[LATENT], strict=True))
         return cls(costs, indices, scores, shortcuts_only)
@@ -103,40 +108,45 @@ def spread_floor(detector: str) -> float:
 
 
 def anomaly_indices(values: Sequence[float], floor: float = SPREAD_FLOOR) -> tuple[float, ...]:
-    """The `anomaly_index` of every class."""
-    return tuple(anomaly_index(values, k, floor) for k in range(len(values)))
+    """The `anomaly_index` of every class; nan for a class that was not measured, among which no other is compared."""
+    costs = torch.tensor(values, dtype=torch.float64)
+    measured = (~costs.isnan()).nonzero()[:, 0]
+    count, indices = len(measured), torch.full_like(costs, torch.nan)
+    if count > 1:
+        own = costs[measured]
+        rest = own.expand(count, -1)[~torch.eye(count, dtype=torch.bool)].view(count, count - 1)
+        middle = rest.median(1, keepdim=True).values
+        spread = (MAD_SCALE * (rest - middle).abs().median(1).values).clamp_min(floor)
+        indices[measured] = (middle[:, 0] - own) / spread
+    return tuple(indices.tolist())
 
 
 def anomaly_index(values: Sequence[float], k: int, floor: float = SPREAD_FLOOR, value: float | None = None) -> float:
     """How far class k lies below the median of the *other* classes, in their robust standard deviations (MAD).
 
     Args:
-        values: log cost of each class.
+        values: log cost of each class; nan where it was not measured.
         k: the class.
         floor: deviations below it count as `floor`.
         value: a log cost to compare in place of `values[k]`.
     """
-    rest = torch.tensor([other for index, other in enumerate(values) if index != k], dtype=torch.float64)
-    middle = rest.median()
-    spread = max(MAD_SCALE * float((rest - middle).abs().median()), floor)
-    return (float(middle) - (values[k] if value is None else value)) / spread
+    replaced = values if value is None else [value if index == k else other for index, other in enumerate(values)]
+    return anomaly_indices(replaced, floor)[k]
 
 
 def clipped(index: float) -> float:
-    """An anomaly index beyond the noise floor, 0 to `MAXIMUM_INDEX`."""
-    return min(max(index - NOISE_FLOOR, 0.0), MAXIMUM_INDEX)
+    """An anomaly index beyond the noise floor, 0 to `MAXIMUM_INDEX`; 0 for a class that was not measured."""
+    return 0.0 if math.isnan(index) else min(max(index - NOISE_FLOOR, 0.0), MAXIMUM_INDEX)
 
 
-def _scores(indices: Mapping[str, tuple[float, ...]]) -> tuple[float, ...]:
+def _scores(indices: Mapping[str, tuple[float, ...]], classes: int) -> tuple[float, ...]:
     """Sum of the clipped anomaly indices per class.
 
     `prior_shift` counts as far as `latent` or `bn_shift` reaches: training images with another class prior than the clean ones
     shift it as well. Where neither was measured it does not count.
     """
-    counted = dict(indices)
+    counted = {name: values for name, values in indices.items() if name in COUNTED}
     prior, agreeing = counted.pop(PRIOR_SHIFT, None), [counted[name] for name in (LATENT, BN_SHIFT) if name in counted]
     if prior is not None and agreeing:
         counted[PRIOR_SHIFT] = tuple(map(min, prior, map(max, *agreeing) if len(agreeing) > 1 else agreeing[0]))
-    return tuple(
-        sum(min(clipped(index), DETECTOR_LIMIT) for index in of_class) for of_class in zip(*counted.values(), strict=True)
-    )
+    return tuple(sum(min(clipped(values[k]), DETECTOR_LIMIT) for values in counted.values()) for k in range(classes))

@@ -216,7 +216,7 @@ def _with_stronger(weakest: InvertedTriggers, log_costs: Sequence[float]) -> Inv
     Beyond that mean a trigger would lead to the target of a clean network as well.
     """
     rest = torch.tensor([value for index, value in enumerate(log_costs) if index != weakest.targets[0]])
-    factor = torch.exp((rest.median() - weakest.cost.cpu().log()) / 2).clamp(1, MAXIMUM_AMPLIFICATION).to(weakest.cost)
+    factor = torch.exp((rest.nanmedian() - weakest.cost.cpu().log()) / 2).clamp(1, MAXIMUM_AMPLIFICATION).to(weakest.cost)
     family: Family = weakest.family
     stronger = family.stronger(weakest.parameters, factor)
     parameters = tuple(torch.cat(pair) for pair in zip(weakest.parameters, stronger, strict=True))

@@ -10,6 +10,8 @@ lies outside that span. What lies inside it estimates the shift of the class pri
 
 from __future__ import annotations
 
+import math
+import statistics
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +28,7 @@ from onp.model.victim import Victim
 
 SHARE = 0.1  # of the training images, assumed to carry the trigger; the residual is divided by it
 LATE = 0.25  # share of the norms, the last ones, whose channels stand for classes
+CHI_SQUARED_MEDIAN = 0.455  # of one degree of freedom
 CHANNELS_PER_CLASS = 2  # with fewer channels a class prior could explain any shift
 
 
@@ -46,6 +49,14 @@ class NormStatistics:
     def shift(self, chosen: Tensor | slice = slice(None)) -> Tensor:
         """Running mean minus the mean of clean images, or of those `chosen` (bool `[N]`), in running standard deviations."""
         return (self.running_mean - self.clean[chosen].mean(0)) / self.std
+
+    def disagreement(self) -> float:
+        """Squared difference of the running and the clean mean by its sampling variance, median over channels.
+
+        1 where they differ by no more than the mean of that many clean images is uncertain by.
+        """
+        variance = self.clean.var(0).clamp_min(1e-12) / len(self.clean)
+        return float(((self.running_mean - self.clean.mean(0)).square() / variance).median()) / CHI_SQUARED_MEDIAN
 
     def class_directions(self, labels: Tensor, chosen: Tensor | slice = slice(None)) -> Tensor:
         """Mean of each class minus the mean of all, float64 `[C, classes]`, in running standard deviations."""
@@ -72,6 +83,9 @@ class BnStatistics:
     norms: int  #: how many the network has; 0 where nothing was measured
     left_out: bool = False  #: nothing was measured, since the network is a repaired one, or is taken for one
     pruned: int = 0  #: units that are pruned already
+    disagreement: float = math.nan
+    """How far running means lie from clean means, median over the norms of `NormStatistics.disagreement`; nan where nothing was
+    measured. At about 1 the statistics say nothing: they may have been taken anew on clean images."""
 
     @staticmethod
     def nothing(victim: Victim, clean: ImageSet) -> BnStatistics:
@@ -114,17 +128,18 @@ def bn_statistics(victim: Victim, clean: ImageSet) -> BnStatistics:
         return BnStatistics(labels, victim.classes, {}, (), 0)
     pixels, late = clean.pixels(), norms[-_late(len(norms)) :]
     plain, cropped = channel_means(victim, norms, pixels), channel_means(victim, late, random_crops(pixels))
-    residual, kept = {}, []
+    residual, kept, disagreement = {}, [], []
     for norm in norms:
         mean, variance = (constant(victim.program, argument(norm, i)).double().cpu() for i in (3, 4))
         std = variance.clamp_min(1e-12).sqrt()
         one = NormStatistics(norm.name, argument(norm, 0).name, mean, std, plain.pop(norm.name), cropped.get(norm.name))
+        disagreement.append(one.disagreement())
         if one.clean.shape[1] >= CHANNELS_PER_CLASS * len(labels.unique()):
             shift, span = one.shift(), one.class_directions(labels)
             residual[norm.name] = (shift - span @ combination(span, shift)).float()
         if one.cropped is not None:
             kept.append(one)
-    return BnStatistics(labels, victim.classes, residual, tuple(kept), len(norms))
+    return BnStatistics(labels, victim.classes, residual, tuple(kept), len(norms), disagreement=statistics.median(disagreement))
 
 
 def prior_shift(bn: BnStatistics) -> Tensor | None:

@@ -25,7 +25,7 @@ class InversionConfig:
 class DetectConfig:
     """How classes are scored and how the trigger bank of a target class is built."""
 
-    scan: InversionConfig = InversionConfig(steps=50, images=12)  #: for every class, to find the target
+    scan: InversionConfig = InversionConfig(steps=30, images=8)  #: for every class, to find the target
     refine: InversionConfig = InversionConfig(steps=60, images=16, min_confidence=0.97)  #: for the target class alone
     starts: int = 4  #: triggers of a family for the target class; a mask that stops only one of them is easily found
     minimum_success: float = 0.6  #: share of images not used for inversion that a trigger must lead to the target

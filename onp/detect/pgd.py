@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from onp.detect.config import DetectRun
 from onp.engine.metrics import at_once
 from onp.model.victim import Victim
 
 PGD = "pgd"
 STEPS = 5
+IMAGES = 16  # of other classes, for each class
 RELATIVE_SIZE = 0.04  # L2 norm of the perturbation, as a share of the largest possible, sqrt(C H W)
 
 
@@ -54,24 +56,24 @@ def targeted_examples(victim: Victim, images: Tensor, *, target: int | Tensor, r
     return torch.cat(out)
 
 
-def target_probability(victim: Victim, images: Tensor, labels: Tensor, seed: int, count: int) -> Tensor:
-    """Mean probability of each class on adversarial examples that aim at it.
+def target_probability(victim: Victim, images: Tensor, labels: Tensor, classes: tuple[int, ...], run: DetectRun) -> Tensor:
+    """Mean probability of classes on adversarial examples that aim at them.
 
     Args:
         victim: the network.
         images: float32 `[N, C, H, W]` in [0, 1].
         labels: int64 `[N]`.
-        seed: draws the images.
-        count: images of other classes for each class.
+        classes: to aim at.
+        run: the seed draws the images.
 
     Returns:
-        float32 `[classes]`.
+        float32, a value for each of `classes`.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(run.seed)
     radius, reached = pgd_radius(images), []
-    for target in range(victim.classes):
+    for target in classes:
         others = images[labels != target]
-        picked = others[torch.randperm(len(others), generator=generator)[:count].to(images.device)]
+        picked = others[torch.randperm(len(others), generator=generator)[:IMAGES].to(images.device)]
         examples = targeted_examples(victim, picked, target=target, radius=radius)
         with torch.no_grad():
             logits = victim.logits(examples)

@@ -5,14 +5,19 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from torch import Tensor
 
 from onp.data.images import Splits
 from onp.detect.anomaly import AUGMENTATION_BIAS, BN_SHIFT, LATENT, PRIOR_SHIFT, DetectionScores, log_costs
 from onp.detect.bn_statistics import BnStatistics, bn_shift_gain, prior_shift
+from onp.detect.classes_to_invert import classes_to_invert
 from onp.detect.config import DetectConfig, DetectRun
 from onp.detect.detectors import augmentation_bias, latent_distances
+from onp.detect.feature_shift import EARLY_FEATURES, early_feature_costs
+from onp.detect.head import head_costs
 from onp.detect.inversion import InversionTask, invert, success_rate
 from onp.detect.pgd import PGD, target_probability
+from onp.detect.probes import probe_costs
 from onp.detect.trigger_families import FAMILIES
 from onp.engine.differentiable import fitting_logits
 from onp.model.victim import Victim
@@ -20,11 +25,11 @@ from onp.model.victim import Victim
 
 def scan_steps(config: DetectConfig) -> int:
     """How many steps `scan` counts."""
-    return config.scan.steps * len(FAMILIES)
+    return config.scan.steps * (len(FAMILIES) + 1)
 
 
 def scan(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectRun) -> DetectionScores:
-    """Score every class with every detector.
+    """Score every class with every detector; triggers are inverted for those that `classes_to_invert` chooses.
 
     Args:
         victim: the network.
@@ -32,26 +37,62 @@ def scan(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectRun) -> Det
         bn: BN statistics of the victim on build and score images together.
         run: settings, seed, progress (`scan_steps` steps) and resume store.
     """
-    build, score = clean.build, clean.score
-    pixels, labels = build.pixels().to(victim.device), build.labels.to(victim.device)
-    validation, validation_labels = score.pixels().to(victim.device), score.labels.to(victim.device)
-    classes = tuple(range(victim.classes))
-    costs: dict[str, tuple[float, ...]] = {}
+    costs = costs_without_inversion(victim, clean, bn, run.seed)
+    chosen = classes_to_invert(DetectionScores.of(costs), victim.classes)
+    costs |= _costs_by_inversion(victim, clean, chosen, run)
+    return DetectionScores.of(costs, shortcuts_only=bn.left_out)
+
+
+def costs_without_inversion(victim: Victim, clean: Splits, bn: BnStatistics, seed: int) -> dict[str, tuple[float, ...]]:
+    """Log costs of the detectors that are cheap for any number of classes; those that have no say are absent.
+
+    Args:
+        victim: the network.
+        clean: the build images are used.
+        bn: BN statistics of the victim on build and score images together.
+        seed: of the random changes of images.
+    """
+    build = clean.build
+    costs = head_costs(victim) | probe_costs(victim, build, seed)
     distances = latent_distances(victim, build)
     if distances is not None:
         costs[LATENT] = log_costs(distances, torch.ones_like(distances))
-    costs[AUGMENTATION_BIAS] = tuple((-augmentation_bias(victim, build, run.seed).double().clamp_min(1e-3).log()).tolist())
+    costs[AUGMENTATION_BIAS] = tuple((-augmentation_bias(victim, build, seed).double().clamp_min(1e-3).log()).tolist())
     gain, prior = bn_shift_gain(victim, bn, build), prior_shift(bn)
     if gain is not None:
         costs[BN_SHIFT] = tuple((-gain.double()).tolist())
     if prior is not None:
         costs[PRIOR_SHIFT] = tuple((-prior.double()).tolist())
-    logits = fitting_logits(victim)
+    return costs
+
+
+def _costs_by_inversion(
+    victim: Victim, clean: Splits, classes: tuple[int, ...], run: DetectRun
+) -> dict[str, tuple[float, ...]]:
+    """Log costs of what is inverted for each of `classes`; nan for others."""
+    build, score = clean.build, clean.score
+    pixels, labels = build.pixels().to(victim.device), build.labels.to(victim.device)
+    validation, validation_labels = score.pixels().to(victim.device), score.labels.to(victim.device)
+
+    def of_all(cost: Tensor, success: Tensor) -> tuple[float, ...]:
+        found = dict(zip(classes, log_costs(cost, success), strict=True))
+        return tuple(found.get(k, float("nan")) for k in range(victim.classes))
+
+    costs = {}
+    logits, settings = fitting_logits(victim), run.config.scan
     task = InversionTask((logits,), pixels, labels, classes)
     for family in FAMILIES:
-        triggers = invert(family, task, run.config.scan, run)
-        rates = [success_rate(logits, partial(triggers.apply, row=k), validation, validation_labels, k) for k in classes]
-        costs[family.name] = log_costs(triggers.cost.cpu(), torch.tensor(rates))
-    reached = target_probability(victim, pixels, labels, run.seed, run.config.scan.images)
-    costs[PGD] = log_costs(torch.ones_like(reached), reached)
-    return DetectionScores.of(costs, shortcuts_only=bn.left_out)
+        triggers = invert(family, task, settings, run)
+        rates = [
+            success_rate(logits, partial(triggers.apply, row=row), validation, validation_labels, k)
+            for row, k in enumerate(classes)
+        ]
+        costs[family.name] = of_all(triggers.cost.cpu(), torch.tensor(rates))
+    early = early_feature_costs(victim, clean, classes, settings, run)
+    if early is None:
+        run.progress(settings.steps, known=True)
+    else:
+        costs[EARLY_FEATURES] = of_all(early[0], torch.tensor(early[1]))
+    reached = target_probability(victim, pixels, labels, classes, run)
+    costs[PGD] = of_all(torch.ones_like(reached), reached)
+    return costs

@@ -1,6 +1,7 @@
 """BN-statistics residual, logit gain and prior shift: against hand-made statistics, and on a real backdoor."""
 
 import copy
+import math
 from dataclasses import replace
 
 import pytest
@@ -69,6 +70,17 @@ def test_another_prior_of_the_same_classes_leaves_no_residual(rng):
     (residual,) = bn.residual.values()
     assert float(residual.abs().max()) < 1e-3
     torch.testing.assert_close(prior_shift(bn), prior - 1 / 3, rtol=1e-3, atol=1e-3)
+
+
+def test_statistics_of_other_clean_images_agree_up_to_sampling_error_and_shifted_ones_do_not(rng):
+    _, _, clean = pictures_of(rng)
+    others, _, _ = pictures_of(rng, 360)
+    assert bn_statistics(captured(with_statistics_of(clean.pixels())), clean).disagreement < 1e-6
+    model = with_statistics_of(others)
+    assert bn_statistics(captured(model), clean).disagreement < 4
+    model[1].running_mean.mul_(1.3)
+    assert bn_statistics(captured(model), clean).disagreement > 10
+    assert math.isnan(BnStatistics.nothing(captured(model), clean).disagreement)
 
 
 def test_a_shift_that_no_prior_explains_is_the_residual_of_its_channel(rng):

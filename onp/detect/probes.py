@@ -1,0 +1,141 @@
+"""Probes: the classes that clean images are led to by random changes of five declared kinds.
+
+A backdoor answers to changes of its trigger's kind that are not its trigger (as `augmentation_bias` reads from slight ones):
+its target attracts images under some random grating, warp or colour curve, other classes seldom. Forward passes only, so that
+every class is probed in networks of any number of classes, and triggers that are hard to invert are reached too: sinusoids
+(SIG, Barni et al. 2019, https://arxiv.org/abs/1902.11237), fields without fine detail (https://arxiv.org/abs/2104.03413), warps
+(https://arxiv.org/abs/2102.10369), and filters and quantised colours (https://arxiv.org/abs/2205.13383).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from onp.data.augment import identity_grid
+from onp.data.images import ImageSet
+from onp.engine.metrics import at_once
+from onp.model.victim import Victim
+
+INSTANCES = 24  # random changes of each kind
+IMAGES = 32  # images that each change is put on
+
+Change = Callable[[Tensor, torch.Generator], Tensor]
+"""Images float32 `[N, C, H, W]` in [0, 1] and a generator of one draw to changed images, before they are clipped."""
+
+
+def grating(images: Tensor, generator: torch.Generator) -> Tensor:
+    """A sinusoid of any direction: 1 to 8 cycles across the image, amplitude 0.05 to 0.25."""
+    height, width = images.shape[2:]
+    cycles, amplitude = 8 ** _uniform(generator, 0, 1), _uniform(generator, 0.05, 0.25)
+    angle, phase = _uniform(generator, 0, torch.pi), _uniform(generator, 0, 2 * torch.pi)
+    rows, columns = torch.meshgrid(torch.arange(height) / height, torch.arange(width) / width, indexing="ij")
+    along = rows * torch.sin(torch.tensor(angle)) + columns * torch.cos(torch.tensor(angle))
+    return images + (amplitude * torch.sin(2 * torch.pi * cycles * along + phase)).to(images)
+
+
+def field(images: Tensor, generator: torch.Generator) -> Tensor:
+    """A random field without fine detail, of 2 to 8 points a side and root mean square 0.05 to 0.25."""
+    points, size = int(torch.randint(2, 9, (1,), generator=generator)), _uniform(generator, 0.05, 0.25)
+    return images + (size * _field(images, images.shape[1], points, generator)).to(images)
+
+
+def texture(images: Tensor, generator: torch.Generator) -> Tensor:
+    """A blend of 10 to 30 % with a random texture of any coarseness."""
+    share, points = _uniform(generator, 0.1, 0.3), int(2 ** _uniform(generator, 2, 5))
+    pattern = (0.5 + 0.5 * _field(images, images.shape[1], points, generator)).clamp(0, 1).to(images)
+    return (1 - share) * images + share * pattern
+
+
+def warp(images: Tensor, generator: torch.Generator) -> Tensor:
+    """A displacement of 1 to 5 % of the image's size (root mean square), from a field of 3 to 8 points a side."""
+    height, width = images.shape[2:]
+    points, size = int(torch.randint(3, 9, (1,), generator=generator)), _uniform(generator, 0.01, 0.05)
+    shift = 2 * size * _field(images, 2, points, generator).permute(0, 2, 3, 1)
+    grid = (identity_grid(height, width) + shift).to(images).expand(len(images), -1, -1, -1)
+    return F.grid_sample(images, grid, align_corners=True, padding_mode="border")
+
+
+def colours(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Another colour curve in each channel (gain, offset and gamma), channels mixed, half of the time with 3 to 8 levels."""
+    channels = images.shape[1]
+    gain, offset, gamma = (torch.randn((3, channels, 1, 1), generator=generator) * 0.25).to(images)
+    mixed = torch.eye(channels) + 0.15 * torch.randn((channels, channels), generator=generator)
+    curved = (images.clamp(0, 1) ** torch.exp(2 * gamma)) * torch.exp(gain) + 0.5 * offset
+    curved = torch.einsum("ij,njhw->nihw", mixed.to(images), curved).clamp(0, 1)
+    levels = int(torch.randint(3, 9, (1,), generator=generator)) - 1
+    return (curved * levels).round() / levels if _uniform(generator, 0, 1) < 0.5 else curved
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A kind of random changes."""
+
+    change: Change
+    highest: int  #: instances that count for a class: those that lead most images to it
+
+
+PROBES: dict[str, Probe] = {
+    "probe_grating": Probe(grating, 1),
+    "probe_field": Probe(field, 1),
+    "probe_texture": Probe(texture, 1),
+    "probe_warp": Probe(warp, 1),
+    "probe_colours": Probe(colours, INSTANCES),  # any colour curve moves a network without a backdoor; few move it each time
+}
+
+
+@torch.no_grad()
+def probe_costs(victim: Victim, images: ImageSet, seed: int) -> dict[str, tuple[float, ...]]:
+    """How far each kind of random changes leads images of other classes to each class.
+
+    Args:
+        victim: the network.
+        images: clean images with labels.
+        seed: of the changes, and of the images that each is put on.
+
+    Returns:
+        per kind (`PROBES`) and class, minus the rise of the square root of the mean probability, which differs between classes
+        of clean networks as much for high as for low probabilities: -1 to 1. nan for a class that all images belong to.
+    """
+    before = _probability(victim, images.pixels(), images.labels[None])[0].sqrt()
+    costs = {}
+    for name, probe in PROBES.items():
+        generator = torch.Generator().manual_seed(seed)
+        changed, labels = [], []
+        for _ in range(INSTANCES):
+            picked = torch.randperm(len(images), generator=generator)[:IMAGES]
+            changed.append(probe.change(images.subset(picked).pixels(), generator).clamp(0, 1))
+            labels.append(images.labels[picked])
+        reached = _probability(victim, torch.cat(changed), torch.stack(labels)).sqrt()
+        highest = reached.sort(0, descending=True).values[: probe.highest].mean(0)
+        costs[name] = tuple((before - highest).double().tolist())
+    return costs
+
+
+def _probability(victim: Victim, pixels: Tensor, labels: Tensor) -> Tensor:
+    """Mean probability of each class on the images of other classes, float32 `[groups, classes]` on the CPU.
+
+    Args:
+        victim: the network.
+        pixels: float32 `[groups * N, C, H, W]` in [0, 1].
+        labels: int64 `[groups, N]`.
+    """
+    parts = pixels.split(at_once(pixels, 250))
+    chance = torch.cat([victim.logits(part.to(victim.device)).softmax(1) for part in parts]).cpu()
+    others = labels[:, :, None] != torch.arange(victim.classes)
+    return (chance.view(*labels.shape, -1) * others).sum(1) / others.sum(1)
+
+
+def _uniform(generator: torch.Generator, low: float, high: float) -> float:
+    return low + (high - low) * float(torch.rand(1, generator=generator))
+
+
+def _field(images: Tensor, channels: int, points: int, generator: torch.Generator) -> Tensor:
+    """A random field of root mean square 1, float32 `[1, channels, H, W]`, interpolated from `points` a side."""
+    control = torch.randn((1, channels, points, points), generator=generator)
+    values = F.interpolate(control, images.shape[2:], mode="bicubic", align_corners=True)
+    return values / values.square().mean().sqrt()

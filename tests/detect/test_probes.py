@@ -1,0 +1,50 @@
+"""Probes: each kind of random changes finds the class that its own kind of trigger leads to."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from onp.data.images import ImageSet
+from onp.detect.probes import INSTANCES, PROBES, probe_costs
+
+
+def logits(x):
+    """Class 0; class 2 where the image's left half is brighter than its right one."""
+    difference = x[..., :6].mean((1, 2, 3)) - x[..., 6:].mean((1, 2, 3))
+    return torch.stack((0 * difference + 1, 0 * difference, 60 * difference, 0 * difference), 1)
+
+
+@pytest.fixture(scope="module")
+def found():
+    victim = SimpleNamespace(logits=logits, classes=4, device=torch.device("cpu"))
+    images = ImageSet(torch.randint(100, 150, (80, 1, 12, 12), dtype=torch.uint8), torch.arange(80) % 4, ("a", "b", "c", "d"))
+    return victim, images, probe_costs(victim, images, 3)
+
+
+def test_a_class_that_fields_lead_to_is_lowest_by_fields(found):
+    _, _, costs = found
+    assert set(costs) == set(PROBES)
+    assert min(costs["probe_field"]) == costs["probe_field"][2] < -0.5
+    assert costs["probe_field"][1] > -0.1, "other classes are not reached"
+
+
+def test_changes_keep_the_shape_and_are_drawn_anew_each_time(found):
+    _, images, _ = found
+    pixels = images.pixels()
+    for name, probe in PROBES.items():
+        generator = torch.Generator().manual_seed(1)
+        one, other = probe.change(pixels, generator), probe.change(pixels, generator)
+        assert one.shape == pixels.shape and not torch.equal(one, other), name
+        assert torch.equal(one, probe.change(pixels, torch.Generator().manual_seed(1))), name
+        assert 1 <= probe.highest <= INSTANCES
+
+
+def test_colour_images_and_a_class_without_other_images(found):
+    victim, images, _ = found
+    one_class = ImageSet(images.images, torch.ones_like(images.labels), images.class_names)
+    costs = probe_costs(victim, one_class, 3)["probe_warp"]
+    assert [value != value for value in costs] == [False, True, False, False]
+    colour = torch.rand(5, 3, 9, 10)
+    for probe in PROBES.values():
+        assert probe.change(colour, torch.Generator().manual_seed(2)).shape == colour.shape
