@@ -130,8 +130,7 @@ def related(fitted: Fitted) -> None:
     case, scores, bank = fitted.case, fitted.scores, fitted.bank
     if fitted.lab.places.rows.has(**fitted.key, kind="same"):
         return
-    score = {"score": scores.score[bank.target], "predicted": scores.predicted_target, "weights": len(bank.weights)}
-    fitted.measure("given", "given", case.victim, target=bank.target, **score)
+    fitted.measure("given", "given", case.victim, target=bank.target, weights=len(bank.weights))
     fitted.measure("unlearned", "unlearned", unlearned(fitted))
     run = Run.of(DefendConfig(preset="fast", quiet=True, seed=fitted.seed, device="cpu"))
     bn = bn_statistics(case.victim, case.searched)

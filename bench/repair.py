@@ -29,7 +29,8 @@ def measure(name: str, seed: int, preset: str) -> dict[str, object]:
         if figures.asr_clean is not None:
             row[f"asr_clean_{side}"] = figures.asr_clean.value
     assert report.detection is not None
-    row |= {"der": report.der, "pruned": report.pruned_count, "units": report.units, "score": max(report.detection.score)}
+    row |= {"der": report.der, "pruned": report.pruned_count, "units": report.units}
+    row |= {"probability": report.detection.probability}
     return row | {"seconds": report.budget.wall_seconds, "evaluations": report.budget.evaluations}
 
 

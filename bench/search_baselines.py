@@ -58,8 +58,8 @@ def detected(victim: Victim, splits: Splits, seed: int) -> Setting:
     """Detection and trigger inversion as in `onp.defend`."""
     bn = bn_statistics(victim, joined(splits.build, splits.score))
     detection = detect_targets(victim, splits, bn, DetectRun(PRESET.detect, seed))
-    target = TargetClass(detection.scores.predicted_target, detection.scores, bn_match(victim, bn))
-    bank = invert_triggers(victim, target, splits, DetectRun(detection.deciding_config, seed))
+    target = TargetClass(detection.predicted_target, detection.scores, bn_match(victim, bn))
+    bank = invert_triggers(victim, target, splits, DetectRun(PRESET.detect, seed))
     return Setting(victim, splits, bn, bank, seed)
 
 

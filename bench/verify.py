@@ -77,10 +77,10 @@ def ask(name: str, state: str, original: DefendConfig, config: DefendConfig, tas
     asked = dataclasses.replace(config, demo=None, quiet=True, verify=task == "verify", repair=False)
     report = defend(asked).report
     assert report.detection is not None
-    highest = max(range(len(report.detection.score)), key=report.detection.score.__getitem__)
-    indices = {detector: round(values[highest], 2) for detector, values in report.detection.anomaly_index.items()}
+    detection, target = report.detection, report.detection.ranking[0]
+    evidence = {detector: round(value, 2) for detector, value in detection.evidence_of(target).items()}
     row = {"network": name, "state": state, "task": task, "preset": config.preset, "seed": config.seed}
-    row |= {"decision": report.decision, "score": report.detection.score[highest], "class": highest, "anomaly_index": indices}
+    row |= {"decision": report.decision, "probability": detection.probability, "class": target, "evidence": evidence}
     return row | reached(asked, original) | {"notes": report.notes}
 
 
@@ -103,7 +103,7 @@ def reached(config: DefendConfig, original: DefendConfig) -> dict[str, float]:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Decisions and highest scores by network, state, task and preset, as Markdown."""
+    """Decisions and probabilities by network, state, task and preset, as Markdown."""
     heads = (
         "network",
         "state",
@@ -115,7 +115,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         "evidence",
         "inconclusive",
         "none",
-        "highest scores",
+        "probability of a backdoor, %",
     )
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     keys = list(dict.fromkeys((row["network"], row["state"], row["task"], row["preset"]) for row in rows))
@@ -123,8 +123,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         group = [row for row in rows if (row["network"], row["state"], row["task"], row["preset"]) == key]
         decided = [sum(row["decision"] == decision for row in group) for decision in DECISIONS]
         asr, ra = (", ".join(f"{100 * row[name]:.1f}" for row in group if name in row) or "-" for name in ("asr", "ra"))
-        scores = [f"{row['score']:.1f}" for row in group]
-        cells = [*key, str(len(group)), asr, ra, *map(str, decided), ", ".join(scores)]
+        probabilities = [f"{100 * row['probability']:.1f}" for row in group]
+        cells = [*key, str(len(group)), asr, ra, *map(str, decided), ", ".join(probabilities)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -5,12 +5,14 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 from safetensors.torch import load_file
 
 import onp
 from onp.defend.demos import ARCH, clean_images, demo
+from onp.defend.report.probabilities import in_words
 from onp.model.archs import build_network
 
 FOLDER = Path(__file__).parent / "figures"
@@ -18,16 +20,12 @@ INK, PAPER, ACCENT, SOFT = "#263238", "#eceff1", "#c62828", "#90a4ae"
 STAGES = (
     ("Read", "checkpoint, no unpickling;\nexported graph;\nbuild / score / holdout"),
     ("BN statistics", "running means against\nclean class means:\nresidual, prior shift"),
-    ("Detect", "nine detectors,\nanomaly index per class,\ntarget class"),
+    ("Detect", "detectors,\nprobability of a backdoor,\ntarget class"),
     ("Invert triggers", "four families and PGD,\nmatched to the residual:\ntrigger bank"),
     ("Search", "GNN policy toggles units,\nevaluator scores masks,\nPPO on group advantages"),
     ("Prune", "edit the state dict,\noriginal format"),
     ("Audit", "holdout images,\nnew triggers,\noriginal code"),
 )
-DETECTORS = {
-    "bn_shift": "#1565c0", "prior_shift": "#64b5f6", "latent": "#6a1b9a", "augmentation_bias": "#ba68c8", "patch": "#c62828",
-    "perturbation": "#ef6c00", "low_frequency": "#f9a825", "warp": "#2e7d32", "pgd": "#795548",
-}  # fmt: skip
 
 
 def pipeline(path: Path) -> None:
@@ -54,33 +52,28 @@ def pipeline(path: Path) -> None:
 
 
 def detection(path: Path) -> None:
-    """The score of every class, stacked by detector, on the embedded BadNets victim and on the clean network."""
+    """What each detector adds to the log odds of every class, on the embedded BadNets victim and on the clean network."""
     images = clean_images()
     figure, both = plt.subplots(1, 2, figsize=(9.6, 3.4), sharey=True, layout="constrained")
-    for axes, name, title in zip(
-        both, ("badnets", "clean"), ("backdoored (badnets, target T-shirt/top)", "clean"), strict=True
-    ):
+    for axes, name, title in zip(both, ("badnets", "clean"), ("badnets, target T-shirt/top", "clean"), strict=True):
         model = build_network(ARCH).eval()
         model.load_state_dict(load_file(demo(name).model))
         evidence = onp.detect(model, images.images, images.labels, norm="fashion-mnist", quiet=True)
         _stacked(axes, evidence, list(images.class_names))
-        axes.set_title(title, size=10, color=INK)
-    both[0].set_ylabel("score of the class")
+        axes.set_title(f"{title}: probability of a backdoor {in_words(evidence.probability)}", size=10, color=INK)
+    both[0].set_ylabel("added to the log odds")
     figure.legend(*both[0].get_legend_handles_labels(), loc="outside right center", frameon=False, fontsize=8.5)
     _save(figure, path)
 
 
 def _stacked(axes: Axes, evidence: onp.Evidence, classes: list[str]) -> None:
-    indices = {name: np.asarray(values) for name, values in evidence.anomaly_index.items()}
-    indices["prior_shift"] = np.minimum(indices["prior_shift"], np.maximum(indices["latent"], indices["bn_shift"]))
-    bottom = np.zeros(len(classes))
-    for name, colour in DETECTORS.items():
-        part = np.clip(indices[name] - 1, 0, 2.5)
-        axes.bar(classes, part, bottom=bottom, color=colour, label=name, width=0.7)
-        bottom += part
-    assert np.allclose(bottom, evidence.score), (bottom, evidence.score)
-    axes.axhline(evidence.threshold, color=INK, linestyle="--", linewidth=1)
-    axes.text(len(classes) - 0.5, evidence.threshold + 0.1, "threshold", ha="right", size=8.5, color=INK)
+    """What speaks for a class upwards, what speaks against it downwards."""
+    up, down = np.zeros(len(classes)), np.zeros(len(classes))
+    for name, colour in zip(evidence.evidence[0], colormaps["tab20"].colors, strict=False):
+        part = np.array([of_class[name] for of_class in evidence.evidence])
+        axes.bar(classes, part, bottom=np.where(part > 0, up, down), color=colour, label=name, width=0.7)
+        up, down = up + part.clip(0), down + part.clip(None, 0)
+    axes.axhline(0, color=INK, linewidth=0.8)
     axes.tick_params(axis="x", rotation=60, labelsize=8.5)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -1,4 +1,4 @@
-"""The calls for a notebook: a live network, images and labels in; detection scores or a repair out."""
+"""The calls for a notebook: a live network, images and labels in; the probability of a backdoor or a repair out."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def detect(
         class_order: the names as the network counts the classes.
         expect_acc: accuracy that the network should reach.
         device: where to compute.
-        seed: same seed, same machine: same scores.
+        seed: same seed, same machine: same probabilities.
         quiet: no progress.
         progress: called with each step.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import evaluator_cases, small_backdoor
+from helpers.made_verdict import made_verdict
 from helpers.random_numbers import rng  # noqa: F401 (a fixture)
 
 import onp
@@ -20,6 +21,7 @@ from onp.data.images import ImageSet
 from onp.defend import run_pipeline
 from onp.defend.config import DefendConfig
 from onp.defend.run import Run
+from onp.detect import targets
 from onp.engine.metrics import accuracy, attack_success, predictions
 from onp.search.features import FeatureBatches, Saliency, node_features
 
@@ -58,6 +60,14 @@ def small():
 def backdoored(small):
     """A tiny victim with a planted patch backdoor; trained once, read by all."""
     return small.backdoored()
+
+
+@pytest.fixture(scope="module")
+def plain_verdict():
+    """Detection with a verdict that is not learned, for networks unlike those that it was learned from."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(targets, "learned_verdict", made_verdict)
+        yield made_verdict()
 
 
 @pytest.fixture(scope="session")

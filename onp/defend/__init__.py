@@ -18,7 +18,7 @@ from onp.defend.repair_loop import held_out_triggers, repair_targets, target_cla
 from onp.defend.report.audit import AuditSet, audit_repair
 from onp.defend.report.build import build_report
 from onp.defend.report.diagnostics import diagnose
-from onp.defend.report.sentences import highest_score
+from onp.defend.report.sentences import most_probable
 from onp.defend.run import Run
 from onp.defend.verdict import Findings, decide, is_to_repair
 from onp.defend.verify import verify_pipeline
@@ -80,7 +80,7 @@ def run_pipeline(case: Case, run: Run) -> Outcome:
     detection = None
     if case.known_trigger is None:
         detection = detect_targets(victim, clean, bn, run.detecting(), run.stage)
-        run.monitor.note(highest_score(detection, clean.build))
+        run.monitor.note(most_probable(detection, clean.build))
 
     # Which neurons carry it? For each target class: triggers, environment, agent, mask.
     repairs = repair_targets(case, detection, bn, run) if is_to_repair(case, run.config) else None

@@ -109,7 +109,7 @@ class DefendConfig:
     )
     fail_on: str = option(
         "evidence",
-        "which decisions end with an exit code other than 0; inconclusive: also a score close to the threshold",
+        "which decisions end with an exit code other than 0; inconclusive: also a probability between the thresholds",
         choices=FAIL_ON,
         group="output",
     )

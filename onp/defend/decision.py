@@ -6,7 +6,8 @@ from typing import Literal, get_args
 
 Decision = Literal["no-backdoor-evidence", "inconclusive", "backdoor-evidence", "repaired", "partly-repaired", "not-repairable"]
 """What a run came to. `backdoor-evidence`: nothing was to be repaired, as in a scan; `partly-repaired`: units were pruned, and
-triggers of a family still work better than on clean networks; `inconclusive`: the highest score is close to the threshold."""
+triggers of a family still work better than on clean networks; `inconclusive`: the probability of a backdoor lies between the
+two thresholds."""
 
 DECISIONS: tuple[Decision, ...] = get_args(Decision)
 
@@ -25,8 +26,8 @@ def exit_code(decision: Decision, fail_on: str = "evidence") -> int:
 
     Args:
         decision: of the run.
-        fail_on: "evidence": evidence of a backdoor, repaired or not, is not 0; "inconclusive": nor is a score close to the
-            threshold; "never": every decision is 0.
+        fail_on: "evidence": evidence of a backdoor, repaired or not, is not 0; "inconclusive": nor is an inconclusive run;
+            "never": every decision is 0.
 
     Example:
         >>> exit_code("repaired"), exit_code("not-repairable"), exit_code("inconclusive")

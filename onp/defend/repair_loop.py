@@ -1,8 +1,7 @@
 """The repair of one target class after another.
 
-Several classes are repaired only where each reached the threshold in both passes of detection, see `onp.detect.targets`. The
-second one is searched for on the network repaired for the first, if it still reaches the threshold there: pruning often removes
-both.
+Several classes are repaired only where both passes of detection found each of them, see `onp.detect.targets`. The second one is
+searched for on the network repaired for the first, if detection still finds it there: pruning often removes both.
 """
 
 from __future__ import annotations
@@ -16,8 +15,8 @@ from onp.detect.anomaly import DetectionScores
 from onp.detect.bank import Bank, TargetClass, inversion_steps, invert_triggers
 from onp.detect.bn_match import bn_match
 from onp.detect.bn_statistics import BnStatistics
-from onp.detect.scan import scan, scan_steps
-from onp.detect.targets import Detection
+from onp.detect.scan import scan_steps
+from onp.detect.targets import Detection, Pass, evident
 from onp.engine.metrics import accuracy, predictions
 from onp.model.mask import Mask
 from onp.model.prune import prune
@@ -38,7 +37,7 @@ class Repairs:
     """The repairs of all target classes."""
 
     repairs: tuple[Repair, ...]  #: in order; all but the last one work
-    scores_after: tuple[DetectionScores, ...]  #: of the network as repaired so far, after each repair that left classes open
+    passes_after: tuple[Pass, ...]  #: of the network as repaired so far, after each repair that left classes open
     mask: Mask  #: of all repairs together
 
     @property
@@ -92,17 +91,16 @@ def repair_targets(
         search_for: searches the mask of one target class; the agent's unless a baseline takes its place.
 
     Returns:
-        None where no class reached the threshold.
+        None where no backdoor was found.
     """
     if detection is None:
         assert case.known_trigger is not None
         search = search_for(case, case.known_trigger, None, bn, run)
         return Repairs((Repair(case.known_trigger.target, search),), (), search.mask)
-    config, scores, left = detection.deciding_config, detection.scores, list(detection.targets)
-    run = replace(run, preset=replace(run.preset, detect=config))
+    scores, left = detection.scores, list(detection.targets)
     repaired, keep = case, Mask.of(case.victim).keep
     repairs: list[Repair] = []
-    scores_after: list[DetectionScores] = []
+    passes_after: list[Pass] = []
     while left:
         part = after_loss(case, repaired, run).fork("target", len(repairs))
         # Pruning changes the means of the channels, so triggers match the residual of the network as given only.
@@ -117,11 +115,11 @@ def repair_targets(
         # Its norms hold the means of the network as given: they still tell units apart, but not classes.
         nothing = BnStatistics.nothing(repaired.victim, case.searched)
         again = run.fork("target", len(repairs)).fork("second_pass")
-        with run.stage("detecting on the repaired network", scan_steps(config)) as stage:
-            scores = scan(repaired.victim, case.clean, nothing, again.detecting(stage))
-        scores_after.append(scores)
-        left = [k for k in scores.over(config.threshold) if k in left[1:]]
-    return Repairs(tuple(repairs), tuple(scores_after), Mask.of(case.victim, keep)) if repairs else None
+        with run.stage("detecting on the repaired network", scan_steps(run.preset.detect)) as stage:
+            after = Pass.of(repaired.victim, case.clean, nothing, again.detecting(stage), detection.verdict)
+        passes_after.append(after)
+        scores, left = after.scores, [k for k in evident(after.probabilities, detection.verdict) if k in left[1:]]
+    return Repairs(tuple(repairs), tuple(passes_after), Mask.of(case.victim, keep)) if repairs else None
 
 
 def target_classes(case: Case, detection: Detection | None, repairs: Repairs | None) -> tuple[int, ...]:
@@ -155,8 +153,7 @@ def held_out_triggers(
     if detection is None:
         assert case.known_trigger is not None
         return [case.known_trigger]
-    config = detection.deciding_config
-    run = replace(run, preset=replace(run.preset, detect=config)).fork("audit")
+    run = run.fork("audit")
     banks: list[Bank] = []
     for target in targets:
         # The residual is that of all backdoors together; it is taken for the first one's.

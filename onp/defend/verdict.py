@@ -17,7 +17,6 @@ from onp.engine.metrics import Share
 from onp.model.mask import Mask
 from onp.model.shrink import Shrunk
 
-CLOSE = 1.0  # detection score below the threshold from which a run is inconclusive; other seeds change scores by that much
 LEAST_IMAGES = 50  # clean images below which nothing is repaired unless forced
 WEAK_TRIGGER = 0.2  # ASR below which an image change is no backdoor trigger
 
@@ -27,7 +26,7 @@ class Findings:
     """What the stages of a run came to."""
 
     detection: Detection | None  #: None where the trigger was given
-    repairs: Repairs | None  #: None where no class reached the threshold, or nothing was to be repaired
+    repairs: Repairs | None  #: None where no backdoor was found, or nothing was to be repaired
     decision: Decision
     mask: Mask  #: what was pruned
     audit: Audit
@@ -110,7 +109,7 @@ def decide(
 
     Args:
         detection: None where the trigger was given.
-        repairs: None where no class reached the threshold, or nothing was to be repaired.
+        repairs: None where no backdoor was found, or nothing was to be repaired.
         audit: figures before and after the pruning.
         tuned: those after the training of --tune.
         reference: what clean networks show; the one of the package where it is None.
@@ -131,4 +130,5 @@ def detected(detection: Detection) -> Decision:
     """The decision where nothing is repaired."""
     if detection.backdoored:
         return "backdoor-evidence"
-    return "inconclusive" if max(detection.scores.score) >= detection.config.threshold - CLOSE else "no-backdoor-evidence"
+    unsure = detection.probabilities.backdoor >= detection.verdict.none_below
+    return "inconclusive" if unsure else "no-backdoor-evidence"

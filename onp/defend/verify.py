@@ -17,7 +17,7 @@ from onp.defend.report.build import build_report
 from onp.defend.report.diagnostics import diagnose
 from onp.defend.report.repaired import known_asr
 from onp.defend.report.sections import Verification
-from onp.defend.report.sentences import highest_score
+from onp.defend.report.sentences import most_probable
 from onp.defend.run import Run
 from onp.defend.verdict import WEAK_TRIGGER, Findings, decide
 from onp.detect.bn_statistics import BnStatistics
@@ -34,9 +34,8 @@ MASK = "mask.json"
 def verify_pipeline(case: Case, run: Run) -> Outcome:
     """Invert triggers for every class of a repaired network, and tell whether one of them is the target of a backdoor.
 
-    Seeds are others than those of a repair, so the triggers are new ones. Batch-norm statistics have no part, and a class
-    counts only where the features hold a shortcut to it, see `onp.detect.anomaly.DetectionScores.of`. A known trigger is
-    measured too.
+    Seeds are others than those of a repair, so the triggers are new ones. Batch-norm statistics have no part. A known trigger
+    is measured too.
 
     Args:
         case: the network, repaired by pruning or in another way, the clean images, and what is for measuring only.
@@ -53,7 +52,7 @@ def verify_pipeline(case: Case, run: Run) -> Outcome:
 
     bn = BnStatistics.nothing(victim, case.searched)
     detection = detect_targets(victim, clean, bn, run.detecting(), run.stage)
-    run.monitor.note(highest_score(detection, clean.build))
+    run.monitor.note(most_probable(detection, clean.build))
     banks = held_out_triggers(case, detection, detection.targets, bn, run)
     banks += [case.known_trigger] if case.known_trigger is not None else []
     data = AuditSet.of(victim, clean, banks, case.evaluation)

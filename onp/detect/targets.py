@@ -1,28 +1,31 @@
-"""Target classes: one pass of detection, and a second one where the first is ambiguous.
+"""Target classes: the probability that a network has a backdoor, and towards which class, in one pass of detection or two.
 
-The first pass inverts triggers in few steps, so their costs are far from minimal. Two classes may then score alike that more
-steps tell apart, or one class may barely reach the threshold by chance. In these cases all classes are scored again, with more
-steps and other seeds. Where several classes reach the threshold in both passes, each may be the target of its own backdoor.
+A pass scores every class with every detector; `onp.detect.probability` makes probabilities of the scores. Where these leave it
+open whether there is a backdoor, or which classes are its targets, a second pass follows: with other seeds, and with the images
+that triggers are inverted on and those that they are measured on exchanged. The log odds of both passes are averaged. A further
+class is a target only where both passes find it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import fmean
 
 from onp import progress
 from onp.data.images import Splits
-from onp.detect.anomaly import WITHOUT_INVERSION, DetectionScores
+from onp.detect.anomaly import DetectionScores
 from onp.detect.bn_statistics import BnStatistics
-from onp.detect.config import DetectConfig, DetectRun
+from onp.detect.config import DetectRun
+from onp.detect.probability import Context, LearnedVerdict, TargetProbabilities, learned_verdict, target_probabilities
 from onp.detect.scan import scan, scan_steps
 from onp.model.victim import Victim
 from onp.numerics import derive_seed
 
-MARGIN = 1.0  # score above the threshold from which a single class is no accident of few steps; two detectors give it
-SEPARATION = 3.0  # score between two classes from which the first pass tells them apart
+CERTAIN = 1e-9  # probabilities nearer to 0 or 1 count as that far from it where log odds are averaged
 
 Stages = Callable[[str, int], AbstractContextManager[progress.Stage]]
 """Opens a stage of a run by its name and number of steps, as `onp.progress.stage` does."""
@@ -30,56 +33,106 @@ silent: Stages = partial(progress.stage, quiet=True)
 
 
 @dataclass(frozen=True, eq=False)
-class Detection:
-    """The detection scores of a network."""
+class Pass:
+    """One pass of detection."""
 
-    first: DetectionScores
-    second: DetectionScores | None  #: of a second pass; None where the first was not ambiguous
-    config: DetectConfig  #: of the first pass
+    scores: DetectionScores  #: what the detectors measured
+    probabilities: TargetProbabilities  #: what follows from it
+
+    @staticmethod
+    def of(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectRun, verdict: LearnedVerdict) -> Pass:
+        """Score every class.
+
+        Args:
+            victim: the network.
+            clean: build and score images are used.
+            bn: BN statistics of the victim on these images.
+            run: settings, seed, progress (`scan_steps` steps) and resume store.
+            verdict: what was learned.
+        """
+        scores = scan(victim, clean, bn, run)
+        images, batch_norms = len(clean.build) + len(clean.score), bool(bn.norms) and not bn.left_out
+        context = Context(victim.classes, images, batch_norms, bn.pruned > 0)
+        return Pass(scores, target_probabilities(scores, context, verdict))
+
+
+@dataclass(frozen=True, eq=False)
+class Detection:
+    """What detection came to: the probability of a backdoor, and of each class as its target."""
+
+    passes: tuple[Pass, ...]  #: one, or two where the first leaves something open
+    verdict: LearnedVerdict  #: whose thresholds decide
     pruned: int = 0  #: units that were pruned already; where there are any, no detector that reads BN statistics has a say
 
     @property
     def scores(self) -> DetectionScores:
-        """Of the pass that decides: the last one."""
-        return self.second or self.first
+        """What the detectors measured in the last pass."""
+        return self.passes[-1].scores
 
     @property
-    def deciding_config(self) -> DetectConfig:
-        """The settings of that pass, which triggers are inverted with too."""
-        return self.config if self.second is None else self.config.second_pass()
+    def probabilities(self) -> TargetProbabilities:
+        """Of all passes together."""
+        return averaged([each.probabilities for each in self.passes])
+
+    @property
+    def predicted_target(self) -> int:
+        """The most probable target, whether there is a backdoor or not."""
+        return self.probabilities.predicted_target
 
     @property
     def backdoored(self) -> bool:
-        """Whether a class reaches the threshold."""
-        return max(self.scores.score) >= self.config.threshold
+        """Whether the probability of a backdoor reaches the upper threshold."""
+        return self.probabilities.backdoor >= self.verdict.backdoor_from
 
     @property
     def targets(self) -> tuple[int, ...]:
-        """The classes to repair: the highest score first; others only where they reach the threshold in both passes."""
-        threshold = self.config.threshold
-        reached = self.scores.over(threshold)
-        if self.second is None:
-            return tuple(reached[:1])
-        return (*reached[:1], *(k for k in reached[1:] if self.first.score[k] >= threshold))
+        """The classes to repair: the most probable one first; others only where each of two passes finds them."""
+        if not self.backdoored:
+            return ()
+        first, *others = ranking(self.probabilities)
+        if len(self.passes) == 1:
+            return (first,)
+        found = [evident(each.probabilities, self.verdict) for each in self.passes]
+        return (first, *(k for k in others if all(k in each for each in found)))
 
 
-def ambiguous(scores: DetectionScores, threshold: float) -> bool:
-    """Whether the first pass does not settle the target.
+def ranking(probabilities: TargetProbabilities) -> list[int]:
+    """All classes, the most probable target first."""
+    return sorted(range(len(probabilities.per_class)), key=lambda k: -probabilities.per_class[k])
 
-    Two classes reach the threshold at most `SEPARATION` apart, or one reaches it by less than `MARGIN` and would not by those
-    detectors alone that more steps do not change.
+
+def evident(probabilities: TargetProbabilities, verdict: LearnedVerdict) -> list[int]:
+    """The classes whose own probability is evidence of a backdoor, the most probable first."""
+    return [k for k in ranking(probabilities) if probabilities.per_class[k] >= verdict.backdoor_from]
+
+
+def averaged(passes: Sequence[TargetProbabilities]) -> TargetProbabilities:
+    """The mean of the log odds of several passes.
+
+    Args:
+        passes: of one network; at least one.
     """
-    highest = scores.over(threshold)[:2]
-    if len(highest) == 2 and scores.score[highest[0]] - scores.score[highest[1]] <= SEPARATION:
-        return True
-    if not highest or scores.score[highest[0]] >= threshold + MARGIN:
-        return False
-    settled = scores.only(WITHOUT_INVERSION)
-    return len(settled.log_costs) < 2 or settled.score[highest[0]] < threshold
+    if len(passes) == 1:
+        return passes[0]
+    classes = range(len(passes[0].per_class))
+    return TargetProbabilities(
+        tuple(_mean([each.per_class[k] for each in passes]) for k in classes),
+        _mean([each.backdoor for each in passes]),
+        tuple(
+            {name: fmean(each.evidence[k].get(name, 0.0) for each in passes) for name in passes[0].evidence[k]} for k in classes
+        ),
+    )
+
+
+def open_question(probabilities: TargetProbabilities, verdict: LearnedVerdict) -> bool:
+    """Whether a pass leaves it open if there is a backdoor, or which classes are its targets."""
+    if probabilities.backdoor < verdict.backdoor_from:
+        return probabilities.backdoor >= verdict.none_below
+    return len(evident(probabilities, verdict)) != 1
 
 
 def detect_targets(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectRun, stages: Stages = silent) -> Detection:
-    """Score every class, a second time with more steps where the first pass is ambiguous.
+    """Score every class, a second time where the first pass leaves something open.
 
     Args:
         victim: the network.
@@ -88,11 +141,18 @@ def detect_targets(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectR
         run: settings, seed and resume store.
         stages: shows the progress of each pass.
     """
+    verdict = learned_verdict()
     with stages("detecting the target class", scan_steps(run.config)) as stage:
-        first = scan(victim, clean, bn, replace(run, progress=stage.advance))
-    if not ambiguous(first, run.config.threshold):
-        return Detection(first, None, run.config, bn.pruned)
-    again = replace(run, config=run.config.second_pass(), seed=derive_seed(run.seed, "second_pass"))
-    with stages("detecting the target class again, with more steps", scan_steps(again.config)) as stage:
-        second = scan(victim, clean, bn, replace(again, progress=stage.advance))
-    return Detection(first, second, run.config, bn.pruned)
+        first = Pass.of(victim, clean, bn, replace(run, progress=stage.advance), verdict)
+    if not open_question(first.probabilities, verdict):
+        return Detection((first,), verdict, bn.pruned)
+    exchanged = replace(clean, build=clean.score, score=clean.build)
+    with stages("detecting the target class again", scan_steps(run.config)) as stage:
+        again = replace(run, seed=derive_seed(run.seed, "second_pass"), progress=stage.advance)
+        second = Pass.of(victim, exchanged, bn, again, verdict)
+    return Detection((first, second), verdict, bn.pruned)
+
+
+def _mean(probabilities: Sequence[float]) -> float:
+    within = [min(max(each, CERTAIN), 1 - CERTAIN) for each in probabilities]
+    return 1 / (1 + math.exp(-fmean(math.log(each) - math.log1p(-each) for each in within)))

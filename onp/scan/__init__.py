@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from onp import progress
+from onp.defend.report.probabilities import in_words
 from onp.defend.report.sarif import Entry, sarif_log
 from onp.errors import InputError
 from onp.files import check_apart
@@ -83,7 +84,7 @@ def _scan_all(tasks: Sequence[ModelTask], workers: Workers, folder: ScanFolder, 
             folder.append(row)
             results[task.identity] = scanned
             if config.json and not config.quiet:
-                progress.event("model", name=row.name, status=row.status, score=row.score)
+                progress.event("model", name=row.name, status=row.status, probability=row.probability)
             elif not config.quiet and not alone:
                 bar.print(_line(row))
             left = pace.left(row)
@@ -94,9 +95,9 @@ def _scan_all(tasks: Sequence[ModelTask], workers: Workers, folder: ScanFolder, 
 def _line(row: Row) -> str:
     if row.decision is None:
         return f"{row.name}: {row.kind}: {row.error}"
-    score = "" if row.score is None else f", score {row.score:.1f} of {row.threshold:g}"
+    probability = "" if row.probability is None else f", probability of a backdoor {in_words(row.probability)}"
     network = f"; by its weights it is {row.arch}" if row.arch_from == "weights" else ""
-    return f"{row.name}: {row.decision}{score}{network}"
+    return f"{row.name}: {row.decision}{probability}{network}"
 
 
 def _renamed(row: Row, task: ModelTask, first: ModelTask) -> Row:

@@ -44,7 +44,7 @@ class ScanConfig:
     )
     device: str = _as_in_defend("device")
     preset: str = _as_in_defend("preset", group="the run")
-    seed: int = _as_in_defend("seed", help="same seed, same machine: same scores")
+    seed: int = _as_in_defend("seed", help="same seed, same machine: same probabilities")
     workers: int = option(
         0,
         "processes of one thread each; 0: as many as processors and memory allow, and none of its own for a single model",
@@ -67,8 +67,8 @@ class ScanConfig:
     )
     fail_on: str = _as_in_defend(
         "fail_on",
-        help="what ends with an exit code other than 0: evidence or an unsafe checkpoint; inconclusive: also a score close to "
-        "the threshold, or a model that could not be scanned",
+        help="what ends with an exit code other than 0: evidence or an unsafe checkpoint; inconclusive: also a "
+        "probability between the thresholds, or a model that could not be scanned",
     )
     quiet: bool = _as_in_defend("quiet")
     json: bool = option(

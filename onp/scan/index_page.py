@@ -10,15 +10,17 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from onp.defend.decision import DECISIONS
 from onp.defend.report.names import name_of
 from onp.defend.report.page import COLOURS
+from onp.defend.report.probabilities import in_words
+from onp.detect.probability import learned_verdict
 from onp.scan.config import ScanConfig
 from onp.scan.result import ScanResult
 from onp.version import VERSION
 
 MEANINGS = {
-    "backdoor-evidence": "a class is far easier to reach than the others, as the target class of a backdoor is",
+    "backdoor-evidence": "a backdoor is probable: a class is far easier to reach than the others, as its target is",
     "unsafe": "opening the file could run code, so it was not opened",
-    "inconclusive": "the highest score is close to the threshold; scan with --preset thorough, another seed or more images",
-    "no-backdoor-evidence": "no class stands out; that is no proof that there is no backdoor",
+    "inconclusive": "neither answer is safe; scan with --preset thorough, another seed or more images",
+    "no-backdoor-evidence": "a backdoor is improbable; that is no proof that there is none",
     "unusable": "something given does not fit it, or the file is damaged",
     "crashed": "its process ended, perhaps for want of memory, or onp has an error",
 }
@@ -32,10 +34,10 @@ def index_page(result: ScanResult, config: ScanConfig) -> str:
     # The report's own style, so that a page and those that it links look alike.
     loader = ChoiceLoader([PackageLoader("onp.scan"), PackageLoader("onp.defend.report")])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["probability"] = in_words
     rows = result.rows
     counts = Counter(row.status for row in rows)
     known = {status: counts[status] for status in (*MEANINGS, *DECISIONS) if counts[status]}
-    scores = [max(row.score, row.threshold or 0.0) for row in rows if row.score is not None]
     return environment.get_template("index.html").render(
         rows=rows,
         counts=known,
@@ -43,7 +45,7 @@ def index_page(result: ScanResult, config: ScanConfig) -> str:
         colours=COLOURS_OF_ALL,
         worst=COLOURS_OF_ALL[next(iter(known))],
         left_out=result.others(),
-        highest=max(scores, default=1.0),
+        verdict=learned_verdict(),
         data=name_of(config.data) if config.data else "as the list of models says",
         config=config,
         created=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),

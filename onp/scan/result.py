@@ -13,7 +13,7 @@ from onp.scan.row import Row
 class ScanResult:
     """The rows of all models, and what was left out of the folders."""
 
-    rows: tuple[Row, ...]  #: highest score first, those without a verdict last
+    rows: tuple[Row, ...]  #: highest probability first, those without a verdict last
     left_out: Counter[str] = field(default_factory=Counter)  #: number of other files and folders, by what they are
     text: str | None = None  #: the report of the model, where there is one model only and it was scanned now
 
@@ -22,7 +22,7 @@ class ScanResult:
 
         Args:
             fail_on: "evidence": evidence of a backdoor, or a checkpoint that can run code when it is opened, is 1;
-                "inconclusive": so is a score close to the threshold, and a model that could not be scanned; "never": neither.
+                "inconclusive": so is an inconclusive scan, and a model that could not be scanned; "never": neither.
                 Whatever it is, the code is 2 where no model could be examined.
         """
         if all(row.kind in ("unusable", "crashed") for row in self.rows):

@@ -21,7 +21,7 @@ TEXTS = (
     *("name", "identity", "sha256", "headline", "reason", "warning", "class_name"),
     *("arch", "arch_from", "error", "report", "same_as"),
 )
-NUMBERS = ("bytes", "score", "threshold", "class_index", "acc", "seconds")
+NUMBERS = ("bytes", "probability", "class_index", "acc", "seconds")
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,8 @@ class Row:
     headline: str | None = None
     reason: str | None = None
     warning: str | None = None
-    score: float | None = None  #: the highest detection score of a class
-    threshold: float | None = None  #: from which score on a class counts as the target of a backdoor
-    class_index: int | None = None  #: of the class with that score
+    probability: float | None = None  #: of a backdoor
+    class_index: int | None = None  #: of its most probable target
     class_name: str | None = None
     acc: float | None = None  #: on the clean images, a share
     arch: str | None = None
@@ -65,9 +64,8 @@ class Row:
     def of(name: str, identity: str, outcome: Outcome) -> Row:
         """The verdict of a run."""
         report, names = outcome.report, outcome.diagnostics.class_names
-        found = report.detection.score if report.detection else ()
-        scores = {k: score for k, score in enumerate(found) if math.isfinite(score)}
-        highest = max(scores, key=lambda k: scores[k], default=None)
+        detection = report.detection
+        target = detection.ranking[0] if detection else None
         return Row(
             name,
             identity,
@@ -75,10 +73,9 @@ class Row:
             headline=report.headline,
             reason=report.reason,
             warning=report.warning,
-            score=max(scores.values(), default=None),
-            threshold=report.detection.threshold if report.detection else None,
-            class_index=highest,
-            class_name=names[highest] if highest is not None and highest < len(names) else None,
+            probability=detection.probability if detection else None,
+            class_index=target,
+            class_name=names[target] if target is not None and target < len(names) else None,
             acc=report.before.acc.value if math.isfinite(report.before.acc.value) else None,
             arch=report.model.arch,
         )
@@ -100,10 +97,11 @@ class Row:
 
 
 def in_order(rows: list[Row]) -> list[Row]:
-    """Highest score first, those without a verdict last, unsafe ones first among them; equal ones by name."""
+    """Highest probability first, those without a verdict last, unsafe ones first among them; equal ones by name."""
 
     def key(row: Row) -> tuple[Any, ...]:
         failed = row.decision is None
-        return (failed, FAILURES.index(row.kind) if row.kind else 0, math.inf if row.score is None else -row.score, row.name)
+        probability = math.inf if row.probability is None else -row.probability
+        return (failed, FAILURES.index(row.kind) if row.kind else 0, probability, row.name)
 
     return sorted(rows, key=key)

@@ -6,10 +6,11 @@ import csv
 import io
 from collections.abc import Sequence
 
+from onp.defend.report.probabilities import in_words
 from onp.errors import printable
 from onp.scan.row import Row
 
-COLUMNS = ("name", "status", "score", "threshold", "class_index", "class_name", "acc", "arch", "arch_from", "sha256")
+COLUMNS = ("name", "status", "probability", "class_index", "class_name", "acc", "arch", "arch_from", "sha256")
 MORE = ("bytes", "same_as", "report", "headline", "warning", "error")
 """Further columns of the CSV. Seconds are in results.jsonl alone, so that two scans can be compared line by line."""
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -17,8 +18,10 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 def text_table(rows: Sequence[Row]) -> str:
     """For a terminal: a line a model, and below it the sentence of one that has no verdict."""
-    cells = [("model", "verdict", "score", "class", "ACC", "network")]
-    cells += [(printable(row.name), row.status, _score(row), printable(_class(row), 40), _acc(row), _arch(row)) for row in rows]
+    cells = [("model", "verdict", "probability", "target", "ACC", "network")]
+    cells += [
+        (printable(row.name), row.status, _probability(row), printable(_class(row), 40), _acc(row), _arch(row)) for row in rows
+    ]
     widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     for at in range(len(rows), 0, -1):
@@ -29,11 +32,19 @@ def text_table(rows: Sequence[Row]) -> str:
 
 def markdown(rows: Sequence[Row], summary: str) -> str:
     """A table with a line a model, and the reasons of those without a verdict below it."""
-    head = ("model", "verdict", "score", "class", "ACC", "network", "SHA-256")
+    head = ("model", "verdict", "probability", "target", "ACC", "network", "SHA-256")
     lines = ["# Scan", "", _plain(summary), "", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in rows:
         name = f"[{_plain(row.name)}]({row.report})" if row.report else _plain(row.name)
-        cells = (name, row.status, _score(row), _plain(_class(row)), _acc(row), _plain(_arch(row)), (row.sha256 or "-")[:16])
+        cells = (
+            name,
+            row.status,
+            _probability(row),
+            _plain(_class(row)),
+            _acc(row),
+            _plain(_arch(row)),
+            (row.sha256 or "-")[:16],
+        )
         lines.append(f"| {' | '.join(cells)} |")
     failures = [row for row in rows if row.error is not None]
     if failures:
@@ -59,8 +70,8 @@ def _cell(value: object) -> object:
     return "" if value is None else value
 
 
-def _score(row: Row) -> str:
-    return "-" if row.score is None else f"{row.score:.1f} of {row.threshold:g}"
+def _probability(row: Row) -> str:
+    return "-" if row.probability is None else in_words(row.probability)
 
 
 def _acc(row: Row) -> str:

@@ -28,13 +28,13 @@ def test_cma_es_finds_a_repair_within_its_evaluations(backdoored, features):
     assert float(env.outcome.phi) > start + 0.5
 
 
-def test_a_search_baseline_works_from_clean_images_alone(backdoored, pictures, figures):
+def test_a_search_baseline_works_from_clean_images_alone(backdoored, pictures, figures, plain_verdict):
     done = defence("taylor", "fast")(backdoored.victim, pictures, DefenceConfig(max_acc_drop=0.05))
     acc, asr = figures(prune(backdoored.victim, done.mask))
     assert acc >= 0.9 and asr <= 0.3 and 1 < done.evaluations <= 150
 
 
-def test_a_search_baseline_runs_the_detection_that_onp_runs(backdoored, pictures):
+def test_a_search_baseline_runs_the_detection_that_onp_runs(backdoored, pictures, plain_verdict):
     """Detection, inversion and search problem are those of the pipeline, so their first mask has the same Phi."""
     config, searched = DefenceConfig(max_acc_drop=0.05), []
 
@@ -47,6 +47,6 @@ def test_a_search_baseline_runs_the_detection_that_onp_runs(backdoored, pictures
     bn = bn_statistics(backdoored.victim, joined(splits.build, splits.score))
     detection = detect_targets(backdoored.victim, splits, bn, DetectRun(preset.detect, config.seed))
     target = TargetClass(detection.targets[0], detection.scores, bn_match(backdoored.victim, bn))
-    bank = invert_triggers(backdoored.victim, target, splits, DetectRun(detection.deciding_config, config.seed))
+    bank = invert_triggers(backdoored.victim, target, splits, DetectRun(preset.detect, config.seed))
     problem = build_env(backdoored.victim, splits, bank, bn, SearchRun(preset.search, config.seed))
     assert searched == [float(problem.env.outcome.phi)]

@@ -33,16 +33,18 @@ def test_names_are_stable_and_do_not_hide_modules():
         _ = onp.defence
 
 
-def test_detection_alone(given, small):
+def test_detection_alone(given, small, plain_verdict):
     model, images, labels = given
     found = onp.detect(model, images, labels, norm="none", preset=small.PRESET, quiet=True)
-    assert found.backdoored and found.predicted_target == 0 and len(found.score) == 4
-    assert found.score[0] == max(found.score) >= found.threshold
+    assert found.backdoored and found.predicted_target == 0 and len(found.per_class) == len(found.evidence) == 4
+    assert found.per_class[0] == max(found.per_class) and found.probability >= found.backdoor_from > found.none_below
+    assert sum(found.evidence[0].values()) > sum(found.evidence[1].values())
     assert all(len(index) == 4 for index in found.anomaly_index.values()) and "patch" in found.anomaly_index
     assert found.class_names == tuple("0123") and found.decision == "backdoor-evidence"
 
 
-SCORES = {"patch": (0.5, 7.2, math.nan), "latent": (0.1, 2.0, math.nan)}
+INDEX = {"patch": (0.5, 7.2, math.nan), "latent": (0.1, 2.0, 0.0)}
+ADDED = ({"patch": 0.0, "latent": 0.1}, {"patch": 4.2, "latent": -0.5}, {"patch": 0.0, "latent": 0.0})
 
 
 @pytest.mark.parametrize(
@@ -50,17 +52,18 @@ SCORES = {"patch": (0.5, 7.2, math.nan), "latent": (0.1, 2.0, math.nan)}
     [("backdoor-evidence", "onp.mitigate"), ("inconclusive", "thorough"), ("no-backdoor-evidence", "no proof")],
 )
 def test_evidence_prints_as_five_lines(decision, advice):
-    found = onp.Evidence(True, 1, (0.2, 4.5, math.nan), SCORES, 4.0, ("ant", "<b>\n", "2"), decision)
+    found = onp.Evidence(True, 1, 0.96, (0.02, 0.94, 0.0), ADDED, INDEX, 0.8, 0.2, ("ant", "<b>\n", "2"), decision)
     lines = str(found).splitlines()
     assert repr(found) == str(found) and len(lines) == 5 and lines[0] == f"Decision: {decision}"
-    assert lines[1].endswith("has the highest score, 4.5; the threshold is 4.") and "<b>\\n (1)" in lines[1]
-    assert "patch 7.2, latent 2.0" in lines[2] and "class ant (0) with 0.2, of 3 classes" in lines[3] and advice in lines[4]
+    assert lines[1].endswith("is 96.0 %; evidence from 80.0 % on, none below 20.0 %.")
+    assert "class <b>\\n (1), 94.0 %; log odds patch +4.2, latent -0.5." in lines[2]
+    assert "class ant (0), 2.0 %, of 3 classes" in lines[3] and advice in lines[4]
     assert found.ranking == (1, 0, 2)
     page = found._repr_html_()
-    assert "&lt;b&gt;" in page and "<b>" not in page and page.index("ant") > page.index("4.5") and decision in page
+    assert "&lt;b&gt;" in page and "<b>" not in page and page.index("ant") > page.index("94.0 %") and decision in page
 
 
-def test_one_call_repairs_a_copy(given, small):
+def test_one_call_repairs_a_copy(given, small, plain_verdict):
     model, images, labels = given
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     pixels = (images[:, 0] / 255).numpy().astype(np.float32)

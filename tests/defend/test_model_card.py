@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from helpers.reports import DATA, ORIGINAL, REPAIRED, figures, repaired_report
+from helpers.reports import DATA, ORIGINAL, REPAIRED, figures, made_detection, repaired_report
 
 from onp.defend.report.model_card import model_card
 from onp.defend.report.sections import Tuned
@@ -88,12 +88,14 @@ def test_line_breaks_in_names_break_neither_the_front_matter_nor_the_table(repor
         provenance=made,
         headline=hostile,
         pruned={hostile + "`": [1]},
+        detection=made_detection(class_names=(hostile, "b", "c", "d")),
     )
     head, body = parts(model_card(report))
     assert "owned" in head and "/home" not in head + body
     known = ("library_name", "pipeline_tag", "tags", "# base_model", "# base_model_relation", "# license")
     assert all(line.split(":")[0] in known for line in head.splitlines())
     assert not any(line.startswith(("---", "# owned")) for line in body.splitlines())
-    figures, _, files = body.partition("## Provenance")
-    for table in (figures, files):
+    evidence, _, rest = body.partition("## Before and after")
+    figures, _, files = rest.partition("## Provenance")
+    for table in (evidence, figures, files):
         assert len({line.replace("\\|", "").count("|") for line in table.splitlines() if line.startswith("|")}) == 1

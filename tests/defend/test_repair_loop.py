@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from helpers.made_verdict import made_pass, made_verdict
+from helpers.small_backdoor import FIT
 
 from onp.data.images import joined
 from onp.defend import run_pipeline
@@ -11,10 +13,9 @@ from onp.defend.case import Case
 from onp.defend.config import DefendConfig
 from onp.defend.repair_loop import after_loss, held_out_triggers, repair_targets, target_classes
 from onp.defend.run import Run
-from onp.detect.anomaly import DetectionScores
 from onp.detect.bn_statistics import bn_statistics
 from onp.detect.scan import scan
-from onp.detect.targets import Detection
+from onp.detect.targets import Detection, Pass, ranking
 from onp.engine.metrics import attack_success, predictions
 from onp.errors import InputError
 from onp.model.prune import prune
@@ -39,9 +40,12 @@ def scores(case, bn, small):
     return scan(case.victim, case.clean, bn, Run(DefendConfig(), small.PRESET).detecting())
 
 
-def with_scores(scores, *values):
-    """The same measurements with other scores by class."""
-    return DetectionScores(scores.log_costs, scores.anomaly_index, values)
+VERDICT = made_verdict()
+
+
+def found(scores, *passes, verdict=VERDICT):
+    """A detection with these probabilities by class, in each pass, and what was measured."""
+    return Detection(tuple(made_pass(*each, scores=scores) for each in passes), verdict)
 
 
 def a_run(small, share=0.05, **changes):
@@ -56,19 +60,19 @@ def attack_left(backdoored, victim):
 @pytest.fixture(scope="module")
 def clear(case, bn, scores, small):
     """A clear detection of class 0 and its repair."""
-    detection = Detection(with_scores(scores, 9.0, 5.2, 0.0, 0.0), None, small.PRESET.detect)
+    detection = found(scores, (0.98, 0.3, 0.0, 0.0))
     return detection, repair_targets(case, detection, bn, a_run(small))
 
 
 def test_a_clear_detection_is_one_repair(clear, backdoored, case):
     _, repairs = clear
-    assert repairs.targets == (0,) and repairs.scores_after == () and repairs.works
+    assert repairs.targets == (0,) and repairs.passes_after == () and repairs.works
     assert torch.equal(repairs.mask.keep, repairs.repairs[0].search.mask.keep)
     assert attack_left(backdoored, prune(case.victim, repairs.mask)) < 0.3 < 0.8 < attack_left(backdoored, case.victim)
 
 
 def test_no_target_is_no_repair(case, bn, scores, small):
-    nothing = Detection(with_scores(scores, 3.0, 1.0, 0.0, 0.0), None, small.PRESET.detect)
+    nothing = found(scores, (0.1, 0.02, 0.0, 0.0))
     assert repair_targets(case, nothing, bn, a_run(small)) is None and target_classes(case, nothing, None) == ()
     assert held_out_triggers(case, nothing, (), bn, a_run(small)) == []
 
@@ -90,29 +94,29 @@ def test_the_budget_of_later_repairs_is_what_is_left(case, small, clear):
 
 @pytest.fixture(scope="module")
 def two(case, bn, scores, small):
-    """A second pass with two targets, in which every class reaches the threshold on any network."""
-    config = replace(small.PRESET.detect, threshold=0.0)
-    first, second = with_scores(scores, 6.0, -1.0, 5.5, 0.0), with_scores(scores, 6.0, 5.0, 5.5, 5.4)
-    detection = Detection(first, second, replace(config, scan=replace(config.scan, steps=6)))
-    assert detection.targets == (0, 2, 3)
+    """Several targets, with a verdict by which every class is one on any network."""
+    anything = replace(made_verdict(bias=9.0), backdoor_from=0.0)
+    detection = found(scores, (0.9, 0.5, 0.85, 0.8), (0.9, 0.5, 0.85, 0.8), verdict=anything)
+    assert detection.targets == (0, 2, 3, 1)
     run = a_run(small, 0.2)
+    run = replace(run, preset=replace(run.preset, detect=replace(run.preset.detect, scan=replace(FIT, steps=6))))
     return detection, run, repair_targets(case, detection, bn, run)
 
 
-def test_a_class_that_still_reaches_the_threshold_is_repaired_on_the_repaired_network(case, two):
+def test_a_class_that_is_still_a_target_is_repaired_on_the_repaired_network(case, two):
     detection, run, repairs = two
-    assert repairs.targets[0] == 0 and 1 not in repairs.targets, "class 1 was below the threshold in the first pass"
-    assert len(repairs.scores_after) == len(repairs.repairs) - 1 or repairs.works
+    assert repairs.targets[0] == 0
     first = repairs.repairs[0].search
-    assert first.works and repairs.scores_after, "the first repair left classes open"
+    assert first.works and repairs.passes_after, "the first repair left classes open"
     repaired = replace(case, victim=prune(case.victim, first.mask))
     again = derive_seed(derive_seed(run.seed, "target", 1), "second_pass")
     assert again == run.seed + 10_500
-    settings = replace(run.detecting(), config=detection.deciding_config, seed=again)
-    expected = scan(repaired.victim, case.clean, bn_statistics(repaired.victim, case.searched), settings)
-    assert repairs.scores_after[0].log_costs == expected.log_costs
-    left = [k for k in expected.over(0.0) if k in (2, 3)]
-    assert repairs.targets[1] == left[0], "the one with the highest score is next"
+    settings = replace(run.detecting(), seed=again)
+    bn = bn_statistics(repaired.victim, case.searched)
+    expected = Pass.of(repaired.victim, case.clean, bn, settings, detection.verdict)
+    assert repairs.passes_after[0].scores.log_costs == expected.scores.log_costs
+    left = [k for k in ranking(expected.probabilities) if k != 0]
+    assert repairs.targets[1] == left[0], "the most probable one is next"
     together = first.mask.keep.clone()
     for repair in repairs.repairs[1:]:
         together &= repair.search.mask.keep
@@ -139,7 +143,7 @@ def test_what_one_class_leaves_unrepaired_is_no_repair(case, clear):
     assert not hopeless.works and not both.works and both.targets == (0, 2)
 
 
-def test_a_network_that_cannot_be_repaired_is_left_as_it_is(case, small):
+def test_a_network_that_cannot_be_repaired_is_left_as_it_is(case, small, plain_verdict):
     """Without any accuracy to give, no mask is acceptable that loses an image."""
     run = a_run(small, 0.0, preset=small.PRESET.with_max_acc_drop(0.0))
     impatient = replace(run.preset.search, agent=replace(run.preset.search.agent, max_evaluations=2))
@@ -150,7 +154,7 @@ def test_a_network_that_cannot_be_repaired_is_left_as_it_is(case, small):
     assert report.before.asr_surrogate, "its held-out triggers are measured all the same"
 
 
-def test_a_scan_measures_the_triggers_of_what_it_finds_and_prunes_nothing(case, small):
+def test_a_scan_measures_the_triggers_of_what_it_finds_and_prunes_nothing(case, small, plain_verdict):
     run = Run(DefendConfig(repair=False, quiet=True), small.PRESET)
     outcome = run_pipeline(case, run)
     report = outcome.report
@@ -171,17 +175,16 @@ class Filled(Store):
 
 
 def test_a_wrong_first_target_is_put_right_and_a_resumed_run_agrees(case, bn, scores, small, backdoored, tmp_path):
-    first, second = with_scores(scores, 4.9, 0.0, 5.0, 0.0), with_scores(scores, 6.0, 0.0, 1.0, 0.0)
-    detection = Detection(first, second, small.PRESET.detect)
-    assert first.predicted_target == 2 and detection.targets == (0,)
-    found = []
+    detection = found(scores, (0.6, 0.0, 0.7, 0.0), (0.99, 0.0, 0.1, 0.0))
+    assert detection.passes[0].probabilities.predicted_target == 2 and detection.targets == (0,)
+    done = []
     for kind in (Store, Filled):
         run = a_run(small, store=kind(tmp_path))
         run.begin(case)
         repairs = repair_targets(case, detection, bn, run)
         banks = held_out_triggers(case, detection, repairs.targets, bn, run)
-        found.append((repairs, banks))
-    (repairs, (bank,)), (again, (same,)) = found
+        done.append((repairs, banks))
+    (repairs, (bank,)), (again, (same,)) = done
     assert repairs.works and torch.equal(repairs.mask.keep, again.mask.keep)
     for one, other in zip(bank.surrogates, same.surrogates, strict=True):
         assert one.cost == other.cost and one.success == other.success

@@ -21,7 +21,7 @@ def test_the_report_keeps_to_its_schema(outcome, report_schema):
 def test_detection_keeps_to_the_schema(outcome, report_schema, detection):
     document = json.loads(replace(outcome.report, detection=detection).to_json())
     report_schema.validate(document)
-    assert document["detection"]["score"] == [5.0, 0.1, 0.2, None], "no number is null"
+    assert document["detection"]["anomaly_index"]["patch"] == [5.0, 0.1, 0.2, None], "no number is null"
     assert document["detection"]["surrogates"][0]["bn_match"] is None
 
 

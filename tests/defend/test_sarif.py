@@ -86,9 +86,14 @@ def test_a_trigger_that_works_without_a_detection_is_a_finding(report, check):
     assert result["ruleId"] == "backdoor-evidence" and result["level"] == "error"
 
 
-def test_scores_that_are_no_numbers_are_left_out(report, check):
-    found = check(sarif_of(report))["results"][0]["properties"]
-    assert found["detectionScore"] == 5.0  # of the classes that could be scored
+def test_a_finding_is_ranked_by_its_probability(report, check):
+    (result,) = check(sarif_of(report))["results"]
+    properties = result["properties"]
+    assert result["rank"] == 98.7 and properties["probability"] == 0.987 and properties["backdoorFrom"] == 0.8
+    target = properties["mostProbableTarget"]
+    assert target["class"] == 0 and target["probability"] == 0.97 and target["evidence"]["latent"] == -0.4
+    known = check(sarif_of(replace(report, detection=None)))["results"][0]
+    assert "rank" not in known and "probability" not in known["properties"]
 
 
 def test_a_report_of_a_network_in_memory_has_no_digest(report, check):

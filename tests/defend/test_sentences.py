@@ -1,54 +1,54 @@
 """The prose of a report: which facts it states."""
 
 import pytest
-from helpers.made_findings import detection, figures, findings, images, mask, repair, repairs, scores
+from helpers.made_findings import detection, figures, findings, images, mask, repair, repairs
+from helpers.made_verdict import made_pass
 
 from onp.defend.config import DefendConfig
 from onp.defend.decision import DECISIONS
 from onp.defend.report.advice import NEXT_STEPS, next_steps
-from onp.defend.report.sentences import headline, highest_score, notes, reason, surviving_families
+from onp.defend.report.sentences import headline, most_probable, notes, reason, surviving_families
 
 IMAGES, CONFIG = images(), DefendConfig()
-NOTHING = detection((0.0, 3.2, 0.0, 1.0))
+NOTHING = detection((0.0, 0.1, 0.0, 0.02))
+UNSURE = detection((0.0, 0.4, 0.0, 0.02))
 
 
 def reason_of(decision, found, made, before=None, config=CONFIG):
     return reason(findings(decision, before or figures({}), detection=found, repairs=made), IMAGES, config)
 
 
-def test_no_class_above_the_threshold():
+def test_no_backdoor():
     sentence = reason_of("no-backdoor-evidence", NOTHING, None)
-    assert "threshold of 4" in sentence and "3.2, of class dog" in sentence and "was not changed" in sentence
-    assert "close to it" not in sentence
-    assert "close to it" in reason_of("inconclusive", NOTHING, None)
-    assert highest_score(NOTHING, IMAGES) == "Class dog has the highest detection score, 3.2; the threshold is 4."
+    assert "The probability of a backdoor is 11.8 %, below 20.0 %" in sentence and "was not changed" in sentence
+    assert "class dog (10.0 %)" in sentence and "between" not in sentence
+    unsure = reason_of("inconclusive", UNSURE, None)
+    assert "between 20.0 % and 80.0 %" in unsure and "Other seeds or images" in unsure
+    assert most_probable(NOTHING, IMAGES) == (
+        "The probability of a backdoor is 11.8 %; class dog is its most probable target (10.0 %)."
+    )
 
 
 def test_one_target():
-    sentence = reason_of("repaired", detection((9.0, 3.2, 0.0, 1.0)), repairs(repair(0)))
-    assert sentence.startswith("Class eel was detected") and "score 9.0, threshold 4" in sentence and "3 units were" in sentence
+    sentence = reason_of("repaired", detection((0.95, 0.03, 0.0, 0.01)), repairs(repair(0)))
+    assert sentence.startswith("Class eel was detected") and "(probability 95.0 %, from patch +4.0, latent +1.5" in sentence
+    assert "3 units were" in sentence
 
 
 def test_several_targets_and_what_their_repairs_left():
-    found = detection((6.0, 4.9, 5.5, 0.0), (6.0, 5.0, 5.5, 5.4))
-    both = repairs(repair(0), repair(2), asked=(scores(6.0, 0.3, 4.2, 5.0),))
-    assert "eel (6.0), cat (5.5)" in reason_of("repaired", found, both)
+    found = detection((0.99, 0.5, 0.9, 0.0), (0.99, 0.95, 0.9, 0.0))
+    both = repairs(repair(0), repair(2), after=(made_pass(0.99, 0.03, 0.85, 0.9),))
+    assert found.targets == (0, 2) and "eel (99.0 %), cat (90.0 %)" in reason_of("repaired", found, both)
     first, second = notes(found, both, IMAGES)
-    assert "eel (6.0), cat (5.5), dog (4.9) have similar scores" in first and first.endswith("eel (6.0), cat (5.5), dog (5.0).")
-    assert second == "Scores on the network repaired for class eel: cat (4.2), dog (0.3); cat was repaired next."
+    assert "left open which classes are targets" in first and "dog 50.0 %, then 95.0 %" in first
+    assert second == "On the network repaired for class eel: cat (85.0 %); cat was repaired next."
 
 
-def test_a_narrow_detection_that_a_second_pass_does_not_confirm():
-    (note,) = notes(detection((0.0, 4.6, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0)), None, IMAGES)
-    assert "dog (4.6) is close to the threshold" in note and note.endswith("dog (1.0).")
-
-
-def test_another_class_far_below_the_target():
-    """Why a class over the line is left alone is said, since a page draws it over the line."""
-    found = detection((9.0, 4.6, 0.0, 0.0))
-    (note,) = notes(found, repairs(repair(0)), IMAGES)
-    assert "dog (4.6)" in note and "more than 3 below class eel" in note
-    assert notes(found, repairs(repair(0, works=False)), IMAGES) == ()
+def test_a_detection_that_a_second_pass_does_not_confirm():
+    (note,) = notes(detection((0.0, 0.6, 0.0, 0.0), (0.0, 0.05, 0.0, 0.0)), None, IMAGES)
+    assert "the first pass was inconclusive" in note and "60.0 % in the first pass and 5.0 % in the second" in note
+    assert "dog 60.0 %, then 5.0 %" in note
+    assert notes(detection((0.97, 0.6, 0.0, 0.0)), repairs(repair(0)), IMAGES) == (), "one pass"
 
 
 def test_a_known_trigger():
@@ -58,14 +58,14 @@ def test_a_known_trigger():
 
 
 def test_what_one_class_leaves_unrepaired():
-    found = detection((6.0, 4.9, 5.5, 0.0), (6.0, 5.0, 5.5, 0.0))
+    found = detection((0.99, 0.1, 0.9, 0.0), (0.99, 0.1, 0.9, 0.0))
     sentence = reason_of("not-repairable", found, repairs(repair(0), repair(2, False)))
     assert "A mask was found for class eel, but none for class cat" in sentence and "90 %" in sentence
 
 
 @pytest.mark.parametrize(("required", "advice"), [(0.0231, 0.025), (0.025, 0.025), (0.004, None), (None, None), (0.999, None)])
 def test_a_refusal_names_the_budget_that_would_have_sufficed(required, advice):
-    sentence = reason_of("not-repairable", detection((6.0, 0.0, 0.0, 0.0)), repairs(repair(0, False, required)))
+    sentence = reason_of("not-repairable", detection((0.98, 0.0, 0.0, 0.0)), repairs(repair(0, False, required)))
     assert ("--max-acc-drop" in sentence) is (advice is not None)
     assert advice is None or f" --max-acc-drop {advice} would allow a mask" in sentence
 
@@ -75,14 +75,15 @@ def test_few_images_are_counted_and_a_scan_is_not():
     sentence = reason(found, images(32), CONFIG)
     assert "needs 50 clean images and 32 were given, 18 too few" in sentence and "--force" in sentence
     scan = reason(found, images(32), DefendConfig(repair=False))
-    assert scan == "Class eel was detected as the target of a backdoor (score 5.0, threshold 4). The model was not changed."
+    assert scan.startswith("Class eel was detected as the target of a backdoor (probability 98.0 %, from patch +4.0")
+    assert scan.endswith("in log odds). The model was not changed.")
 
 
 def test_what_survives_is_named():
     left = figures({"patch": 53, "warp": 40})
     found = findings("partly-repaired", figures({"patch": 98, "warp": 98}), left, repairs=repairs(repair(0)), mask=mask(40))
     assert headline(found, IMAGES) == (
-        "Evidence of a backdoor; 40 units pruned; patch triggers still reach 53.0 %, "
+        "Evidence of a backdoor (probability 98.0 %); 40 units pruned; patch triggers still reach 53.0 %, "
         "of clean networks 19 in 20 stay below 20.0 %."
     )
     (survivor,) = found.survivors
@@ -95,14 +96,15 @@ def test_headlines_say_what_was_measured():
     repaired = findings("repaired", figures({"patch": 98, "warp": 90}), figures({"patch": 3, "warp": 12}), mask=mask(40))
     known = findings("repaired", figures({"known": 98}), figures({"known": 1}), mask=mask(1), detection=None)
     refused, scanned = (findings(decision, figures({"patch": 98})) for decision in ("not-repairable", "backdoor-evidence"))
-    clean, unsure = (findings(name, figures({}), detection=NOTHING) for name in ("no-backdoor-evidence", "inconclusive"))
+    clean = findings("no-backdoor-evidence", figures({}), detection=NOTHING)
+    unsure = findings("inconclusive", figures({}), detection=UNSURE)
     assert [headline(found, IMAGES) for found in (repaired, known, refused, scanned, clean, unsure)] == [
-        "Evidence of a backdoor; 40 units pruned; the strongest surrogate trigger still reaches 12.0 %.",
+        "Evidence of a backdoor (probability 98.0 %); 40 units pruned; the strongest surrogate trigger still reaches 12.0 %.",
         "Evidence of a backdoor; 1 unit pruned; the given trigger still reaches 1.0 %.",
-        "Evidence of a backdoor; no mask within the accuracy budget removes it, and nothing was changed.",
-        "Evidence of a backdoor; the highest detection score is 5.0, the threshold 4; nothing was changed.",
-        "No evidence of a backdoor was found; the highest detection score is 3.2, the threshold 4.",
-        "Inconclusive; the highest detection score, 3.2, is close to the threshold of 4.",
+        "Evidence of a backdoor (probability 98.0 %); no mask within the accuracy budget removes it, and nothing was changed.",
+        "Evidence of a backdoor (probability 98.0 %); nothing was changed.",
+        "No evidence of a backdoor was found; its probability is 11.8 %.",
+        "Inconclusive; the probability of a backdoor is 41.2 %.",
     ]
 
 

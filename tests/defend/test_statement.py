@@ -36,6 +36,7 @@ def test_it_is_valid_and_about_both_checkpoints(report):
     ]  # fmt: skip
     assert found.predicate_type == PREDICATE
     document = json.loads(text)
+    assert document["predicate"]["probability"] == report.detection.probability
     assert document["_type"] == "https://in-toto.io/Statement/v1"
     predicate = document["predicate"]
     assert predicate["reports"] == [{"name": "report.json", "digest": {"sha256": hashlib.sha256(b"{}").hexdigest()}}]

@@ -19,19 +19,19 @@ from onp.detect.known_trigger import KnownTrigger
 from onp.engine.metrics import Share
 
 STRONG, WEAK = figures({"patch": 98, "warp": 97}), figures({"patch": 20, "warp": 50})
-DETECTED = detection((5.0, 1.0, 0.0, 0.0))
+DETECTED = detection((0.98, 0.01, 0.0, 0.0))
 
 
 @pytest.mark.parametrize(
-    ("score", "decision"),
-    [(2.9, "no-backdoor-evidence"), (3.0, "inconclusive"), (3.99, "inconclusive"), (4.0, "backdoor-evidence")],
+    ("probability", "decision"),
+    [(0.19, "no-backdoor-evidence"), (0.21, "inconclusive"), (0.79, "inconclusive"), (0.81, "backdoor-evidence")],
 )
-def test_a_score_close_to_the_threshold_is_inconclusive(score, decision):
-    assert decide(detection((0.0, score, 0.0, 0.0)), None, audit(figures({}), targets=())) == decision
+def test_a_probability_between_the_thresholds_is_inconclusive(probability, decision):
+    assert decide(detection((0.0, probability, 0.0, 0.0)), None, audit(figures({}), targets=())) == decision
 
 
-def test_the_pass_that_decides_is_the_last_one():
-    unconfirmed = detection((0.0, 4.5, 0.0, 0.0), (0.0, 3.5, 0.0, 0.0))
+def test_both_passes_decide():
+    unconfirmed = detection((0.0, 0.7, 0.0, 0.0), (0.0, 0.3, 0.0, 0.0))
     assert decide(unconfirmed, None, audit(figures({}), targets=())) == "inconclusive"
 
 
@@ -67,7 +67,7 @@ def test_with_several_targets_the_family_counts_and_not_its_name():
 @pytest.mark.parametrize("true", [None, 0, 100])
 def test_the_true_trigger_has_no_say(true):
     before, after = figures({"patch": 98}, true), figures({"patch": 3}, true)
-    nothing = detection((0.0, 1.0, 0.0, 0.0))
+    nothing = detection((0.0, 0.1, 0.0, 0.0))
     assert decide(nothing, None, audit(before)) == "no-backdoor-evidence"
     assert decide(DETECTED, repairs(repair(0)), audit(before, after), reference=REFERENCE) == "repaired"
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from helpers.made_findings import detection, figures, findings, images
+from helpers.made_findings import detection, figures, findings
 
 from onp.defend import run_pipeline
 from onp.defend.config import DefendConfig
@@ -13,9 +13,7 @@ from onp.defend.decision import exit_code
 from onp.defend.report.repaired import repaired_notes
 from onp.defend.run import Run
 from onp.defend.verify import compare_mask, mask_beside
-from onp.detect.anomaly import BN_SHIFT, PRIOR_SHIFT, DetectionScores
-from onp.detect.config import DetectConfig
-from onp.detect.targets import Detection
+from onp.detect.anomaly import BN_SHIFT, PRIOR_SHIFT
 from onp.errors import InputError
 from onp.model.checkpoint import Checkpoint
 from onp.model.mask import Mask
@@ -31,12 +29,11 @@ def with_file(victim, folder, mask=None):
 
 
 @pytest.fixture(scope="module")
-def verify(small):
-    """The outcome for a network of the tiny victim's images; four classes are few, hence the threshold."""
-    preset = replace(small.PRESET, detect=replace(small.PRESET.detect, threshold=3.0))
+def verify(small, plain_verdict):
+    """The outcome for a network of the tiny victim's images."""
 
     def run(victim, **known):
-        return run_pipeline(replace(small.case(victim), **{"known_trigger": None} | known), Run(VERIFY, preset, seed=3))
+        return run_pipeline(replace(small.case(victim), **{"known_trigger": None} | known), Run(VERIFY, small.PRESET, seed=3))
 
     return run
 
@@ -45,7 +42,7 @@ def test_a_repaired_network_obeys_no_trigger(outcome, verify, tmp_path, report_s
     """Its own scan once convicted it by what pruning changes in the batch norms."""
     found = verify(with_file(outcome.victim, tmp_path, outcome.mask)).report
     assert found.decision == "no-backdoor-evidence" and found.task == "verify" and exit_code(found.decision) == 0
-    assert found.headline.startswith("No trigger was found that this network obeys; the highest detection score is")
+    assert found.headline.startswith("No trigger was found that this network obeys; the probability of a backdoor is")
     assert found.verification.pruned == found.verification.mask == outcome.mask.pruned() != {}
     assert not found.verification.not_zero and not found.verification.not_named and not found.pruned
     assert not {BN_SHIFT, PRIOR_SHIFT} & set(found.detection.anomaly_index)
@@ -57,7 +54,7 @@ def test_a_network_that_was_not_repaired_obeys_triggers(backdoored, verify, outc
     found = verify(backdoored.victim)
     report = found.report
     assert report.decision == "backdoor-evidence" and report.target_classes == (0,) and exit_code(report.decision) == 1
-    assert "upper left" in report.reason and report.headline.startswith("Evidence of a backdoor; the highest detection score")
+    assert "upper left" in report.reason and report.headline.startswith("Evidence of a backdoor (probability ")
     assert report.verification.mask is None and not report.verification.pruned and report.before.asr_surrogate
     assert any(note.startswith("No unit is pruned") for note in report.notes) and "verification" in report.to_json()
     assert torch.equal(found.mask.keep, torch.ones_like(found.mask.keep)) and "<html" in found.html()
@@ -71,7 +68,7 @@ def test_a_mask_that_is_not_in_the_weights_is_evidence_whatever_the_triggers_say
     found = verify(with_file(outcome.victim, tmp_path, Mask(keep, outcome.mask.layers))).report
     assert found.decision == "backdoor-evidence" and "1 unit is not zero that mask.json names" in found.headline
     assert found.verification.not_zero == {names[0][0]: [back]} and f"({names[0][0]} {back})" in found.reason
-    assert "none reaches the threshold" in found.reason and found.target_classes == ()
+    assert "The probability of a backdoor is" in found.reason and found.target_classes == ()
 
 
 def test_a_given_trigger_is_measured(backdoored, outcome, verify, small):
@@ -110,12 +107,8 @@ def test_a_mask_of_another_network_or_none_at_all(backdoored, outcome, tmp_path)
 
 def test_a_scan_of_a_pruned_network_says_what_it_leaves_out():
     def said(found):
-        return repaired_notes(findings("backdoor-evidence", figures({}), detection=found), images())
+        return repaired_notes(findings("backdoor-evidence", figures({}), detection=found))
 
-    (note,) = said(detection((5.0, 0.0, 0.0, 0.0), pruned=7))
+    (note,) = said(detection((0.98, 0.0, 0.0, 0.0), pruned=7))
     assert note.startswith("7 units are pruned already") and "batch-norm statistics" in note and "onp verify" in note
-    assert said(detection((5.0, 0.0, 0.0, 0.0))) == () == said(None)
-    cheap, even = (0.0, -5.0, 0.0, 0.1), (0.0, 0.0, 0.1, -0.1)
-    scores = DetectionScores.of({"patch": cheap, "warp": cheap, "latent": even}, shortcuts_only=True)
-    _, easy = said(Detection(scores, None, DetectConfig(), 7))
-    assert easy.startswith("Not counted: dog (score 5.0, latent 0.0)")
+    assert said(detection((0.98, 0.0, 0.0, 0.0))) == () == said(None)

@@ -15,7 +15,6 @@ from onp.detect.anomaly import (
     log_costs,
     spread_floor,
 )
-from onp.detect.config import DetectConfig
 
 
 def test_the_index_is_high_for_the_cheap_class_only_and_ignores_the_unit():
@@ -43,7 +42,7 @@ def of_class_7(*indices):
 
 
 def test_several_low_indices_reach_the_threshold_and_a_single_high_one_does_not():
-    threshold = DetectConfig().threshold
+    threshold = 4.0
     assert of_class_7(0.0, 0.0, 0.0, 60.0, 0.0).score[7] == pytest.approx(DETECTOR_LIMIT) and threshold > DETECTOR_LIMIT
     assert of_class_7(0.0, 0.0, 5.0, 5.0, 0.0).score[7] == pytest.approx(2 * DETECTOR_LIMIT) and threshold < 5.0
     several = of_class_7(1.9, 0.9, 1.9, 2.4, 1.9)
@@ -86,11 +85,11 @@ def test_the_scores_of_some_detectors_are_those_of_a_scan_with_only_these():
 def test_where_only_shortcuts_count_a_class_that_triggers_reach_easily_does_not():
     """As a natural class of a repaired network: cheap triggers of several families, and no shortcut in feature space."""
     easy = of_class_7(0.9, 1.9, 0.0, 3.5, 2.5)
-    assert easy.score[7] > DetectConfig().threshold
+    assert easy.score[7] > 4.0
     repaired = DetectionScores.of(easy.log_costs, shortcuts_only=True)
     assert max(repaired.score) == 0 and repaired.easy.score == easy.score and repaired.anomaly_index == easy.anomaly_index
     shortcut = DetectionScores.of(of_class_7(1.1, 1.9, 0.0, 3.5, 2.5).log_costs, shortcuts_only=True)
-    assert shortcut.score[7] > DetectConfig().threshold
+    assert shortcut.score[7] > 4.0
     some = ("latent", "patch")
     assert max(repaired.only(some).score) == 0 < max(easy.only(some).score), "parts of the scores are counted alike"
     without = {name: costs for name, costs in easy.log_costs.items() if name != "latent"}

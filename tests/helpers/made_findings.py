@@ -4,14 +4,13 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
+from helpers.made_verdict import made_pass, made_verdict
 
 from onp.data.images import ImageSet
 from onp.defend.clean_reference import CleanReference
 from onp.defend.evaluation import Evaluation
 from onp.defend.report.audit import Audit, AuditSet, Figures, HeldOutTriggers
 from onp.defend.verdict import Findings
-from onp.detect.anomaly import DetectionScores
-from onp.detect.config import DetectConfig
 from onp.detect.targets import Detection
 from onp.engine.metrics import Share
 from onp.engine.scoring import TriggeredBatch
@@ -25,12 +24,9 @@ def images(count=1):
     return ImageSet(torch.zeros(count, 1, 8, 8, dtype=torch.uint8), torch.zeros(count, dtype=torch.int64), NAMES)
 
 
-def scores(*values):
-    return DetectionScores({}, {}, values)
-
-
-def detection(first, second=None, pruned=0):
-    return Detection(scores(*first), None if second is None else scores(*second), DetectConfig(), pruned)
+def detection(*passes, pruned=0):
+    """Of one or two passes, each the probabilities of the classes; two detectors speak for every class."""
+    return Detection(tuple(made_pass(*each, patch=4.0, latent=1.5) for each in passes), made_verdict(), pruned)
 
 
 def repair(target, works=True, required=None):
@@ -45,10 +41,10 @@ def mask(pruned=3):
     return Mask(keep, (("first", 72),))
 
 
-def repairs(*each, asked=()):
+def repairs(*each, after=()):
     works = all(one.search.works for one in each)
     targets = tuple(one.target for one in each)
-    return SimpleNamespace(repairs=each, scores_after=asked, mask=mask(), works=works, targets=targets)
+    return SimpleNamespace(repairs=each, passes_after=after, mask=mask(), works=works, targets=targets)
 
 
 def figures(surrogates, true=None):
@@ -72,5 +68,5 @@ def audit(before, after=None, targets=((0, None),)):
 
 def findings(decision, before, after=None, **more):
     """Of class 0 unless `more` says otherwise."""
-    found = Findings(detection((5.0, 1.0, 0.0, 0.0)), None, decision, mask(0), audit(before, after), reference=REFERENCE)
+    found = Findings(detection((0.98, 0.01, 0.0, 0.0)), None, decision, mask(0), audit(before, after), reference=REFERENCE)
     return replace(found, **more)

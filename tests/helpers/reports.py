@@ -1,5 +1,7 @@
 """A report of a repair, made without a network."""
 
+from dataclasses import replace
+
 import torch
 
 from onp.defend.config import DefendConfig
@@ -30,12 +32,30 @@ def figures(acc: int, patch: int, warp: int, attacked: int) -> Figures:
     return Figures(Share(acc, 100), surrogates, asr, ra, Share(1, 90), torch.full((100, 4), 0.25))
 
 
+def made_detection(**changes) -> DetectionSection:
+    """Of four classes, of which class 0 is the target; triggers were inverted for the first three."""
+    index = (5.0, 0.1, 0.2, float("nan"))
+    section = DetectionSection(
+        probability=0.987,
+        per_class=(0.97, 0.01, 0.006, 0.001),
+        class_names=("a", "b", "c", "d"),
+        evidence={"patch": (4.5, 0.0, 0.0, 0.0), "warp": (1.2, 0.3, 0.0, 0.0), "latent": (-0.4, 0.0, 0.1, 0.0)},
+        anomaly_index={"patch": index, "warp": index},
+        backdoor_from=0.8,
+        none_below=0.2,
+        passes=((0.97, 0.01, 0.006, 0.001),),
+        after_repairs=(),
+        surrogates=(),
+    )
+    return replace(section, **changes)
+
+
 def repaired_report() -> Report:
-    """Six units of two layers pruned; class 1 could not be scored."""
+    """Six units of two layers pruned."""
     return Report(
         decision="repaired",
         headline="Evidence of a backdoor; 6 units pruned; the strongest surrogate trigger still reaches 12.2 %.",
-        reason="Class a was detected as the target of a backdoor (score 5.0, threshold 4).",
+        reason="Class a was detected as the target of a backdoor (probability 97.0 %).",
         warning=None,
         next_steps=("Measure the repaired checkpoint.",),
         notes=(),
@@ -43,7 +63,7 @@ def repaired_report() -> Report:
         target_name="a",
         model=ModelSection("net one.pt", "mynet:Net", (1, 8, 8), 4, (PrunableLayer("conv", 8), PrunableLayer("fc.0", 16)), ()),
         data=DataSection("clean", 250, 75, 75, 100, "half", None),
-        detection=DetectionSection((5.0, float("nan"), 0.1, 0.2), {"patch": (3.5, 0.1, 0.2, 0.3)}, 4.0, None, (), ()),
+        detection=made_detection(),
         before=figures(95, 90, 80, 85),
         after=figures(94, 5, 11, 2),
         clean_reference=ReferenceSection(24, "2026-11-29", {"patch": 0.2, "warp": None}),

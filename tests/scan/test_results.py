@@ -18,18 +18,23 @@ from onp.scan.tables import comma_separated, markdown, text_table
 
 CLEAN = Row(
     *("clean.pt", "1" * 64, "a" * 64, 100),
-    *("no-backdoor-evidence", "No evidence.", "Because.", None, 1.25, 4.0, 0, "Bag", 0.9, "vit"),
+    *("no-backdoor-evidence", "No evidence.", "Because.", None, 0.04, 0, "Bag", 0.9, "vit"),
 )
 BAD = replace(
-    CLEAN, name="=b|<script>.pt", identity="2" * 64, decision="backdoor-evidence", score=7.5, report="models/b-1/report.html"
+    CLEAN,
+    name="=b|<script>.pt",
+    identity="2" * 64,
+    decision="backdoor-evidence",
+    probability=0.985,
+    report="models/b-1/report.html",
 )
-CLOSE = replace(CLEAN, name="close.pt", identity="3" * 64, decision="inconclusive", score=3.5, arch_from="weights")
+CLOSE = replace(CLEAN, name="close.pt", identity="3" * 64, decision="inconclusive", probability=0.4, arch_from="weights")
 UNSAFE = Row("pickled.pt", "4" * 64, kind="unsafe", error="pickled.pt holds pickled Python objects.")
 BROKEN = Row("a-broken.pt", "5" * 64, kind="unusable", error="a-broken.pt is damaged\x1b[2J.")
 ROWS = (BAD, CLOSE, CLEAN, UNSAFE, BROKEN)
 
 
-def test_highest_scores_come_first_and_failures_last():
+def test_the_most_probable_backdoor_comes_first_and_failures_last():
     assert in_order([BROKEN, UNSAFE, CLEAN, CLOSE, BAD]) == list(ROWS)
 
 
@@ -42,7 +47,10 @@ def test_a_row_is_a_line_of_json():
 
 @pytest.mark.parametrize(
     "changed",
-    [{"name": 3}, {"score": "7"}, {"decision": "guilty"}, {"decision": None}, {"kind": "unsafe"}, {"sarif": 1}, {"more": 1}],
+    [
+        *({"name": 3}, {"probability": "7"}, {"decision": "guilty"}, {"decision": None}),
+        *({"kind": "unsafe"}, {"sarif": 1}, {"more": 1}),
+    ],
 )
 def test_a_row_of_another_shape_is_damaged(tmp_path, changed):
     (tmp_path / "results.jsonl").write_text(CLEAN.to_json() + "\n" + json.dumps(json.loads(BAD.to_json()) | changed) + "\n")
@@ -90,11 +98,11 @@ def test_tables_say_the_same_and_names_cannot_pass_for_anything_else():
     text = text_table(ROWS)
     assert "vit (from the weights)" in text and "\x1b" not in text and "a-broken.pt is damaged\\x1b" in text
     table = markdown(ROWS, result.summary())
-    assert r"| [=b\|\<script\>.pt](models/b-1/report.html) | backdoor-evidence | 7.5 of 4 | Bag | 90.0 % |" in table
+    assert r"| [=b\|\<script\>.pt](models/b-1/report.html) | backdoor-evidence | 98.5 % | Bag | 90.0 % |" in table
     assert "- pickled.pt: unsafe. pickled.pt holds pickled Python objects." in table
     lines = list(csv.DictReader(io.StringIO(comma_separated(ROWS))))
     assert [line["name"] for line in lines] == ["'=b|<script>.pt", "close.pt", "clean.pt", "pickled.pt", "a-broken.pt"]
-    assert lines[0]["score"] == "7.5" and lines[3]["status"] == "unsafe" and lines[3]["score"] == ""
+    assert lines[0]["probability"] == "0.985" and lines[3]["status"] == "unsafe" and lines[3]["probability"] == ""
 
 
 def test_the_page_links_reports_and_filters_without_scripts(tmp_path):

@@ -53,8 +53,8 @@ def check_rows(out, report_schema):
     assert set(rows) == {*SCANNED, *FAILED}
     assert {name: row["kind"] for name, row in rows.items() if "kind" in row} == FAILED
     assert list(rows)[4:] == ["pickled.pt", "broken.safetensors", "other.pth", "pointer.pt2"], "failures are last"
-    scores = [rows[name]["score"] for name in list(rows)[:4]]
-    assert scores == sorted(scores, reverse=True), "the highest score comes first"
+    found = [rows[name]["probability"] for name in list(rows)[:4]]
+    assert found == sorted(found, reverse=True), "the highest probability comes first"
     twice = [rows[name] for name in ("again.safetensors", "clean.safetensors")]
     assert [row.get("same_as") for row in twice] == [None, "again.safetensors"]
     assert twice[0]["report"] == twice[1]["report"] and twice[0]["seconds"] == twice[1]["seconds"], "scanned once"

@@ -71,6 +71,8 @@ def _model(report: Report, digest: FileDigest | None, which: str, ancestor: Comp
     notes = REPAIR + ("" if report.tuned is None else TRAINED.format(report.tuned.method))
     name = digest.name if digest else (report.model.path or "model").partition("::")[0]
     found = {"onp:decision": report.decision, "onp:task": report.task, "onp:seed": str(report.config.seed)}
+    if report.detection is not None:
+        found["onp:probability"] = f"{report.detection.probability:.6f}"
     found = {} if ancestor is None and report.pruned_count else found  # of the file that the BOM is about
     return Component(
         name=name,

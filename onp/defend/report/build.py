@@ -7,6 +7,7 @@ from onp.defend.config import DefendConfig
 from onp.defend.repair_loop import Repairs
 from onp.defend.report.advice import next_steps
 from onp.defend.report.names import arch_name, name_of, named
+from onp.defend.report.probabilities import by_detector
 from onp.defend.report.repaired import repaired_notes
 from onp.defend.report.report import Report
 from onp.defend.report.sections import (
@@ -50,13 +51,13 @@ def build_report(case: Case, run: Run, findings: Findings) -> Report:
             *case.doubts,
             *further_copies(case.victim.checkpoint, findings.decision),
             *notes(detection, repairs, images),
-            *repaired_notes(findings, images),
+            *repaired_notes(findings),
         ),
         target_classes=targets,
         target_name=case.name(targets[0]) if targets else None,
         model=_model(case.victim, config),
         data=_data(case, config),
-        detection=_detection(detection, repairs),
+        detection=_detection(detection, repairs, case),
         before=audit.before,
         after=audit.after,
         clean_reference=_reference(findings),
@@ -103,15 +104,20 @@ def _data(case: Case, config: DefendConfig) -> DataSection:
     )
 
 
-def _detection(detection: Detection | None, repairs: Repairs | None) -> DetectionSection | None:
+def _detection(detection: Detection | None, repairs: Repairs | None, case: Case) -> DetectionSection | None:
     if detection is None:
         return None
+    probabilities = detection.probabilities
     return DetectionSection(
-        score=detection.scores.score,
+        probability=probabilities.backdoor,
+        per_class=probabilities.per_class,
+        class_names=tuple(case.name(k) for k in range(case.victim.classes)),
+        evidence=by_detector(probabilities.evidence),
         anomaly_index=detection.scores.anomaly_index,
-        threshold=detection.config.threshold,
-        first_pass=None if detection.second is None else detection.first.score,
-        after_repairs=tuple(scores.score for scores in repairs.scores_after) if repairs else (),
+        backdoor_from=detection.verdict.backdoor_from,
+        none_below=detection.verdict.none_below,
+        passes=tuple(each.probabilities.per_class for each in detection.passes),
+        after_repairs=tuple(each.probabilities.per_class for each in repairs.passes_after) if repairs else (),
         surrogates=_surrogates(repairs),
     )
 

@@ -6,6 +6,7 @@ import json
 
 from onp.defend.report.environment import hardware, versions
 from onp.defend.report.names import name_of
+from onp.defend.report.probabilities import in_words, rests_on
 from onp.defend.report.report import Report, percent, shares
 from onp.defend.report.sections import FileDigest
 
@@ -30,6 +31,7 @@ def model_card(report: Report) -> str:
         "architecture, names and shapes of the weights are those of the original.",
         *(f"\n{_plain(note)}" for note in report.notes),
         *([f"\n**Warning:** {_plain(report.warning)}"] if report.warning else []),
+        *_detection(report),
         "\n## Before and after\n",
         *_figures(report),
         f"\n## Pruned: {report.pruned_count} of {report.units} units\n",
@@ -58,6 +60,24 @@ def _rest(report: Report) -> str:
         f"all else was then trained on the clean images with {report.tuned.method}, and may differ too. The figures after the "
         "repair are those of the trained network."
     )
+
+
+def _detection(report: Report) -> list[str]:
+    """How probable the backdoor was, and what speaks for each target."""
+    detection = report.detection
+    if detection is None:
+        return []
+    rows = [("target", "probability", "log odds, by detector"), ("---",) * 3]
+    rows += [
+        (_plain(detection.class_names[k]), in_words(detection.per_class[k]), _plain(rests_on(detection.evidence_of(k))))
+        for k in report.target_classes
+    ]
+    probability, least = in_words(detection.probability), in_words(detection.backdoor_from)
+    return [
+        "\n## Evidence in the original\n",
+        f"Probability of a backdoor: {probability}; evidence from {least} on.\n",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
 
 
 def _figures(report: Report) -> list[str]:

@@ -18,14 +18,14 @@ from torch import Tensor
 from onp.defend.decision import Decision
 from onp.defend.report.diagnostics import Diagnostics
 from onp.defend.report.environment import hardware, versions
+from onp.defend.report.probabilities import in_words, strongest
 from onp.defend.report.report import ACC, ASR_CLEAN, RA_TRUE, Report, shares
-from onp.defend.verdict import CLOSE
 from onp.detect.known_trigger import KNOWN
 from onp.engine.metrics import Share
 
 # Pixels of the longer side, so that a page with many images stays small: of triggers, and of images whose class changed.
 PICTURE, THUMBNAIL = 224, 96
-CLASSES_SHOWN = 20  # most bars of detection scores; the table below them holds all classes
+CLASSES_SHOWN = 10  # most bars of probabilities; the table below them holds all classes
 LAYERS_SHOWN = 24  # of networks with more layers only those that lost units are drawn
 
 COLOURS: dict[Decision, str] = {
@@ -49,14 +49,13 @@ def render(report: Report, diagnostics: Diagnostics) -> str:
     )
     environment.filters["percent"] = lambda value, digits=1: f"{100 * value:.{digits}f}\u202f%"
     environment.filters |= {"png": png, "thumbnail": partial(png, side=THUMBNAIL)}
-    environment.filters |= {"options": options, "date": date}
+    environment.filters |= {"options": options, "date": date, "probability": in_words}
     environment.globals |= {"difference": difference, "clean_words": clean_words}
     names = diagnostics.class_names
     # The network may know classes of which no image was given.
     environment.globals["class_name"] = lambda k: names[k] if 0 <= k < len(names) else f"class {k}" if k >= 0 else "unknown"
     settings = dataclasses.asdict(report.config)
     rows, classes = _rows(report), _classes(report)
-    threshold = report.detection.threshold if report.detection else 0.0
     return environment.get_template("report.html").render(
         report=report,
         diagnostics=diagnostics,
@@ -66,8 +65,7 @@ def render(report: Report, diagnostics: Diagnostics) -> str:
         strongest=_strongest_surrogate(rows),
         classes=classes,
         classes_shown=CLASSES_SHOWN,
-        close=threshold - CLOSE,
-        others_over=any(row.score >= threshold and row.k not in report.target_classes for row in classes),
+        evidence=_evidence(report),
         layers=_layers(report, {"bad": report.pruned}),
         checked=_checked(report),
         layers_shown=LAYERS_SHOWN,
@@ -187,21 +185,29 @@ def _checked(report: Report) -> list[Strip]:
 
 
 @dataclass(frozen=True)
-class ClassScore:
-    """The detection score of class k, and the anomaly index that each detector gives it."""
+class TargetClass:
+    """The probability that class k is a target, and the anomaly index that each detector gives it."""
 
     k: int
-    score: float
+    probability: float
     anomaly_index: dict[str, float]
 
 
-def _classes(report: Report) -> list[ClassScore]:
-    """Highest score first; empty where the trigger was known."""
-    if report.detection is None:
+def _classes(report: Report) -> list[TargetClass]:
+    """The most probable one first; empty where the trigger was known."""
+    detection = report.detection
+    if detection is None:
         return []
-    indices = report.detection.anomaly_index
-    rows = [
-        ClassScore(k, score, {name: values[k] for name, values in indices.items()})
-        for k, score in enumerate(report.detection.score)
+    indices = detection.anomaly_index
+    return [
+        TargetClass(k, detection.per_class[k], {name: values[k] for name, values in indices.items()}) for k in detection.ranking
     ]
-    return sorted(rows, key=lambda row: -row.score)
+
+
+def _evidence(report: Report) -> dict[int, list[tuple[str, float]]]:
+    """What the detectors add to the log odds of the target classes, or else of the most probable one; strongest first."""
+    detection = report.detection
+    if detection is None:
+        return {}
+    shown = report.target_classes or detection.ranking[:1]
+    return {k: strongest(detection.evidence_of(k), len(detection.evidence)) for k in shown}

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from onp.data.images import ImageSet
+from onp.defend.report.probabilities import found, in_words, not_found
 from onp.defend.report.sections import Verification
 from onp.defend.verdict import WEAK_TRIGGER, Findings
-from onp.detect.anomaly import LATENT
 from onp.detect.known_trigger import KNOWN
-from onp.detect.targets import Detection
 from onp.engine.metrics import Share
 from onp.errors import first_few
 
@@ -25,13 +24,13 @@ def verified_headline(findings: Findings) -> str | None:
     known = known_asr(findings)
     if known is not None and known.value >= WEAK_TRIGGER:
         return f"Evidence of a backdoor; the given trigger still reaches {100 * known.value:.1f} %."
-    score = f"the highest detection score is {max(detection.scores.score):.1f}, the threshold {detection.config.threshold:g}"
+    probability = in_words(detection.probabilities.backdoor)
     match findings.decision:
         case "backdoor-evidence":
-            return f"Evidence of a backdoor; {score}."
+            return f"Evidence of a backdoor (probability {probability})."
         case "inconclusive":
-            return f"Inconclusive; {score}, which is close to it."
-    return f"No trigger was found that this network obeys; {score}."
+            return f"Inconclusive; the probability of a backdoor is {probability}."
+    return f"No trigger was found that this network obeys; the probability of a backdoor is {probability}."
 
 
 def verified_reason(findings: Findings, images: ImageSet) -> str | None:
@@ -44,7 +43,7 @@ def verified_reason(findings: Findings, images: ImageSet) -> str | None:
     verification, detection = findings.verification, findings.detection
     if verification is None or detection is None:
         return None
-    sentences, threshold, scores = [], detection.config.threshold, detection.scores
+    sentences = []
     if verification.not_zero:
         count, named = _count(verification.not_zero), _count(verification.mask or {})
         sentences.append(
@@ -54,14 +53,8 @@ def verified_reason(findings: Findings, images: ImageSet) -> str | None:
     known = known_asr(findings)
     if known is not None:
         sentences.append(f"The given trigger leads {100 * known.value:.1f} % of the images to its class (n = {known.n}).")
-    listed = ", ".join(f"{images.name(k)} ({scores.score[k]:.1f})" for k in detection.targets)
-    highest = scores.predicted_target
-    sentences.append(
-        f"Fresh triggers were inverted for every class: {listed} reached the threshold of {threshold:g}."
-        if listed
-        else f"Fresh triggers were inverted for every class, and none reaches the threshold of {threshold:g}: the highest "
-        f"score is {scores.score[highest]:.1f}, of class {images.name(highest)}."
-    )
+    targets = detection.targets
+    sentences.append(f"{found(detection, targets, images)}." if targets else not_found(detection, images))
     return " ".join(sentences)
 
 
@@ -71,39 +64,18 @@ def known_asr(findings: Findings) -> Share | None:
     return next((measured[name] for name, family in data.families.items() if family == KNOWN and name in measured), None)
 
 
-def repaired_notes(findings: Findings, images: ImageSet) -> tuple[str, ...]:
-    """What pruned units mean for the scores, and what the weights say of a mask; empty where there is nothing to add.
-
-    Args:
-        findings: of the run.
-        images: whose class names to use.
-    """
+def repaired_notes(findings: Findings) -> tuple[str, ...]:
+    """What pruned units mean for detection, and what the weights say of a mask; empty where there is nothing to add."""
     detection, verification = findings.detection, findings.verification
     if verification is not None:
-        first = _of_mask(verification)
-    elif detection is not None and detection.pruned:
-        first = (
+        return _of_mask(verification)
+    if detection is not None and detection.pruned:
+        return (
             f"{_are(detection.pruned)} pruned already in the network as given. Pruning changes what batch norms read, so the "
             "detectors that compare batch-norm statistics have no say; onp verify asks whether a repaired network still obeys "
             "triggers.",
         )
-    else:
-        return ()
-    return first + (() if detection is None else easy_classes(detection, images))
-
-
-def easy_classes(detection: Detection, images: ImageSet) -> tuple[str, ...]:
-    """The classes that would reach the threshold and do not count, in a sentence; empty where there are none."""
-    scores = detection.scores
-    every = scores.easy.score if scores.shortcuts_only else scores.score
-    classes = [k for k, score in enumerate(every) if score >= detection.config.threshold and not scores.score[k]]
-    if not classes:
-        return ()
-    each = (f"{images.name(k)} (score {every[k]:.1f}, {LATENT} {scores.anomaly_index[LATENT][k]:.1f})" for k in classes)
-    return (
-        f"Not counted: {', '.join(each)}. Triggers reach such a class easily, but the features hold no shortcut to it, as they "
-        "do to the target of a backdoor.",
-    )
+    return ()
 
 
 def _of_mask(verification: Verification) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from onp.defend.decision import Decision
 from onp.defend.presets import Preset
 from onp.defend.report.audit import Figures, der
 from onp.defend.report.environment import hardware, versions
+from onp.defend.report.probabilities import in_words, rests_on
 from onp.defend.report.sections import (
     BudgetSection,
     DataSection,
@@ -33,6 +34,7 @@ from onp.model.shrink import Shrunk
 
 SCHEMA_VERSION = 1
 WIDTH = 98  # columns of wrapped text
+CLASSES_SHOWN = 3  # most probable targets in the text
 ACC, ASR_CLEAN, ASR_TRUE, RA_TRUE = "ACC, clean images", "ASR without a trigger", "ASR, true trigger", "RA, true trigger"
 
 
@@ -45,7 +47,7 @@ class Report:
     reason: str  #: a few sentences
     warning: str | None  #: what must be known before the report is acted upon
     next_steps: tuple[str, ...]  #: what to do, the first thing first
-    notes: tuple[str, ...]  #: sentences on other classes near or above the threshold, and on further copies of the weights
+    notes: tuple[str, ...]  #: sentences on a second pass of detection, and on further copies of the weights
     target_classes: tuple[int, ...]  #: all that there is evidence for, the first one first
     target_name: str | None  #: of the first one
     model: ModelSection
@@ -137,6 +139,7 @@ class Report:
         lines = [*textwrap.wrap(self.headline, WIDTH), f"Decision: {self.decision}"]
         for sentence in (self.reason, *self.notes, *([f"Warning: {self.warning}"] if self.warning else [])):
             lines += textwrap.wrap(sentence, WIDTH, initial_indent="  ", subsequent_indent="  ")
+        lines += self._most_probable()
         lines.append("")
         lines += self._figures()
         if self.tuned is not None:
@@ -154,6 +157,18 @@ class Report:
             lines += textwrap.wrap(step, WIDTH, initial_indent="- ", subsequent_indent="  ")
         lines += ["", f"{self._masks()}{self.budget.wall_seconds:.0f} s in all"]
         return "".join(f"{printable(line, longest=None)}\n" for line in lines)
+
+    def _most_probable(self) -> list[str]:
+        """The classes that are most probably targets, with what speaks for each."""
+        detection = self.detection
+        if detection is None:
+            return []
+        rows: list[tuple[str, ...]] = [("most probable targets", "probability", "log odds, by detector")]
+        rows += [
+            (printable(detection.class_names[k], 40), in_words(detection.per_class[k]), rests_on(detection.evidence_of(k), 3))
+            for k in detection.ranking[:CLASSES_SHOWN]
+        ]
+        return ["", *_table(rows)]
 
     def _figures(self) -> list[str]:
         """The table of the figures, without the columns that say nothing."""

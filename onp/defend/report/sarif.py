@@ -15,7 +15,7 @@ from onp.defend.decision import UNUSABLE, exit_code
 from onp.defend.report.names import name_of
 from onp.defend.report.report import Report
 from onp.defend.report.sarif_rules import RULE_OF, RULES, TAXA, descriptors, taxonomies
-from onp.defend.report.sections import FileDigest
+from onp.defend.report.sections import DetectionSection, FileDigest
 from onp.engine.metrics import Share
 from onp.errors import InputError, UnsafeCheckpointError
 from onp.version import VERSION
@@ -104,6 +104,8 @@ def entry_of(report: Report, name: str | None = None) -> Entry:
     result = _result(rule, level, " ".join((report.headline, report.reason, *warning)), digest or name)
     result["locations"] = [{"logicalLocations": _units(report.pruned)}] if report.pruned else [{}]
     result["properties"] = _figures(report)
+    if report.detection is not None and math.isfinite(report.detection.probability):
+        result["rank"] = round(100 * report.detection.probability, 2)  # from 0 to 100, as SARIF has it
     return Entry(_artifact(name, digest), result)
 
 
@@ -156,20 +158,36 @@ def _units(pruned: dict[str, list[int]]) -> list[dict[str, Any]]:
 
 
 def _figures(report: Report) -> dict[str, Any]:
-    """Shares with their exact 95 % intervals, and the scores."""
-    scores = [score for score in report.detection.score if math.isfinite(score)] if report.detection else []
+    """Shares with their exact 95 % intervals, and probabilities."""
     return {
         "decision": report.decision,
         "task": report.task,
         "targetClasses": list(report.target_classes),
         **({"targetName": report.target_name} if report.target_name is not None else {}),
-        **({"detectionScore": max(scores), "threshold": report.detection.threshold} if scores and report.detection else {}),
+        **_probabilities(report.detection),
         "before": _shares(report.before.acc, report.before.asr_surrogate),
         "after": _shares(report.final.acc, report.final.asr_surrogate),
         "prunedUnits": report.pruned_count,
         "units": report.units,
         "seed": report.config.seed,
         "preset": report.config.preset,
+    }
+
+
+def _probabilities(detection: DetectionSection | None) -> dict[str, Any]:
+    """Of a backdoor, and of the most probable target with what speaks for it."""
+    if detection is None or not math.isfinite(detection.probability):
+        return {}
+    target = detection.ranking[0]
+    return {
+        "probability": detection.probability,
+        "backdoorFrom": detection.backdoor_from,
+        "noneBelow": detection.none_below,
+        "mostProbableTarget": {
+            "class": target,
+            "probability": detection.per_class[target],
+            "evidence": {name: value for name, value in detection.evidence_of(target).items() if math.isfinite(value)},
+        },
     }
 
 

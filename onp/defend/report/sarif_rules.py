@@ -72,7 +72,7 @@ RULES = (
         "Inconclusive",
         "note",
         "3.0",
-        "The highest detection score is close to the threshold.",
+        "The probability of a backdoor lies between the two thresholds, where neither answer is safe.",
         "Run again with --preset thorough, with other seeds or with more clean images.",
         ("AML.M0008", "ML10:2023"),
     ),

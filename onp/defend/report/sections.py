@@ -88,16 +88,28 @@ class SurrogateSection:
 
 @dataclass(frozen=True)
 class DetectionSection:
-    """Detection scores by class; see `onp.detect.anomaly`."""
+    """How probable a backdoor is, and what that rests on; see `onp.detect.targets`."""
 
-    score: tuple[float, ...]  #: per class: sum of the clipped anomaly indices
-    anomaly_index: dict[str, tuple[float, ...]]  #: detector -> per class, in robust standard deviations
-    threshold: float  #: score from which a class counts as a backdoor target
-    first_pass: tuple[float, ...] | None  #: scores of the first pass where a second, longer one replaced them
-    after_repairs: tuple[
-        tuple[float, ...], ...
-    ]  #: scores on the pruned network, one tuple for each repair that left classes open
+    probability: float  #: that the network has a backdoor, of all passes together
+    per_class: tuple[float, ...]  #: that the class is the target of one; the sum over the classes is about `probability`
+    class_names: tuple[str, ...]
+    evidence: dict[str, tuple[float, ...]]  #: detector -> per class: what it adds to the log odds
+    anomaly_index: dict[str, tuple[float, ...]]  #: detector -> per class, in robust standard deviations, of the last pass
+    backdoor_from: float  #: probability from which a backdoor is evident
+    none_below: float  #: probability below which there is no evidence of one; between the two a scan is inconclusive
+    passes: tuple[tuple[float, ...], ...]  #: probability per class after each pass of detection, one or two
+    after_repairs: tuple[tuple[float, ...], ...]
+    """Probability per class on the pruned network, one tuple for each repair that left classes open."""
     surrogates: tuple[SurrogateSection, ...]
+
+    @property
+    def ranking(self) -> tuple[int, ...]:
+        """All classes, the most probable target first."""
+        return tuple(sorted(range(len(self.per_class)), key=lambda k: -self.per_class[k]))
+
+    def evidence_of(self, k: int) -> dict[str, float]:
+        """What each detector adds to the log odds of a class."""
+        return {name: values[k] for name, values in self.evidence.items()}
 
 
 @dataclass(frozen=True)

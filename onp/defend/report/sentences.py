@@ -12,11 +12,10 @@ from onp.data.images import ImageSet
 from onp.defend.config import DefendConfig
 from onp.defend.repair_loop import Repairs
 from onp.defend.report.advice import USE_TRIGGER
+from onp.defend.report.probabilities import found, in_words, not_found
 from onp.defend.report.repaired import verified_headline, verified_reason
 from onp.defend.verdict import LEAST_IMAGES, WEAK_TRIGGER, Findings, Survivor
-from onp.detect.anomaly import DetectionScores
-from onp.detect.config import SECOND_PASS_STEPS
-from onp.detect.targets import SEPARATION, Detection
+from onp.detect.targets import Detection, evident, ranking
 
 
 def headline(findings: Findings, images: ImageSet) -> str:
@@ -38,27 +37,34 @@ def headline(findings: Findings, images: ImageSet) -> str:
     parts: tuple[str, ...]
     match findings.decision:
         case "no-backdoor-evidence":
-            parts = ("No evidence of a backdoor was found", *_measured(findings))
+            why = (
+                _given(findings) if detection is None else (f"its probability is {in_words(detection.probabilities.backdoor)}",)
+            )
+            parts = ("No evidence of a backdoor was found", *why)
         case "inconclusive":
             assert detection is not None
-            threshold = f"the threshold of {detection.config.threshold:g}"
-            parts = ("Inconclusive", f"the highest detection score, {max(detection.scores.score):.1f}, is close to {threshold}")
+            parts = ("Inconclusive", f"the probability of a backdoor is {in_words(detection.probabilities.backdoor)}")
         case "not-repairable":
-            parts = ("Evidence of a backdoor", "no mask within the accuracy budget removes it, and nothing was changed")
+            unchanged = "no mask within the accuracy budget removes it, and nothing was changed"
+            parts = (_evident(findings), unchanged)
         case "backdoor-evidence":
-            parts = ("Evidence of a backdoor", *_measured(findings), "nothing was changed")
+            parts = (_evident(findings), *(_given(findings) if detection is None else ()), "nothing was changed")
         case "repaired" | "partly-repaired":
-            parts = ("Evidence of a backdoor", f"{pruned} {'unit' if pruned == 1 else 'units'} pruned", *_left(findings))
+            units = f"{pruned} {'unit' if pruned == 1 else 'units'} pruned"
+            parts = (_evident(findings), units, *_left(findings))
     return "; ".join(parts) + "."
 
 
-def _measured(findings: Findings) -> tuple[str, ...]:
-    """What the evidence is, or why there is none."""
-    detection, before = findings.detection, findings.audit.before
-    if detection is not None:
-        score, threshold = max(detection.scores.score), detection.config.threshold
-        return (f"the highest detection score is {score:.1f}, the threshold {threshold:g}",)
-    return tuple(f"the given trigger reaches {_percent(asr.value)}" for asr in before.asr_surrogate.values())
+def _evident(findings: Findings) -> str:
+    """That there is evidence, and how probable the backdoor is where that was asked."""
+    detection = findings.detection
+    probability = "" if detection is None else f" (probability {in_words(detection.probabilities.backdoor)})"
+    return f"Evidence of a backdoor{probability}"
+
+
+def _given(findings: Findings) -> tuple[str, ...]:
+    """What the given trigger reaches."""
+    return tuple(f"the given trigger reaches {_percent(asr.value)}" for asr in findings.audit.before.asr_surrogate.values())
 
 
 def _left(findings: Findings) -> tuple[str, ...]:
@@ -77,11 +83,11 @@ def _left(findings: Findings) -> tuple[str, ...]:
     return tuple(parts)
 
 
-def highest_score(detection: Detection, images: ImageSet) -> str:
-    """The class with the highest detection score, in a sentence."""
-    highest, threshold = detection.scores.predicted_target, detection.config.threshold
-    score = detection.scores.score[highest]
-    return f"Class {images.name(highest)} has the highest detection score, {score:.1f}; the threshold is {threshold:g}."
+def most_probable(detection: Detection, images: ImageSet) -> str:
+    """The probability of a backdoor and its most probable target, in a sentence."""
+    probabilities, target = detection.probabilities, detection.predicted_target
+    backdoor, of_class = in_words(probabilities.backdoor), in_words(probabilities.per_class[target])
+    return f"The probability of a backdoor is {backdoor}; class {images.name(target)} is its most probable target ({of_class})."
 
 
 def reason(findings: Findings, images: ImageSet, config: DefendConfig) -> str:
@@ -99,17 +105,17 @@ def reason(findings: Findings, images: ImageSet, config: DefendConfig) -> str:
     if repairs is None:
         return _without_repair(findings, images, config)
     targets = [repair.target for repair in repairs.repairs]
-    found = _found(detection, targets, images)
+    evidence = _evidence(detection, targets, images)
     if repairs.works:
         count = int((~repairs.mask.keep).sum())
-        text = f"{found}; {count} {'unit was' if count == 1 else 'units were'} pruned to remove it."
+        text = f"{evidence}; {count} {'unit was' if count == 1 else 'units were'} pruned to remove it."
         return f"{text} {surviving_families(findings.survivors)}" if decision == "partly-repaired" else text
     *done, last = (images.name(k) for k in targets)
     first = f"A mask was found for class {' and '.join(done)}, but none for class {last}: no" if done else "No"
     asr = float(repairs.repairs[-1].search.outcome.asr)
     return (
-        f"{found}. {first} pruning mask within the accuracy budget of {100 * config.max_acc_drop:g} points removes most of the "
-        f"backdoor; the best one leaves an ASR of {100 * asr:.0f} % on the images that masks are scored on. {UNCHANGED}"
+        f"{evidence}. {first} pruning mask within the accuracy budget of {100 * config.max_acc_drop:g} points removes most of "
+        f"the backdoor; the best one leaves an ASR of {100 * asr:.0f} % on the images that masks are scored on. {UNCHANGED}"
         f"{budget_advice(repairs, config.max_acc_drop)}"
     )
 
@@ -118,22 +124,17 @@ def _without_repair(findings: Findings, images: ImageSet, config: DefendConfig) 
     detection = findings.detection
     if findings.decision == "backdoor-evidence":
         targets = [triggers.bank.target for triggers in findings.audit.data.triggers]
-        found, least = _found(detection, targets, images), LEAST_IMAGES
+        evidence, least = _evidence(detection, targets, images), LEAST_IMAGES
         if not config.repair:
-            return f"{found}. {UNCHANGED}"
+            return f"{evidence}. {UNCHANGED}"
         return (
-            f"{found}. {UNCHANGED} A repair needs {least} clean images and {len(images)} were given, {least - len(images)} too "
-            "few: give more, or repair all the same with --force."
+            f"{evidence}. {UNCHANGED} A repair needs {least} clean images and {len(images)} were given, {least - len(images)} "
+            "too few: give more, or repair all the same with --force."
         )
     if detection is None:
         return f"The given trigger works on fewer than {_percent(WEAK_TRIGGER)} of the images. {UNCHANGED}"
-    scores, highest = detection.scores, detection.scores.predicted_target
-    text = (
-        f"No class reaches the detection threshold of {detection.config.threshold:g}: the highest score is "
-        f"{scores.score[highest]:.1f}, of class {images.name(highest)}"
-    )
-    close = ", which is close to it; other seeds or images can change a score by that much"
-    return f"{text}{close if findings.decision == 'inconclusive' else ''}. {UNCHANGED}"
+    again = " Other seeds or images can change that." if findings.decision == "inconclusive" else ""
+    return f"{not_found(detection, images)}{again} {UNCHANGED}"
 
 
 UNCHANGED = "The model was not changed."
@@ -162,45 +163,35 @@ def budget_advice(repairs: Repairs, max_acc_drop: float) -> str:
 
 
 def notes(detection: Detection | None, repairs: Repairs | None, images: ImageSet) -> tuple[str, ...]:
-    """What was measured of classes beside the first target, one sentence each; empty where no other class matters."""
-    if detection is None:
+    """Why there was a second pass of detection, and what became of further classes; empty where there was one pass."""
+    if detection is None or len(detection.passes) == 1:
         return ()
-    threshold = detection.config.threshold
-    reached = detection.first.over(threshold)
-    if detection.second is None:
-        if len(reached) < 2 or repairs is None or not repairs.works:
-            return ()
-        return (
-            f"Also above the threshold: {_scores(reached[1:], detection.first, images)}. Not repaired, because more than "
-            f"{SEPARATION:g} below class {images.name(reached[0])}: such a class is usually close to the target in feature "
-            "space, but it can be a second target.",
-        )
-    sentences = [
-        f"Ambiguous detection: {_scores(reached, detection.first, images)} "
-        f"{'have similar scores' if len(reached) > 1 else 'is close to the threshold'}. All classes were scored again with "
-        f"{SECOND_PASS_STEPS:g} times the inversion steps: {_scores(reached, detection.second, images)}.",
-    ]
+    verdict, (first, second) = detection.verdict, (each.probabilities for each in detection.passes)
+    if first.backdoor >= verdict.backdoor_from:
+        why = "the first pass left open which classes are targets"
+    else:
+        why = "the first pass was inconclusive"
+    sentence = (
+        f"Detection was repeated with other seeds and other images to invert triggers on, because {why}: the probability of a "
+        f"backdoor was {in_words(first.backdoor)} in the first pass and {in_words(second.backdoor)} in the second."
+    )
+    several = sorted({*ranking(first)[:2], *ranking(second)[:2]}, key=lambda k: -first.per_class[k])
+    each = (f"{images.name(k)} {in_words(first.per_class[k])}, then {in_words(second.per_class[k])}" for k in several)
+    sentence += f" By class: {'; '.join(each)}."
+    sentences = [sentence]
     if repairs is not None:
         left = list(detection.targets[1:])
-        for repair, scores in zip(repairs.repairs, repairs.scores_after, strict=False):
-            still = [k for k in scores.over(threshold) if k in left]
+        for repair, after in zip(repairs.repairs, repairs.passes_after, strict=False):
+            still = [k for k in evident(after.probabilities, verdict) if k in left]
             next_step = f"{images.name(still[0])} was repaired next" if still else "no further class was repaired"
-            name = images.name(repair.target)
-            sentences.append(f"Scores on the network repaired for class {name}: {_scores(left, scores, images)}; {next_step}.")
+            each = (f"{images.name(k)} ({in_words(after.probabilities.per_class[k])})" for k in left)
+            sentences.append(f"On the network repaired for class {images.name(repair.target)}: {', '.join(each)}; {next_step}.")
             left = still[1:]
     return tuple(sentences)
 
 
-def _found(detection: Detection | None, classes: Sequence[int], images: ImageSet) -> str:
+def _evidence(detection: Detection | None, classes: Sequence[int], images: ImageSet) -> str:
     """Which classes are targets, and how that is known."""
     if detection is None:
         return f"The given trigger leads to class {images.name(classes[0])}"
-    threshold = f"threshold {detection.config.threshold:g}"
-    if len(classes) == 1:
-        score = detection.scores.score[classes[0]]
-        return f"Class {images.name(classes[0])} was detected as the target of a backdoor (score {score:.1f}, {threshold})"
-    return f"Several classes were detected as backdoor targets: {_scores(classes, detection.scores, images)}, {threshold}"
-
-
-def _scores(classes: Sequence[int], scores: DetectionScores, images: ImageSet) -> str:
-    return ", ".join(f"{images.name(k)} ({scores.score[k]:.1f})" for k in classes)
+    return found(detection, classes, images)

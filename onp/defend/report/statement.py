@@ -35,6 +35,8 @@ def statement_of(report: Report, files: Mapping[str, str | bytes]) -> str | None
     subjects += [("repaired/", each) for each in made.outputs if each.role == "repaired model"]
     if not subjects:
         return None
+    detection = report.detection
+    probability = detection.probability if detection is not None and math.isfinite(detection.probability) else None
     document = {
         "_type": TYPE,
         "subject": [{"name": f"{place}{each.name}", "digest": {"sha256": each.sha256}} for place, each in subjects],
@@ -45,6 +47,7 @@ def statement_of(report: Report, files: Mapping[str, str | bytes]) -> str | None
             "learned": made.learned,
             "task": report.task,
             "decision": report.decision,
+            "probability": probability,
             "headline": report.headline,
             "seed": report.config.seed,
             "preset": report.config.preset,

@@ -74,7 +74,7 @@ def few_images(images: int, classes: int) -> str | None:
     if not few:
         return None
     advice = f"give at least {FEW_IMAGES} images" if images < FEW_IMAGES else "treat the decision as a hint"
-    return f"With only {' and '.join(few)} a class can reach the threshold by chance; {advice}."
+    return f"With only {' and '.join(few)} a class can look like a target by chance; {advice}."
 
 
 def over_budget(before: Share, after: Share, max_acc_drop: float) -> str | None:
