@@ -50,7 +50,7 @@ Paths in it are those that were given: give absolute ones, or repeat the run fro
 | 70 | an error in onp itself: please report it with the lines on stderr | the same | the same |
 | 130 | interrupted | the same | the same |
 
-With `--fail-on inconclusive`, a highest score close to the threshold ends with 1 as well; with `--fail-on never`, every
+With `--fail-on inconclusive`, an inconclusive run ends with 1 as well; with `--fail-on never`, every
 decision ends with 0. `compare` has no verdict, so its 1 has a meaning of its own.
 
 ## Output for programs
