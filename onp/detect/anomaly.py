@@ -1,4 +1,4 @@
-"""From a cost per class to an anomaly index per class, and from the indices of all detectors to one score per class.
+"""From a detector's cost per class to an anomaly index per class.
 
 A detector measures for each class how cheaply images are led to it. A backdoor's target costs less than other classes do by
 far more than they differ among themselves, which the anomaly index measures whatever the unit of the cost is (median absolute
@@ -18,8 +18,6 @@ LATENT = "latent"
 AUGMENTATION_BIAS = "augmentation_bias"
 BN_SHIFT = "bn_shift"
 PRIOR_SHIFT = "prior_shift"
-WITHOUT_INVERSION = (LATENT, BN_SHIFT, PRIOR_SHIFT)
-"""Detectors whose scores depend neither on a seed nor on a number of steps."""
 
 MAD_SCALE = 1.4826  # median absolute deviation to standard deviation, of a normal distribution
 SPREAD_FLOOR = 0.1  # least deviation between classes, of a logarithm: 10 %, which classes of clean networks differ by
@@ -36,11 +34,8 @@ SPREAD_FLOORS = {
     "warp": 0.45,
     "head_skew": 0.2,
 }
-COUNTED = (LATENT, AUGMENTATION_BIAS, BN_SHIFT, PRIOR_SHIFT, "patch", "perturbation", "low_frequency", "warp", "pgd")
-"""Detectors that `DetectionScores.score` adds up; the others serve the learned verdict alone."""
 NOISE_FLOOR = 1.0  # anomaly indices up to here count as 0: on clean networks one class in seven has that much
 MAXIMUM_INDEX = 6.0  # anomaly indices count no more than this beyond the noise floor
-DETECTOR_LIMIT = 2.5  # most that one detector adds to a class's score; below the threshold of 4, so that two must agree
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,44 +46,16 @@ class DetectionScores:
     """Per detector and class, low where it is suspicious: log(cost / success rate), or what the detector names; nan for a class
     that it did not measure (`onp.detect.classes_to_invert`)."""
     anomaly_index: dict[str, tuple[float, ...]]  #: per detector and class; positive where the class is anomalously cheap
-    score: tuple[float, ...]  #: per class: the clipped anomaly indices of the `COUNTED` detectors, summed
-    shortcuts_only: bool = False  #: only classes with a shortcut in feature space count, see `of`
 
     @classmethod
-    def of(cls, log_costs: Mapping[str, Sequence[float]], *, shortcuts_only: bool = False) -> DetectionScores:
-        """Compute indices and scores.
+    def of(cls, log_costs: Mapping[str, Sequence[float]]) -> DetectionScores:
+        """Compute the indices.
 
         Args:
             log_costs: per detector, a value for each class.
-            shortcuts_only: classes whose `latent` index is within the noise floor score 0. Without BN statistics a class that
-                triggers reach easily on any network of these images would stand out: it is reached through many features, and
-                a backdoor's target through few. Without effect where `latent` was not measured.
         """
         costs = {name: tuple(values) for name, values in log_costs.items()}
-        indices = {name: anomaly_indices(values, spread_floor(name)) for name, values in costs.items()}
-        scores = _scores(indices, len(next(iter(costs.values()), ())))
-        if shortcuts_only and LATENT in indices:
-            scores = tuple(score if clipped(index) else 0.0 for score, index in zip(scores, indices[LATENT], strict=True))
-        return cls(costs, indices, scores, shortcuts_only)
-
-    @property
-    def easy(self) -> DetectionScores:
-        """The same where classes count without a shortcut too."""
-        return DetectionScores.of(self.log_costs)
-
-    @property
-    def predicted_target(self) -> int:
-        """The class with the highest score."""
-        return max(range(len(self.score)), key=self.score.__getitem__)
-
-    def over(self, threshold: float) -> list[int]:
-        """The classes whose score reaches the threshold, highest first."""
-        return sorted((k for k, score in enumerate(self.score) if score >= threshold), key=lambda k: -self.score[k])
-
-    def only(self, names: Sequence[str]) -> DetectionScores:
-        """The scores of some detectors alone."""
-        chosen = {name: self.log_costs[name] for name in names if name in self.log_costs}
-        return DetectionScores.of(chosen, shortcuts_only=self.shortcuts_only)
+        return cls(costs, {name: anomaly_indices(values, spread_floor(name)) for name, values in costs.items()})
 
 
 def log_costs(cost: Tensor, success: Tensor) -> tuple[float, ...]:
@@ -137,16 +104,3 @@ def anomaly_index(values: Sequence[float], k: int, floor: float = SPREAD_FLOOR, 
 def clipped(index: float) -> float:
     """An anomaly index beyond the noise floor, 0 to `MAXIMUM_INDEX`; 0 for a class that was not measured."""
     return 0.0 if math.isnan(index) else min(max(index - NOISE_FLOOR, 0.0), MAXIMUM_INDEX)
-
-
-def _scores(indices: Mapping[str, tuple[float, ...]], classes: int) -> tuple[float, ...]:
-    """Sum of the clipped anomaly indices per class.
-
-    `prior_shift` counts as far as `latent` or `bn_shift` reaches: training images with another class prior than the clean ones
-    shift it as well. Where neither was measured it does not count.
-    """
-    counted = {name: values for name, values in indices.items() if name in COUNTED}
-    prior, agreeing = counted.pop(PRIOR_SHIFT, None), [counted[name] for name in (LATENT, BN_SHIFT) if name in counted]
-    if prior is not None and agreeing:
-        counted[PRIOR_SHIFT] = tuple(map(min, prior, map(max, *agreeing) if len(agreeing) > 1 else agreeing[0]))
-    return tuple(sum(min(clipped(values[k]), DETECTOR_LIMIT) for values in counted.values()) for k in range(classes))

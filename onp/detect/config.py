@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 from onp.engine.metrics import VALUES_AT_ONCE
 from onp.resume import Store
-
-SECOND_PASS_STEPS = 2.5  # times the steps of the first pass; docs/ablations.md
 
 
 @dataclass(frozen=True)
@@ -29,12 +27,6 @@ class DetectConfig:
     refine: InversionConfig = InversionConfig(steps=60, images=16, min_confidence=0.97)  #: for the target class alone
     starts: int = 4  #: triggers of a family for the target class; a mask that stops only one of them is easily found
     minimum_success: float = 0.6  #: share of images not used for inversion that a trigger must lead to the target
-    threshold: float = 4.0  #: score from which a class counts as a backdoor's target
-
-    def second_pass(self) -> DetectConfig:
-        """The settings of a second pass: `SECOND_PASS_STEPS` times the steps."""
-        steps = [round(SECOND_PASS_STEPS * each.steps) for each in (self.scan, self.refine)]
-        return replace(self, scan=replace(self.scan, steps=steps[0]), refine=replace(self.refine, steps=steps[1]))
 
 
 class ProgressCallback(Protocol):

@@ -40,7 +40,7 @@ def scan(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectRun) -> Det
     costs = costs_without_inversion(victim, clean, bn, run.seed)
     chosen = classes_to_invert(DetectionScores.of(costs), victim.classes)
     costs |= _costs_by_inversion(victim, clean, chosen, run)
-    return DetectionScores.of(costs, shortcuts_only=bn.left_out)
+    return DetectionScores.of(costs)
 
 
 def costs_without_inversion(victim: Victim, clean: Splits, bn: BnStatistics, seed: int) -> dict[str, tuple[float, ...]]:

@@ -32,7 +32,7 @@ def verdict(pair=0.0):
 
 
 def found(costs, **options):
-    scores = DetectionScores(costs, {}, ())
+    scores = DetectionScores(costs, {})
     classes = len(next(iter(costs.values()))) if costs else 8
     return target_probabilities(scores, Context(classes, 500, True), verdict(**options))
 

@@ -34,4 +34,4 @@ def probabilities(*per_class, **evidence):
 
 def made_pass(*per_class, scores=None, **evidence):
     """A pass of detection with these probabilities; `scores`: what the detectors measured."""
-    return Pass(DetectionScores({}, {}, ()) if scores is None else scores, probabilities(*per_class, **evidence))
+    return Pass(DetectionScores({}, {}) if scores is None else scores, probabilities(*per_class, **evidence))

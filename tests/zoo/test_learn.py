@@ -89,7 +89,7 @@ def test_what_is_shipped_computes_what_was_fitted(design, tmp_path):
         network, measured = design.networks[design.owner[row]], design.measured[row]
         log_odds = calibration.log_odds(fitted.log_odds(rows[row : row + 1]), design.group[row : row + 1])[0, : network.classes]
         per_class, backdoor = probabilities(log_odds, 0.07)
-        found = target_probabilities(DetectionScores(measured.log_costs, {}, ()), network.context(measured), verdict)
+        found = target_probabilities(DetectionScores(measured.log_costs, {}), network.context(measured), verdict)
         assert found.backdoor == pytest.approx(backdoor, abs=0.01)
         assert np.allclose(found.per_class, per_class, atol=0.01)
     added = verdict.groups["batch_norms"].terms

@@ -9,9 +9,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from onp.detect.anomaly import DetectionScores
 from onp.detect.class_features import Array, Place
 from onp.detect.probability import GROUPS
+from onp.zoo.learn.hand_made import hand_made_scores
 from onp.zoo.learn.networks import Measured, Network
 
 Rows = NDArray[np.int64]
@@ -78,11 +78,10 @@ class Design:
 
     @cached_property
     def hand_made(self) -> Array:
-        """`[R, C]`: the score of `DetectionScores`, of the detectors that the hand-made rule knows; 0 for other classes."""
+        """`[R, C]`: the score of the hand-made rule; 0 for other classes."""
         found = np.zeros(self.exists.shape)
         for row, (i, measured) in enumerate(zip(self.owner, self.measured, strict=True)):
-            scores = DetectionScores.of(measured.log_costs, shortcuts_only=measured.pruned).score
-            found[row, : self.networks[i].classes] = np.nan_to_num(scores)
+            found[row, : self.networks[i].classes] = hand_made_scores(measured.log_costs, measured.pruned)
         return found
 
     def rows_of(self, networks: Sequence[int] | Rows) -> Rows:

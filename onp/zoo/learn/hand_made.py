@@ -30,7 +30,8 @@ def hand_made_scores(log_costs: Mapping[str, Sequence[float]], pruned: bool) -> 
     prior, agreeing = indices.pop(PRIOR_SHIFT, None), [indices[name] for name in (LATENT, BN_SHIFT) if name in indices]
     if prior is not None and agreeing:
         indices[PRIOR_SHIFT] = tuple(map(min, prior, map(max, *agreeing) if len(agreeing) > 1 else agreeing[0]))
-    scores = tuple(sum(map(_counted, of_class)) for of_class in zip(*indices.values(), strict=True))
+    classes = range(len(next(iter(log_costs.values()))))
+    scores = tuple(sum(_counted(values[k]) for values in indices.values()) for k in classes)
     if not pruned or LATENT not in indices:
         return scores
     return tuple(score if index > NOISE_FLOOR else 0.0 for score, index in zip(scores, indices[LATENT], strict=True))
