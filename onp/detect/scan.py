@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -11,7 +13,7 @@ from onp.data.images import Splits
 from onp.detect.anomaly import AUGMENTATION_BIAS, BN_SHIFT, LATENT, PRIOR_SHIFT, DetectionScores, log_costs
 from onp.detect.bn_statistics import BnStatistics, bn_shift_gain, prior_shift
 from onp.detect.classes_to_invert import classes_to_invert
-from onp.detect.config import DetectConfig, DetectRun
+from onp.detect.config import DetectConfig, DetectRun, no_progress
 from onp.detect.detectors import augmentation_bias, latent_distances
 from onp.detect.feature_shift import EARLY_FEATURES, early_feature_costs
 from onp.detect.head import head_costs
@@ -40,6 +42,26 @@ def scan(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectRun) -> Det
     costs = costs_without_inversion(victim, clean, bn, run.seed)
     chosen = classes_to_invert(DetectionScores.of(costs), victim.classes)
     costs |= _costs_by_inversion(victim, clean, chosen, run)
+    return DetectionScores.of(costs)
+
+
+def inverted(scores: DetectionScores, k: int) -> bool:
+    """Whether triggers were inverted for class k."""
+    return not math.isnan(scores.log_costs[PGD][k])
+
+
+def with_inversion(scores: DetectionScores, k: int, victim: Victim, clean: Splits, run: DetectRun) -> DetectionScores:
+    """The scores with one class more that triggers are inverted for.
+
+    Args:
+        scores: of `scan`.
+        k: a class for which none were.
+        victim: the network.
+        clean: the images of the scan.
+        run: of the scan; nothing is counted as progress.
+    """
+    more = _costs_by_inversion(victim, clean, (k,), replace(run, progress=no_progress))
+    costs = {name: (*values[:k], more.get(name, values)[k], *values[k + 1 :]) for name, values in scores.log_costs.items()}
     return DetectionScores.of(costs)
 
 

@@ -21,10 +21,11 @@ from onp.detect.anomaly import DetectionScores
 from onp.detect.bn_statistics import BnStatistics
 from onp.detect.config import DetectRun
 from onp.detect.probability import Context, LearnedVerdict, TargetProbabilities, learned_verdict, target_probabilities
-from onp.detect.scan import scan, scan_steps
+from onp.detect.scan import inverted, scan, scan_steps, with_inversion
 from onp.model.victim import Victim
 from onp.numerics import derive_seed
 
+FURTHER = 4  # classes, at most, that triggers are inverted for because other detectors alone make them the probable target
 CERTAIN = 1e-9  # probabilities nearer to 0 or 1 count as that far from it where log odds are averaged
 
 Stages = Callable[[str, int], AbstractContextManager[progress.Stage]]
@@ -41,7 +42,7 @@ class Pass:
 
     @staticmethod
     def of(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectRun, verdict: LearnedVerdict) -> Pass:
-        """Score every class.
+        """Score every class; triggers are inverted for the most probable target in any case.
 
         Args:
             victim: the network.
@@ -53,7 +54,13 @@ class Pass:
         scores = scan(victim, clean, bn, run)
         images, batch_norms = len(clean.build) + len(clean.score), bool(bn.norms) and not bn.left_out
         context = Context(victim.classes, images, batch_norms, bn.pruned > 0)
-        return Pass(scores, target_probabilities(scores, context, verdict))
+        found = target_probabilities(scores, context, verdict)
+        for _ in range(FURTHER):
+            if found.backdoor < verdict.none_below or inverted(scores, found.predicted_target):
+                break
+            scores = with_inversion(scores, found.predicted_target, victim, clean, run)
+            found = target_probabilities(scores, context, verdict)
+        return Pass(scores, found)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """Target classes: when a second pass is made, with what, and which classes are repaired."""
 
+import math
 from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,13 +9,14 @@ import pytest
 from helpers.made_verdict import made_pass, made_verdict, probabilities
 
 from onp.data.images import joined, split
+from onp.detect import scan as scan_module
 from onp.detect import targets
 from onp.detect.anomaly import BN_SHIFT, LATENT, PRIOR_SHIFT
 from onp.detect.bn_match import bn_match
 from onp.detect.bn_statistics import bn_statistics
 from onp.detect.config import DetectRun
 from onp.detect.scan import scan, scan_steps
-from onp.detect.targets import Detection, averaged, detect_targets, open_question
+from onp.detect.targets import Detection, Pass, averaged, detect_targets, open_question
 from onp.model.mask import Mask
 from onp.model.prune import prune
 from onp.numerics import derive_seed
@@ -120,6 +122,19 @@ def test_what_is_open_is_asked_again_with_other_seeds_and_exchanged_images(netwo
     assert first == network.first.log_costs and second == again.log_costs != first
     steps = scan_steps(network.config)
     assert [(each.total, each.done) for each in opened] == [(steps, steps)] * 2 and opened[0].name != opened[1].name
+
+
+def test_triggers_are_inverted_for_a_probable_target_that_was_left_out(network, monkeypatch):
+    monkeypatch.setattr(scan_module, "classes_to_invert", lambda scores, classes: (1, 2, 3))
+    run = DetectRun(network.config, seed=7)
+    left_out = scan(network.victim, network.clean, network.bn, run)
+    assert math.isnan(left_out.log_costs["patch"][0]) and not math.isnan(left_out.log_costs[LATENT][0])
+    found = Pass.of(network.victim, network.clean, network.bn, run, VERDICT)
+    assert found.probabilities.predicted_target == 0 and not math.isnan(found.scores.log_costs["patch"][0])
+    assert found.scores.log_costs["patch"][1:] == left_out.log_costs["patch"][1:]
+    assert found.scores.log_costs[LATENT] == left_out.log_costs[LATENT]
+    clean = replace(VERDICT, none_below=1.0, backdoor_from=1.0)
+    assert math.isnan(Pass.of(network.victim, network.clean, network.bn, run, clean).scores.log_costs["patch"][0])
 
 
 def test_batch_norm_statistics_have_no_say_about_a_pruned_network(network):
