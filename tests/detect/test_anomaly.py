@@ -1,6 +1,7 @@
 """Anomaly indices: high for the cheap class only, whatever the unit."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from onp.detect.anomaly import (
     DetectionScores,
     anomaly_index,
     anomaly_indices,
+    clipped,
     log_costs,
 )
 
@@ -43,3 +45,12 @@ def test_augmentation_bias_is_counted_in_factors_of_e():
     rates[6] = 0.02 * torch.e**3
     indices = DetectionScores.of({AUGMENTATION_BIAS: (-rates.log()).tolist()}).anomaly_index[AUGMENTATION_BIAS]
     assert indices[6] == pytest.approx(3, abs=1e-4) and max(indices[:6]) == pytest.approx(0, abs=1e-4)
+
+
+def test_classes_that_were_not_measured_are_left_out_and_have_no_index():
+    costs = (3.0, 3.1, math.nan, 2.9, 0.5, math.nan, 3.2)
+    indices, without = anomaly_indices(costs), anomaly_indices([cost for cost in costs if not math.isnan(cost)])
+    assert [index for index in indices if not math.isnan(index)] == list(without)
+    assert [k for k, index in enumerate(indices) if math.isnan(index)] == [2, 5] and clipped(indices[2]) == 0
+    for too_few in ((math.nan, math.nan), (1.0, math.nan)):
+        assert all(map(math.isnan, anomaly_indices(too_few)))

@@ -5,7 +5,7 @@ import torch
 
 from onp.data.augment import augmented
 from onp.data.images import ImageSet
-from onp.detect.detectors import AUGMENTATIONS, augmentation_bias, minimum_norm_shifts
+from onp.detect.detectors import AUGMENTATIONS, _least_distance, augmentation_bias, minimum_norm_shifts
 
 
 def test_the_latent_shift_is_shortest_and_sufficient():
@@ -16,6 +16,18 @@ def test_the_latent_shift_is_shortest_and_sufficient():
         assert float(margin) > -1e-4  # every image reaches class k
         shorter = ((features + 0.98 * shift).double() @ weight.double().T) + bias.double()
         assert bool((shorter[:, [k]] - shorter < 0).any())  # and no shorter one in that direction does
+
+
+def test_of_many_classes_no_other_shift_is_found_than_with_all_constraints_at_once():
+    features, weight, bias = torch.randn(60, 10).relu(), torch.randn(40, 10), torch.randn(40)
+    found = minimum_norm_shifts(features, weight, bias)
+    logits = features.double() @ weight.double().T + bias.double()
+    for k in (0, 17, 39):
+        others = [j for j in range(40) if j != k]
+        needed = torch.quantile(logits[:, others] - logits[:, [k]], 0.99, dim=0)
+        directions = (weight[k] - weight[others]).double()
+        expected = _least_distance(directions.numpy(), needed.numpy())
+        assert found[k].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 def test_augmentation_bias_is_the_probability_that_other_classes_lose_to_a_class(backdoored):

@@ -1,12 +1,20 @@
 """The scan of all classes: what it depends on."""
 
+import math
+from dataclasses import replace
+
 import numpy as np
+import torch
 from helpers.image_writers import png, write_folder
 
-from onp.data.images import joined, load_images, split
+from onp.data.images import ImageSet, joined, load_images, split
+from onp.data.normalisation import Normalisation
 from onp.detect.bn_statistics import bn_statistics
+from onp.detect.classes_to_invert import INVERTED
 from onp.detect.config import DetectConfig, DetectRun, InversionConfig
-from onp.detect.scan import scan
+from onp.detect.scan import scan, scan_steps
+from onp.model.archs import build_network
+from onp.model.victim import victim_from_module
 
 SHORT = DetectRun(DetectConfig(scan=InversionConfig(steps=4, images=4)))
 
@@ -29,3 +37,20 @@ def test_the_order_of_the_images_and_their_format_change_no_bit_of_the_scores(ba
     first, *others = (scanned(backdoored.victim, load_images(source)) for source in sources)
     for scores in others:
         assert scores.log_costs == first.log_costs
+
+
+def test_of_many_classes_twelve_are_inverted_and_all_have_the_other_scores(one_thread):
+    network = build_network("vgg11_bn:width=4,classes=30,channels=1")
+    victim = victim_from_module(network, Normalisation.parse("half"), (1, 32, 32))
+    pixels = torch.randint(0, 256, (90, 1, 32, 32), dtype=torch.uint8)
+    images = ImageSet(pixels, torch.arange(90) % 30, tuple(map(str, range(30))))
+    steps = []
+    run = replace(SHORT, progress=lambda count=1, known=False: steps.append(count))
+    scores = scanned(victim, images, run)
+    inverted = {"patch", "perturbation", "low_frequency", "warp", "early_features", "pgd"}
+    missing = {name: [k for k, value in enumerate(values) if math.isnan(value)] for name, values in scores.log_costs.items()}
+    left_out = missing["patch"]
+    assert len(left_out) == 30 - INVERTED and inverted < set(missing)
+    assert all(without == (left_out if name in inverted else []) for name, without in missing.items())
+    assert [k for k, index in enumerate(scores.anomaly_index["patch"]) if math.isnan(index)] == left_out
+    assert sum(steps) == scan_steps(run.config)
