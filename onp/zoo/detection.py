@@ -83,9 +83,10 @@ def measure(task: Task) -> dict[str, Any]:
     dossier = {
         "index": task.entry.index,
         "split": task.split,
-        "images": len(images),
+        "images": len(clean.build) + len(clean.score),
         "classes": victim.classes,
         "batch_norms": bn.norms,
+        "disagreement": _rounded(bn.disagreement),
         "pruned": bn.pruned,
         "detectors": {name: [_rounded(value) for value in values] for name, values in found.log_costs.items()},
         "seconds": {"loading": round(loaded - start, 2), "scan": round(time.monotonic() - loaded, 2)},

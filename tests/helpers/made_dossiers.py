@@ -26,9 +26,15 @@ def lines(networks=60, splits=2, seed=0):
         card = {"index": index, "training": training, "arch": f"{arch}:width=8", "backdoors": backdoors, "after": after}
         card |= {"acc": 0.9, "clean": clean, "batch_norms": ARCHS[arch]}
         for split in range(splits):
-            yield {"index": index, "split": split, "images": 500, "batch_norms": ARCHS[arch], "pruned": 0, "card": card} | {
-                "detectors": _costs(rng, card, classes)
-            }
+            yield {
+                "index": index,
+                "split": split,
+                "images": 500,
+                "batch_norms": ARCHS[arch],
+                "disagreement": ARCHS[arch] or None,
+                "pruned": 0,
+                "card": card,
+            } | {"detectors": _costs(rng, card, classes)}
 
 
 def _backdoor(rng, classes):
