@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -105,6 +107,7 @@ class TargetProbabilities:
     per_class: tuple[float, ...]  #: probability that the class is the target of a backdoor
     backdoor: float  #: probability that the network has a backdoor
     evidence: tuple[dict[str, float], ...]  #: per class: what each detector adds to its log odds
+    log_odds: tuple[float, ...]  #: per class, against no backdoor, if no other class were a target
 
     @property
     def predicted_target(self) -> int:
@@ -130,9 +133,28 @@ def target_probabilities(
         costs = scores.log_costs.get(name, (math.nan,) * context.classes)
         added[name] = term.of(class_features(costs, verdict.floors[name]))
     log_odds = model.bias + model.log_classes * math.log(context.classes / USUAL_CLASSES) + sum(added.values())
-    per_class, backdoor = probabilities(np.broadcast_to(log_odds, context.classes), verdict.pair)
+    log_odds = np.broadcast_to(log_odds, context.classes)
+    per_class, backdoor = probabilities(log_odds, verdict.pair)
     evidence = tuple({name: float(values[k]) for name, values in added.items()} for k in range(context.classes))
-    return TargetProbabilities(tuple(per_class.tolist()), backdoor, evidence)
+    return TargetProbabilities(tuple(per_class.tolist()), backdoor, evidence, tuple(log_odds.tolist()))
+
+
+def averaged(passes: Sequence[TargetProbabilities], verdict: LearnedVerdict) -> TargetProbabilities:
+    """The probabilities that follow from the mean log odds of several passes of detection, and the mean evidence.
+
+    Args:
+        passes: over the same network; at least one.
+        verdict: what they were computed with.
+    """
+    if len(passes) == 1:
+        return passes[0]
+    log_odds = np.mean([each.log_odds for each in passes], axis=0)
+    per_class, backdoor = probabilities(log_odds, verdict.pair)
+    evidence = tuple(
+        {name: fmean(of_class[name] for of_class in of_passes) for name in of_passes[0]}
+        for of_passes in zip(*(each.evidence for each in passes), strict=True)
+    )
+    return TargetProbabilities(tuple(per_class.tolist()), backdoor, evidence, tuple(log_odds.tolist()))
 
 
 def probabilities(log_odds: Array, pair: float) -> tuple[Array, float]:
@@ -155,7 +177,7 @@ def probabilities(log_odds: Array, pair: float) -> tuple[Array, float]:
     of_pairs = pair * odds * (odds.sum() - odds)
     alone, none = odds * unit, unit * unit
     total = none + alone.sum() + of_pairs.sum() / 2
-    return (alone + of_pairs) / total, float(1 - none / total)
+    return ((alone + of_pairs) / total).clip(max=1.0), float(1 - none / total)
 
 
 @cache

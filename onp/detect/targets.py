@@ -8,25 +8,29 @@ class is a target only where both passes find it.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from statistics import fmean
 
 from onp import progress
 from onp.data.images import Splits
 from onp.detect.anomaly import DetectionScores
 from onp.detect.bn_statistics import BnStatistics
 from onp.detect.config import DetectRun
-from onp.detect.probability import Context, LearnedVerdict, TargetProbabilities, learned_verdict, target_probabilities
+from onp.detect.probability import (
+    Context,
+    LearnedVerdict,
+    TargetProbabilities,
+    averaged,
+    learned_verdict,
+    target_probabilities,
+)
 from onp.detect.scan import inverted, scan, scan_steps, with_inversion
 from onp.model.victim import Victim
 from onp.numerics import derive_seed
 
 FURTHER = 4  # classes, at most, that triggers are inverted for because other detectors alone make them the probable target
-CERTAIN = 1e-9  # probabilities nearer to 0 or 1 count as that far from it where log odds are averaged
 
 Stages = Callable[[str, int], AbstractContextManager[progress.Stage]]
 """Opens a stage of a run by its name and number of steps, as `onp.progress.stage` does."""
@@ -79,7 +83,7 @@ class Detection:
     @property
     def probabilities(self) -> TargetProbabilities:
         """Of all passes together."""
-        return averaged([each.probabilities for each in self.passes])
+        return averaged([each.probabilities for each in self.passes], self.verdict)
 
     @property
     def predicted_target(self) -> int:
@@ -113,24 +117,6 @@ def evident(probabilities: TargetProbabilities, verdict: LearnedVerdict) -> list
     return [k for k in ranking(probabilities) if probabilities.per_class[k] >= verdict.backdoor_from]
 
 
-def averaged(passes: Sequence[TargetProbabilities]) -> TargetProbabilities:
-    """The mean of the log odds of several passes.
-
-    Args:
-        passes: of one network; at least one.
-    """
-    if len(passes) == 1:
-        return passes[0]
-    classes = range(len(passes[0].per_class))
-    return TargetProbabilities(
-        tuple(_mean([each.per_class[k] for each in passes]) for k in classes),
-        _mean([each.backdoor for each in passes]),
-        tuple(
-            {name: fmean(each.evidence[k].get(name, 0.0) for each in passes) for name in passes[0].evidence[k]} for k in classes
-        ),
-    )
-
-
 def open_question(probabilities: TargetProbabilities, verdict: LearnedVerdict) -> bool:
     """Whether a pass leaves it open if there is a backdoor, or which classes are its targets."""
     if probabilities.backdoor < verdict.backdoor_from:
@@ -158,8 +144,3 @@ def detect_targets(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectR
         again = replace(run, seed=derive_seed(run.seed, "second_pass"), progress=stage.advance)
         second = Pass.of(victim, exchanged, bn, again, verdict)
     return Detection((first, second), verdict, bn.pruned)
-
-
-def _mean(probabilities: Sequence[float]) -> float:
-    within = [min(max(each, CERTAIN), 1 - CERTAIN) for each in probabilities]
-    return 1 / (1 + math.exp(-fmean(math.log(each) - math.log1p(-each) for each in within)))

@@ -7,6 +7,7 @@ from helpers.made_verdict import made_pass
 from onp.defend.config import DefendConfig
 from onp.defend.decision import DECISIONS
 from onp.defend.report.advice import NEXT_STEPS, next_steps
+from onp.defend.report.probabilities import in_words
 from onp.defend.report.sentences import headline, most_probable, notes, reason, surviving_families
 
 IMAGES, CONFIG = images(), DefendConfig()
@@ -38,7 +39,8 @@ def test_one_target():
 def test_several_targets_and_what_their_repairs_left():
     found = detection((0.99, 0.5, 0.9, 0.0), (0.99, 0.95, 0.9, 0.0))
     both = repairs(repair(0), repair(2), after=(made_pass(0.99, 0.03, 0.85, 0.9),))
-    assert found.targets == (0, 2) and "eel (99.0 %), cat (90.0 %)" in reason_of("repaired", found, both)
+    first, cat = (in_words(found.probabilities.per_class[k]) for k in (0, 2))
+    assert found.targets == (0, 2) and f"eel ({first}), cat ({cat})" in reason_of("repaired", found, both)
     first, second = notes(found, both, IMAGES)
     assert "left open which classes are targets" in first and "dog 50.0 %, then 95.0 %" in first
     assert second == "On the network repaired for class eel: cat (85.0 %); cat was repaired next."

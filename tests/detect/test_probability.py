@@ -14,6 +14,7 @@ from onp.detect.probability import (
     DetectorTerm,
     GroupModel,
     LearnedVerdict,
+    averaged,
     learned_verdict,
     probabilities,
     read_verdict,
@@ -63,6 +64,16 @@ def test_the_anomalous_class_is_the_probable_target():
     assert result.evidence[4] == {"patch": 5.0, "latent": 5.0}
     assert sum(result.per_class) == pytest.approx(result.backdoor)
     assert found({"patch": [1.0, 1.1, 0.9, 1.0], "latent": [1.0, 1.1, 0.9, 1.0]}).backdoor < 0.5
+
+
+def test_passes_are_averaged_in_log_odds():
+    clear, other = found({"patch": COSTS}, pair=0.2), found({"patch": COSTS[::-1]}, pair=0.2)
+    assert averaged([clear], verdict()) is clear
+    both = averaged([clear, clear], verdict(0.2))
+    assert both.backdoor == pytest.approx(clear.backdoor) and np.allclose(both.per_class, clear.per_class)
+    apart = averaged([clear, other], verdict(0.2))
+    assert apart.backdoor < clear.backdoor and apart.per_class[4] == pytest.approx(apart.per_class[3])
+    assert apart.evidence[4]["patch"] == pytest.approx((clear.evidence[4]["patch"] + other.evidence[4]["patch"]) / 2)
 
 
 def test_the_order_of_classes_changes_nothing():

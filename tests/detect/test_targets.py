@@ -16,7 +16,7 @@ from onp.detect.bn_match import bn_match
 from onp.detect.bn_statistics import bn_statistics
 from onp.detect.config import DetectRun
 from onp.detect.scan import scan, scan_steps
-from onp.detect.targets import Detection, Pass, averaged, detect_targets, open_question
+from onp.detect.targets import Detection, Pass, detect_targets, open_question
 from onp.model.mask import Mask
 from onp.model.prune import prune
 from onp.numerics import derive_seed
@@ -49,19 +49,11 @@ def test_targets_are_the_most_probable_class_and_what_both_passes_find():
 
 
 def test_both_passes_decide_and_the_last_one_measured_the_scores():
-    first, second = made_pass(0.7, 0.1, patch=3.0, warp=1.0), made_pass(0.95, 0.1, patch=5.0)
+    first, second = made_pass(0.7, 0.1, patch=3.0, warp=1.0), made_pass(0.95, 0.1, patch=5.0, warp=0.0)
     once, twice = Detection((first,), VERDICT), Detection((first, second), VERDICT)
     assert once.probabilities is first.probabilities and not once.backdoored
     assert twice.scores is second.scores and twice.backdoored and twice.predicted_target == 0
     assert twice.probabilities.evidence[0] == {"patch": 4.0, "warp": 0.5}
-
-
-def test_log_odds_are_averaged():
-    low, high = probabilities(0.1, 0.0), probabilities(0.9, 1.0)
-    assert averaged([low, high]).per_class[0] == pytest.approx(0.5)
-    assert averaged([low, low]).backdoor == pytest.approx(low.backdoor)
-    assert averaged([probabilities(1.0), probabilities(1.0)]).backdoor == pytest.approx(1.0), "nothing overflows"
-    assert averaged([high]) is high
 
 
 @pytest.fixture(scope="module")

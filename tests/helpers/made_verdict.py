@@ -11,7 +11,7 @@ from onp.detect.probability import GROUPS, DetectorTerm, GroupModel, LearnedVerd
 from onp.detect.targets import Pass
 
 DETECTORS = (LATENT, AUGMENTATION_BIAS, BN_SHIFT, PRIOR_SHIFT, *FAMILY_NAMES)
-PAIR = 0.05
+PAIR = 1.0
 
 
 def made_verdict(bias=-4.0):
@@ -29,7 +29,9 @@ def made_verdict(bias=-4.0):
 def probabilities(*per_class, **evidence):
     """Of a network whose classes have these probabilities; `evidence`: what detectors add to the log odds of every class."""
     none = math.prod(1 - each for each in per_class)
-    return TargetProbabilities(per_class, 1 - none, (evidence,) * len(per_class))
+    within = [min(max(each, 1e-6), 1 - 1e-6) for each in per_class]
+    log_odds = tuple(math.log(each / (1 - each)) for each in within)
+    return TargetProbabilities(per_class, 1 - none, (evidence,) * len(per_class), log_odds)
 
 
 def made_pass(*per_class, scores=None, **evidence):
