@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -149,6 +149,15 @@ class NodeFeatures:
         return replace(self, values=self.values[:, columns], names=tuple(names))
 
 
+@dataclass(frozen=True, eq=False)
+class Attributions:
+    """First-order effects and the BN-statistics residual of each unit, float32 `[V]`, as in `NodeFeatures`."""
+
+    attack: Tensor
+    acc: Tensor
+    bn_shift: Tensor
+
+
 def node_features(victim: Victim, batches: FeatureBatches, bn_shift: Tensor | None = None) -> NodeFeatures:
     """Measure every feature; one forward and one backward pass over the images of `batches`.
 
@@ -167,31 +176,44 @@ def node_features(victim: Victim, batches: FeatureBatches, bn_shift: Tensor | No
         change_peak += weight * effect(hit.peak, base.peak)
     acc = _acc_attribution(base.margin, base.gradient)
     bn_shift = torch.zeros(victim.units) if bn_shift is None else bn_shift
-    score = bn_shift.clamp_min(0) * attack.clamp_min(0)
+    within_layers = {
+        "change_mean": change_mean,
+        "change_peak": change_peak,
+        "bn_divergence": bn_divergence(victim, base),
+        "lipschitz": lipschitz(victim),
+        "l1": l1(victim),
+        "saliency_gap": saliency_gap(victim, base),
+        "entropy": entropy(base.mean),
+        "selectivity": selectivity(base.mean, clean.labels),
+        **moments(base),
+    }
+    measured = {name: _in_layer(victim.layers, raw) for name, raw in within_layers.items()}
+    return assembled_features(victim.layers, Attributions(attack, acc, bn_shift), measured)
+
+
+def assembled_features(layers: Sequence[Layer], found: Attributions, measured: Mapping[str, Tensor]) -> NodeFeatures:
+    """The node features from what was measured of each unit.
+
+    Args:
+        layers: of the network.
+        found: attributions, from which several columns are made.
+        measured: the other columns but those of the position, by name, float32 `[V]`, in the order in which they stand.
+    """
+    attack, acc = found.attack, found.acc
+    score = found.bn_shift.clamp_min(0) * attack.clamp_min(0)
     score = score / score.sum().clamp_min(1e-12)
     columns = {
         "taylor": _scaled(_taylor(attack, acc)),
         "attack_attribution": _scaled(attack),
         "acc_attribution": _scaled(acc),
-        "backdoor_score": (score * victim.units).clamp_max(25).sqrt(),
-        **{
-            name: _in_layer(victim.layers, raw)
-            for name, raw in {
-                "attack_attribution_z": attack,
-                "acc_attribution_z": acc,
-                "change_mean": change_mean,
-                "change_peak": change_peak,
-                "bn_shift": bn_shift,
-                "bn_divergence": bn_divergence(victim, base),
-                "lipschitz": lipschitz(victim),
-                "l1": l1(victim),
-                "saliency_gap": saliency_gap(victim, base),
-                "entropy": entropy(base.mean),
-                "selectivity": selectivity(base.mean, clean.labels),
-                **moments(base),
-            }.items()
-        },
-        **position(victim),
+        "backdoor_score": (score * len(score)).clamp_max(25).sqrt(),
+        "attack_attribution_z": _in_layer(layers, attack),
+        "acc_attribution_z": _in_layer(layers, acc),
+        "change_mean": measured["change_mean"],
+        "change_peak": measured["change_peak"],
+        "bn_shift": _in_layer(layers, found.bn_shift),
+        **measured,
+        **position(layers),
     }
     return NodeFeatures(torch.stack(list(columns.values()), 1), tuple(columns), attack, acc, score)
 

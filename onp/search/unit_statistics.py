@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -150,8 +150,7 @@ def saliency_gap(victim: Victim, base: Pass) -> Tensor:
     return out
 
 
-def position(victim: Victim) -> dict[str, Tensor]:
-    layers = victim.layers
+def position(layers: Sequence[Layer]) -> dict[str, Tensor]:
     sizes = [sum(other.group == layer.group for other in layers) for layer in layers]
     rows = [
         (index / max(1, len(layers) - 1), math.log2(layer.units) / 10, math.log2(size) / 3, layer.stage / 5, linear)
