@@ -64,7 +64,7 @@ def build(config: ZooConfig) -> int:
     files = files_of(config.data)
     names = available(files)
     _claim(config)
-    recipes = [Distribution().draw(config.seed, index, names) for index in range(config.count)]
+    recipes = [Distribution().draw(config.seed, index, names) for index in range(config.first, config.first + config.count)]
     alone = config.ray is None and config.workers < 1
     tasks = [Task(config.out, recipe, config.data, alone) for recipe in recipes]
     todo = [task for task in tasks if not (task.folder / "card.json").exists()]

@@ -13,6 +13,9 @@ class ZooConfig:
 
     out: str = option("", "folder of the zoo; the same command continues it", group="the zoo", metavar="DIR", required=True)
     count: int = option(300, "networks", group="the zoo", metavar="N")
+    first: int = option(
+        0, "number of the first network, so that several machines can share a zoo", group="the zoo", metavar="N"
+    )
     data: tuple[str, ...] = option(
         (),
         "image sets beside the drawn ones, each NAME=TRAIN,TEST with NAME one of cifar10, fashion, gtsrb",

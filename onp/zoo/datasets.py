@@ -27,15 +27,16 @@ class DataSet:
     images: int  #: for training
     norms: tuple[str, ...]  #: normalisations that networks of it are trained with
     mirrored: bool  #: whether a mirrored image is still of its class
+    coloured: bool  #: whether colours are those of things, so that a filter of them can be seen
     draw: Callable[[int, int], ImageSet] | None = None  #: from a number of images and a seed; None: read from files
 
 
 DATASETS = {
-    "cifar10": DataSet(10, 10, 3, 50_000, ("cifar10", "half", "imagenet"), True),
-    "fashion": DataSet(10, 10, 1, 60_000, ("fashion-mnist", "half", "none"), True),
-    "gtsrb": DataSet(43, 25, 3, 25_087, ("gtsrb", "half", "none"), False),
-    "glyphs": DataSet(36, 10, 1, 20_000, ("half", "mnist"), False, glyphs),
-    "shapes": DataSet(20, 10, 3, 16_000, ("half", "none", "cifar10"), True, shapes),
+    "cifar10": DataSet(10, 10, 3, 50_000, ("cifar10", "half", "imagenet"), True, True),
+    "fashion": DataSet(10, 10, 1, 60_000, ("fashion-mnist", "half", "none"), True, False),
+    "gtsrb": DataSet(43, 25, 3, 25_087, ("gtsrb", "half", "none"), False, True),
+    "glyphs": DataSet(36, 10, 1, 20_000, ("half", "mnist"), False, False, glyphs),
+    "shapes": DataSet(20, 10, 3, 16_000, ("half", "none", "cifar10"), True, False, shapes),
 }
 
 

@@ -53,7 +53,8 @@ def measure_detection(config: ZooConfig) -> int:
     Raises:
         InputError: there is no zoo.
     """
-    entries = [entry for entry in read_zoo(config.out) if entry.index < config.count]
+    wanted = range(config.first, config.first + config.count)
+    entries = [entry for entry in read_zoo(config.out) if entry.index in wanted]
     alone = config.ray is None and config.workers < 1
     tasks = [Task(entry, number, alone) for number in range(SPLITS) for entry in entries]
     todo = [task for task in tasks if not task.path.exists()]

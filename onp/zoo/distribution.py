@@ -18,7 +18,7 @@ COST = {  # milliseconds of one CPU core for an image of training at width 8, an
     "preact_resnet18": (1.1, 1.1),
     "resnet18": (1.2, 1.1),
     "mobilenet_v2": (4.0, 0.8),
-    "vit": (0.6, 0.6),
+    "vit": (1.5, 0.6),
     "vgg11_gn": (0.5, 1.2),
     "convnext": (0.6, 0.95),
 }
@@ -32,8 +32,8 @@ class Distribution:
     """
 
     archs: tuple[tuple[str, float], ...] = (  #: built-in networks with their shares
-        *(("vgg11_bn", 0.26), ("preact_resnet18", 0.16), ("resnet18", 0.14), ("mobilenet_v2", 0.04)),
-        *(("vgg11_gn", 0.15), ("convnext", 0.15), ("vit", 0.10)),
+        *(("vgg11_bn", 0.26), ("preact_resnet18", 0.16), ("resnet18", 0.14), ("mobilenet_v2", 0.03)),
+        *(("vgg11_gn", 0.15), ("convnext", 0.17), ("vit", 0.07)),
     )
     widths: tuple[tuple[str, tuple[int, ...]], ...] = (  #: drawn uniformly
         ("vgg11_bn", (8, 8, 8, 8, 12, 12, 12, 16, 24, 32)),
@@ -43,11 +43,11 @@ class Distribution:
     data: tuple[tuple[str, float], ...] = (
         *(("cifar10", 0.22), ("fashion", 0.24), ("gtsrb", 0.2), ("glyphs", 0.16), ("shapes", 0.18)),
     )
-    seconds: tuple[float, float] = (12.0, 45.0)  #: of training, on one CPU core, by `COST`; decides the number of epochs
-    least_seen: int = 24_000  #: images in all epochs together
+    seconds: tuple[float, float] = (15.0, 70.0)  #: of training, on one CPU core, by `COST`; decides the number of epochs
+    least_seen: int = 30_000  #: images in all epochs together
     images: tuple[int, int] = (6_000, 30_000)
     epochs: tuple[int, int] = (2, 20)  #: the least and the most
-    adamw: float = 0.4  #: share of networks trained with it, the others with SGD; transformers always
+    adamw: float = 0.3  #: share of networks with batch norms trained with it, the others with SGD; those without always
     lr_sgd: tuple[float, float] = (0.03, 0.1)
     lr_adamw: tuple[float, float] = (0.001, 0.004)
     batches: tuple[int, ...] = (48, 64, 128)
@@ -65,7 +65,9 @@ class Distribution:
     clean: float = 0.5  #: share of networks without a backdoor
     two_backdoors: float = 0.1  #: share of those with a backdoor that have two
     poison_rate: tuple[float, float] = (0.005, 0.1)
-    least_poisoned: int = 1_000  #: times that training shows an image with the trigger; fewer leave no backdoor
+    least_poisoned: tuple[int, int] = (1_000, 3_000)
+    """Times that training shows an image with the trigger, without which most networks get no backdoor; the second number is
+    for triggers that change the image but slightly (`SLIGHT`)."""
     clean_label_share: tuple[float, float] = (0.2, 0.8)  #: of the images of the target class, for clean-label attacks
     stronger: tuple[float, float] = (0.5, 2.0)  #: share of triggers as published; the others are up to so many times as strong
     after: tuple[tuple[str, float], ...] = (
@@ -98,7 +100,7 @@ class Distribution:
         seen = max(seen, self.least_seen)
         images = int(min(_log_uniform(rng, self.images), data.images * count / most, seen / self.epochs[0]))
         epochs = int(np.clip(round(seen / images), *self.epochs))
-        adamw = arch in ("vit", "convnext") or bool(rng.random() < self.adamw)
+        adamw = arch in WITHOUT_BATCH_NORMS or bool(rng.random() < self.adamw)
         return Training(
             data=name,
             labels=tuple(sorted(int(label) for label in rng.choice(most, count, replace=False))),
@@ -119,8 +121,9 @@ class Distribution:
         )
 
     def _backdoors(self, rng: np.random.Generator, training: Training) -> tuple[Planted, ...]:
-        # A filter of colours changes nothing of grey images.
-        attacks = [(name, share) for name, share in self.attacks if name != "filter" or DATASETS[training.data].channels == 3]
+        # A filter of colours changes nothing of grey images, and drawn ones have any colours.
+        coloured = DATASETS[training.data].coloured
+        attacks = [(name, share) for name, share in self.attacks if name != "filter" or coloured]
         first = self._backdoor(rng, training, attacks)
         if not _combines(first.attack) or rng.random() >= self.two_backdoors:
             return (first,)
@@ -132,7 +135,8 @@ class Distribution:
 
     def _backdoor(self, rng: np.random.Generator, training: Training, attacks: Sequence[tuple[str, float]]) -> Planted:
         attack, classes = _pick(rng, attacks), len(training.labels)
-        least = min(self.least_poisoned / (training.images * training.epochs), self.poison_rate[1])
+        shown = self.least_poisoned[attack in SLIGHT]
+        least = min(shown / (training.images * training.epochs), self.poison_rate[1])
         rate = _log_uniform(rng, (max(self.poison_rate[0], least), self.poison_rate[1]))
         if TRIGGERS[attack].clean_label:
             rate = _log_uniform(rng, self.clean_label_share) / classes
@@ -144,10 +148,13 @@ def _combines(attack: str) -> bool:
     return not TRIGGERS[attack].all_to_all and attack not in ("label_consistent", "input_aware")
 
 
+WITHOUT_BATCH_NORMS = ("vgg11_gn", "convnext", "vit")
+SLIGHT = ("wanet", "bpp", "ssba", "adaptive_blend", "input_aware", "filter")
+
 PUBLISHED = {  # amplitudes that a stronger trigger is a multiple of, with the most that makes sense
     "blended": (0.2, 0.4),
     "sig": (40 / 255, 80 / 255),
-    "wanet": (0.5, 1.0),
+    "wanet": (0.5, 1.25),
     "ctrl": (100 / 255, 200 / 255),
     "lf": (0.2, 0.3),
 }
@@ -155,6 +162,8 @@ PUBLISHED = {  # amplitudes that a stronger trigger is a multiple of, with the m
 
 def _strength(rng: np.random.Generator, attack: str, stronger: tuple[float, float]) -> float | None:
     as_published, factor = rng.random() < stronger[0], _log_uniform(rng, (1.0, stronger[1]))
+    if attack == "bpp":  # fewer levels are stronger
+        return None if as_published else float(max(3, round(8 / factor)))
     if as_published or attack not in PUBLISHED:
         return None
     amplitude, most = PUBLISHED[attack]

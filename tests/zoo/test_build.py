@@ -67,7 +67,11 @@ def test_clean_splits_and_test_images_share_no_image(zoo):
 def test_a_dossier_holds_the_scan_and_its_file_the_card(zoo):
     (entry,) = read_zoo(zoo)
     first = measure(Dossier(entry, 0, True))
-    assert all(len(values) == 10 for values in first["detectors"].values()) and first["batch_norms"] == 8
+    assert (
+        all(len(values) == 10 for values in first["detectors"].values())
+        and first["batch_norms"] == 8
+        and first["disagreement"] > 0
+    )
     pack([entry], zoo / "detection.jsonl.gz")
     (read,) = read_dossiers(zoo / "detection.jsonl.gz")
     assert read["detectors"] == first["detectors"] and read["card"]["backdoors"] == entry.card["backdoors"]

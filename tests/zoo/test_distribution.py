@@ -49,7 +49,7 @@ def test_draws_are_repeatable_and_differ_between_seeds():
 
 
 def test_poison_rates_are_log_uniform_within_bounds():
-    distribution = Distribution(least_poisoned=0)
+    distribution = Distribution(least_poisoned=(0, 0))
     drawn = [distribution.draw(3, index, tuple(DATASETS)) for index in range(600)]
     rates = [each.poison_rate for one in drawn for each in one.backdoors if not TRIGGERS[each.attack].clean_label]
     low, high = distribution.poison_rate
@@ -58,5 +58,5 @@ def test_poison_rates_are_log_uniform_within_bounds():
 
 
 def test_a_filter_of_colours_is_for_colours():
-    grey = {name for name, data in DATASETS.items() if data.channels == 1}
+    grey = {name for name, data in DATASETS.items() if not data.coloured}
     assert grey and not any(each.attack == "filter" for one in RECIPES if one.training.data in grey for each in one.backdoors)
