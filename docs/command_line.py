@@ -8,6 +8,7 @@ from onp.attack.__main__ import COMMAND as ATTACK
 from onp.compare.__main__ import COMMAND as COMPARE
 from onp.defend.__main__ import COMMAND as DEFEND
 from onp.scan.__main__ import COMMAND as SCAN
+from onp.zoo.__main__ import COMMANDS as ZOO
 
 PAGE = Path(__file__).parent / "command-line.md"
 HEAD = """\
@@ -41,10 +42,10 @@ Paths in it are those that were given: give absolute ones, or repeat the run fro
 
 ## Exit codes
 
-| code | of `scan`, `defend`, `verify` | of `attack` | of `compare` |
+| code | of `scan`, `defend`, `verify` | of `attack` | of `compare`, `zoo` |
 |---|---|---|---|
 | 0 | nothing found, or `inconclusive` | done | done |
-| 1 | evidence of a backdoor, repaired or not | | some cells failed; the table says why |
+| 1 | evidence of a backdoor, repaired or not | | some cells or networks failed; table or log say why |
 | 2 | something given cannot be used; one line on stderr says what | the same | the same |
 | 3 | evidence of a backdoor, and no repair within the accuracy budget | | |
 | 70 | an error in onp itself: please report it with the lines on stderr | the same | the same |
@@ -67,7 +68,7 @@ def page() -> str:
         HEAD
         + _commands()
         + FILE_OF_OPTIONS
-        + "".join(_section(command.parser()) for command in (SCAN, DEFEND, ATTACK, COMPARE))
+        + "".join(_section(command.parser()) for command in (SCAN, DEFEND, ATTACK, COMPARE, *ZOO.values()))
     )
 
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "verify": "ask whether a repaired checkpoint still obeys triggers",
     "attack": "train a backdoored network for tests of defences",
     "compare": "run defences on backdoored networks and write one table",
+    "zoo": "train hundreds of small networks, and learn the verdict from them",
     "version": "print the version of onp",
 }
 MODULES = {"verify": ("onp.defend", "--verify")}

@@ -21,6 +21,7 @@ ALLOWED = {
     "attack": {"data", "model", "engine"},
     "defend": {"data", "model", "engine", "detect", "search", "attack"},
     "scan": {"data", "model", "engine", "detect", "search", "attack", "defend"},
+    "zoo": {"data", "model", "engine", "detect", "search", "attack", "defend"},
     "compare": {"data", "model", "engine", "detect", "search", "attack", "defend"},
 }
 FILES = {
