@@ -23,6 +23,7 @@ class ZooConfig:
         metavar="NAME=TRAIN,TEST",
     )
     seed: int = option(0, "of the distribution's draws", group="the zoo", metavar="N")
+    splits: int = option(3, "of the clean images, for which dossiers are made", group="the zoo", metavar="N")
     workers: int = option(2, "processes of one thread each", group="the run", metavar="N")
     ray: str | None = option(
         None, "run on a Ray cluster: auto, or its address (pip install '.[ray]')", group="the run", metavar="ADDRESS"

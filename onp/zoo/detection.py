@@ -56,7 +56,7 @@ def measure_detection(config: ZooConfig) -> int:
     wanted = range(config.first, config.first + config.count)
     entries = [entry for entry in read_zoo(config.out) if entry.index in wanted]
     alone = config.ray is None and config.workers < 1
-    tasks = [Task(entry, number, alone) for number in range(SPLITS) for entry in entries]
+    tasks = [Task(entry, number, alone) for number in range(min(config.splits, SPLITS)) for entry in entries]
     todo = [task for task in tasks if not task.path.exists()]
     failures = 0
     with progress.stage("dossiers", len(todo), config.quiet, config.json) as bar:
