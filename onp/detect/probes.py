@@ -18,8 +18,8 @@ from torch import Tensor
 
 from onp.data.augment import identity_grid
 from onp.data.images import ImageSet
+from onp.engine.differentiable import Logits
 from onp.engine.metrics import at_once
-from onp.model.victim import Victim
 
 INSTANCES = 24  # random changes of each kind
 IMAGES = 32  # images that each change is put on
@@ -89,11 +89,12 @@ PROBES: dict[str, Probe] = {
 
 
 @torch.no_grad()
-def probe_costs(victim: Victim, images: ImageSet, seed: int) -> dict[str, tuple[float, ...]]:
+def probe_costs(logits: Logits, classes: int, images: ImageSet, seed: int) -> dict[str, tuple[float, ...]]:
     """How far each kind of random changes leads images of other classes to each class.
 
     Args:
-        victim: the network.
+        logits: of the network.
+        classes: of the network.
         images: clean images with labels.
         seed: of the changes, and of the images that each is put on.
 
@@ -101,7 +102,7 @@ def probe_costs(victim: Victim, images: ImageSet, seed: int) -> dict[str, tuple[
         per kind (`PROBES`) and class, minus the rise of the square root of the mean probability, which differs between classes
         of clean networks as much for high as for low probabilities: -1 to 1. nan for a class that all images belong to.
     """
-    before = _probability(victim, images.pixels(), images.labels[None])[0].sqrt()
+    before = _probability(logits, classes, images.pixels(), images.labels[None])[0].sqrt()
     costs = {}
     for name, probe in PROBES.items():
         generator = torch.Generator().manual_seed(seed)
@@ -110,23 +111,24 @@ def probe_costs(victim: Victim, images: ImageSet, seed: int) -> dict[str, tuple[
             picked = torch.randperm(len(images), generator=generator)[:IMAGES]
             changed.append(probe.change(images.subset(picked).pixels(), generator).clamp(0, 1))
             labels.append(images.labels[picked])
-        reached = _probability(victim, torch.cat(changed), torch.stack(labels)).sqrt()
+        reached = _probability(logits, classes, torch.cat(changed), torch.stack(labels)).sqrt()
         highest = reached.sort(0, descending=True).values[: probe.highest].mean(0)
         costs[name] = tuple((before - highest).double().tolist())
     return costs
 
 
-def _probability(victim: Victim, pixels: Tensor, labels: Tensor) -> Tensor:
+def _probability(logits: Logits, classes: int, pixels: Tensor, labels: Tensor) -> Tensor:
     """Mean probability of each class on the images of other classes, float32 `[groups, classes]` on the CPU.
 
     Args:
-        victim: the network.
+        logits: of the network.
+        classes: of the network.
         pixels: float32 `[groups * N, C, H, W]` in [0, 1].
         labels: int64 `[groups, N]`.
     """
     parts = pixels.split(at_once(pixels, 250))
-    chance = torch.cat([victim.logits(part.to(victim.device)).softmax(1) for part in parts]).cpu()
-    others = labels[:, :, None] != torch.arange(victim.classes)
+    chance = torch.cat([logits(part).softmax(1) for part in parts]).cpu()
+    others = labels[:, :, None] != torch.arange(classes)
     return (chance.view(*labels.shape, -1) * others).sum(1) / others.sum(1)
 
 

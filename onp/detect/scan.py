@@ -75,7 +75,7 @@ def costs_without_inversion(victim: Victim, clean: Splits, bn: BnStatistics, see
         seed: of the random changes of images.
     """
     build = clean.build
-    costs = head_costs(victim) | probe_costs(victim, build, seed)
+    costs = head_costs(victim) | probe_costs(fitting_logits(victim), victim.classes, build, seed)
     distances = latent_distances(victim, build)
     if distances is not None:
         costs[LATENT] = log_costs(distances, torch.ones_like(distances))

@@ -1,7 +1,5 @@
 """Probes: each kind of random changes finds the class that its own kind of trigger leads to."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 
@@ -17,20 +15,19 @@ def logits(x):
 
 @pytest.fixture(scope="module")
 def found():
-    victim = SimpleNamespace(logits=logits, classes=4, device=torch.device("cpu"))
     images = ImageSet(torch.randint(100, 150, (80, 1, 12, 12), dtype=torch.uint8), torch.arange(80) % 4, ("a", "b", "c", "d"))
-    return victim, images, probe_costs(victim, images, 3)
+    return images, probe_costs(logits, 4, images, 3)
 
 
 def test_a_class_that_fields_lead_to_is_lowest_by_fields(found):
-    _, _, costs = found
+    _, costs = found
     assert set(costs) == set(PROBES)
     assert min(costs["probe_field"]) == costs["probe_field"][2] < -0.5
     assert costs["probe_field"][1] > -0.1, "other classes are not reached"
 
 
 def test_changes_keep_the_shape_and_are_drawn_anew_each_time(found):
-    _, images, _ = found
+    images, _ = found
     pixels = images.pixels()
     for name, probe in PROBES.items():
         generator = torch.Generator().manual_seed(1)
@@ -41,9 +38,9 @@ def test_changes_keep_the_shape_and_are_drawn_anew_each_time(found):
 
 
 def test_colour_images_and_a_class_without_other_images(found):
-    victim, images, _ = found
+    images, _ = found
     one_class = ImageSet(images.images, torch.ones_like(images.labels), images.class_names)
-    costs = probe_costs(victim, one_class, 3)["probe_warp"]
+    costs = probe_costs(logits, 4, one_class, 3)["probe_warp"]
     assert [value != value for value in costs] == [False, True, False, False]
     colour = torch.rand(5, 3, 9, 10)
     for probe in PROBES.values():
