@@ -3,10 +3,13 @@
 import pytest
 import torch
 from helpers import evaluator_cases
+from torch import nn
 
+from onp.data.normalisation import Normalisation
 from onp.detect.bn_statistics import argument, batch_norms
-from onp.engine.differentiable import fitting_logits, forward_of, fused_forward
+from onp.engine.differentiable import fitting_logits, forward_of, fused_forward, halves
 from onp.model.interpret import run_graph
+from onp.model.victim import victim_from_module
 
 
 @pytest.mark.parametrize("name", evaluator_cases.NETWORKS)
@@ -41,3 +44,22 @@ def test_the_image_itself_can_be_asked_for(preact):
     (image,) = (node.name for node in preact.program.graph.nodes if node.op == "placeholder")
     pixels = torch.rand(2, *preact.input_shape)
     assert torch.equal(fused_forward(preact, [image])(pixels)[1][image], preact.normalisation(pixels))
+
+
+@pytest.mark.parametrize("name", evaluator_cases.NETWORKS)
+def test_the_two_halves_of_a_network_are_the_network(name, rng):
+    victim = evaluator_cases.lively_victim(evaluator_cases.NETWORKS[name])
+    images = torch.rand(3, *victim.input_shape, generator=rng)
+    for depth in (0.15, 0.8):
+        cut = halves(victim, depth)
+        if cut is None:  # a shortcut leads round every layer
+            continue
+        features = cut.first(images)
+        assert tuple(features.shape[1:]) == cut.shape and 0 < cut.depth < 1
+        torch.testing.assert_close(cut.second(features), victim.logits(images), rtol=1e-3, atol=1e-3)
+
+
+def test_a_deeper_cut_holds_more_layers_and_a_network_of_two_has_none(preact):
+    assert halves(preact, 0.1).depth < halves(preact, 0.7).depth
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
+    assert halves(victim_from_module(network, Normalisation.parse("none"), (3, 8, 8)), 0.5) is None
