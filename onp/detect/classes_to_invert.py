@@ -22,14 +22,14 @@ def classes_to_invert(scores: DetectionScores, classes: int) -> tuple[int, ...]:
     """
     if classes <= INVERTED:
         return tuple(range(classes))
-    ranked = sorted(range(classes), key=lambda k: _suspicion(scores, k), reverse=True)
+    ranked = sorted(range(classes), key=lambda k: _anomaly(scores, k), reverse=True)
     rest, references = ranked[SUSPICIOUS:], INVERTED - SUSPICIOUS
     # In the middle of as many equal parts of the other ranks.
     spread = [rest[(2 * part + 1) * len(rest) // (2 * references)] for part in range(references)]
     return tuple(sorted([*ranked[:SUSPICIOUS], *spread]))
 
 
-def _suspicion(scores: DetectionScores, k: int) -> tuple[float, float]:
+def _anomaly(scores: DetectionScores, k: int) -> tuple[float, float]:
     """The clipped anomaly indices summed, none limited: a trigger may show to one detector alone. Then the plain sum."""
     indices = [values[k] for values in scores.anomaly_index.values() if not math.isnan(values[k])]
     return sum(map(clipped, indices)), sum(indices)

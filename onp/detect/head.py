@@ -2,7 +2,7 @@
 
 Training on triggered images makes the logit of the target answer to more features than other logits do. Indicators of the rows
 find that without any image, in milliseconds (DFBScanner, https://arxiv.org/abs/2605.18907; BARBIE, NDSS 2025, combines fifteen
-of them). Those three stay that told targets from other classes on networks of known truth (docs/ablations.md).
+of them). Those three stay that separate targets from other classes on networks of known truth (docs/ablations.md).
 """
 
 from __future__ import annotations
