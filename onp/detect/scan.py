@@ -20,14 +20,18 @@ from onp.detect.head import head_costs
 from onp.detect.inversion import InversionTask, invert, success_rate
 from onp.detect.pgd import PGD, target_probability
 from onp.detect.probes import probe_costs
-from onp.detect.trigger_families import FAMILIES
+from onp.detect.spectrum import Spectrum
+from onp.detect.trigger_families import FAMILIES, Family
 from onp.engine.differentiable import fitting_logits
 from onp.model.victim import Victim
+
+SCANNED: tuple[Family, ...] = (*FAMILIES, Spectrum())
+"""The families that triggers are inverted of for each class; banks are made of `FAMILIES` alone."""
 
 
 def scan_steps(config: DetectConfig) -> int:
     """How many steps `scan` counts."""
-    return config.scan.steps * (len(FAMILIES) + 1)
+    return config.scan.steps * (len(SCANNED) + 1)
 
 
 def scan(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectRun) -> DetectionScores:
@@ -103,7 +107,7 @@ def _costs_by_inversion(
     costs = {}
     logits, settings = fitting_logits(victim), run.config.scan
     task = InversionTask((logits,), pixels, labels, classes)
-    for family in FAMILIES:
+    for family in SCANNED:
         triggers = invert(family, task, settings, run)
         rates = [
             success_rate(logits, partial(triggers.apply, row=row), validation, validation_labels, k)
