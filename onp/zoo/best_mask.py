@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,7 @@ from onp.search.objective import ACC_LOST_PER_NAT
 from onp.search.ranking import largest_size, top_masks
 
 ACC_BUDGET = 0.01  #: the ACC that a mask may cost, as a share
+CHECKED, HOPED = 4, 1.5  # masks of a group that are checked, and the part of the budget that they may cost before that
 FIRST_MASKS = 20  # of each order
 MOST_EVALUATIONS, GROUP = 2_000, 24
 PATIENCE = 4  # groups of toggles in a row without gain
@@ -26,7 +27,7 @@ class BestMask:
     """The mask and how it was come by."""
 
     keep: Tensor  #: bool `[V]`; prunes nothing where no mask is within the budget
-    path: Tensor  #: bool `[P, V]`, the masks that were the best so far, in order
+    path: Tensor  #: bool `[P, V]`, the masks that were the best at some time, `keep` among them
     evaluations: int
 
 
@@ -35,7 +36,7 @@ class TrueScoring:
     """Who scores masks with the true trigger."""
 
     searched: Evaluator  #: clean and triggered images that the search sees
-    validated: Evaluator  #: other clean images, on which the mask is chosen among the best ones
+    validated: Evaluator  #: other clean images, which decide on the ACC that a mask loses
     saliency: Saliency  #: first-order effects on the true ASR and on ACC
     evaluations: int = MOST_EVALUATIONS  #: masks scored at most
 
@@ -45,8 +46,7 @@ def best_mask(scoring: TrueScoring, orders: Sequence[Tensor], generator: torch.G
 
     Prefixes of the orders first. Then, from the best mask on, prefixes of the first-order effects measured there anew, to prune
     and to bring back. Then random groups of a few toggles each, units of large effects first, as in an evolution strategy with
-    one parent; the first-order effects are measured again after each gain. Of all masks that were the best so far, the last one
-    that keeps to the budget on other images is taken, since the best of hundreds overfits the images that it is chosen on.
+    one parent; the first-order effects are measured again after each gain.
 
     Args:
         scoring: scores masks.
@@ -65,63 +65,61 @@ def best_mask(scoring: TrueScoring, orders: Sequence[Tensor], generator: torch.G
             attack, acc = scoring.saliency.at(search.keep)
         else:
             without_gain += 1
-    path = torch.stack([torch.ones_like(search.keep), *search.path])
-    lost = acc_loss(scoring.validated)(path)
-    last = int((lost <= ACC_BUDGET).nonzero()[-1, 0])  # the first one prunes nothing and loses nothing
-    return BestMask(path[last], path[1:], scoring.searched.evaluations)
-
-
-def acc_loss(evaluator: Evaluator) -> Callable[[Tensor], Tensor]:
-    """From masks bool `[B, V]` to the ACC that they cost, float64 `[B]`.
-
-    The mean of three estimates, none of which may make up for another: images that become wrong, the labels' probability that
-    is lost, and `ACC_LOST_PER_NAT` times the divergence.
-    """
-    (base,) = [evaluator.score(torch.ones(1, evaluator.units, dtype=torch.bool))]
-
-    def loss(masks: Tensor) -> Tensor:
-        return _acc_loss(base, evaluator.score(masks))
-
-    return loss
+    return BestMask(search.keep, torch.stack([search.keep, *search.path]), scoring.searched.evaluations)
 
 
 def _acc_loss(base: Scores, scores: Scores) -> Tensor:
-    counted, soft = (base.acc - scores.acc).clamp_min(0), (base.acc_soft - scores.acc_soft).clamp_min(0)
-    return (counted + soft + ACC_LOST_PER_NAT * (scores.divergence - base.divergence).clamp_min(0)) / 3
+    """The ACC that masks cost, float64 `[B]`: the mean of two estimates, neither of which may make up for the other.
+
+    They are the images that become wrong, and `ACC_LOST_PER_NAT` times the divergence. The mean probability of the labels tells
+    more of confidence than of accuracy.
+    """
+    counted = (base.acc - scores.acc).clamp_min(0)
+    return (counted + ACC_LOST_PER_NAT * (scores.divergence - base.divergence).clamp_min(0)) / 2
 
 
 class _Search:
     """The best mask so far."""
 
     def __init__(self, scoring: TrueScoring) -> None:
-        self._evaluator, self._most = scoring.searched, scoring.evaluations
-        self.keep = torch.ones(self._evaluator.units, dtype=torch.bool)
-        self._base = self._evaluator.score(self.keep[None])
-        self._value = float(self._values(self.keep[None])[0])
+        self._searched, self._validated, self._most = scoring.searched, scoring.validated, scoring.evaluations
+        self.keep = torch.ones(self._searched.units, dtype=torch.bool)
+        self._bases = [evaluator.score(self.keep[None]) for evaluator in (self._searched, self._validated)]
+        self._value = -self._asr(self._bases[0])[0].item()
         self.path: list[Tensor] = []
 
     def left(self) -> int:
-        return max(0, self._most - self._evaluator.evaluations)
+        return max(0, self._most - self._searched.evaluations)
 
     def improve(self, masks: Tensor) -> bool:
-        """Take the best of the masks if it is better than the current one; whether it is by more than `LEAST_GAIN`."""
+        """Take the best of the masks if it is better than the current one; whether it is by more than `LEAST_GAIN`.
+
+        The best of many overfits the images that it is chosen on. So the few best ones are checked on other images, which
+        decide on the ACC that is lost.
+        """
         masks = masks[: self.left()]
         if not len(masks):
             return False
-        values = self._values(masks)
+        scores = self._searched.score(masks)
+        asr, lost = self._asr(scores), _acc_loss(self._bases[0], scores)
+        hoped = torch.where(lost <= HOPED * ACC_BUDGET, -asr - lost, -torch.inf)
+        rows = hoped.topk(min(CHECKED, len(masks))).indices
+        rows = rows[hoped[rows] > self._value]
+        if not len(rows):
+            return False
+        lost = _acc_loss(self._bases[1], self._validated.score(masks[rows]))
+        values = torch.where(lost <= ACC_BUDGET, -asr[rows] - lost, -torch.inf)
         gain = float(values.max()) - self._value
         if gain > 0:
-            self.keep, self._value = masks[values.argmax()], float(values.max())
-            self._evaluator.commit(self.keep)
+            self.keep, self._value = masks[rows[values.argmax()]], float(values.max())
+            self._searched.commit(self.keep)
             self.path.append(self.keep)
         return gain > LEAST_GAIN
 
-    def _values(self, masks: Tensor) -> Tensor:
-        """Minus the ASR, minus the ACC lost; nothing beyond the budget is better than the unpruned network."""
-        scores = self._evaluator.score(masks)
-        lost = _acc_loss(self._base, scores)
-        asr = (scores.asr[:, 0] + scores.asr_soft[:, 0]) / 2
-        return torch.where(lost <= ACC_BUDGET, -asr - lost, -torch.inf)
+    @staticmethod
+    def _asr(scores: Scores) -> Tensor:
+        """The mean of a share of images and a mean probability, float64 `[B]`."""
+        return (scores.asr[:, 0] + scores.asr_soft[:, 0]) / 2
 
 
 def _prefixes(keep: Tensor, attack: Tensor, acc: Tensor) -> Tensor:

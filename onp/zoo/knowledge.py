@@ -137,10 +137,10 @@ def prepare(victim: Victim, given: SplitImages, target: int) -> Prepared:
 def bank_rows(bank: TriggerBank) -> tuple[BankRow, ...]:
     """The families of a bank."""
     return tuple(
-        BankRow(each.family, weight, each.success, each.cost, _known(each.anomaly_index), each.bn_match)
+        BankRow(each.family, weight, each.success, each.cost, _known(each.anomaly_index), _known(each.bn_match))
         for each, weight in zip(bank.surrogates, bank.weights, strict=True)
     )
 
 
-def _known(index: float) -> float | None:
-    return None if math.isnan(index) else index
+def _known(value: float | None) -> float | None:
+    return None if value is None or math.isnan(value) else value

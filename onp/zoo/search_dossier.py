@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onp.data.images import joined
 from onp.errors import InputError
 from onp.files import read_regular
 from onp.numerics import strict_float32
@@ -70,7 +71,7 @@ def make_search_dossier(entry: Entry, folder: Path) -> SearchDossier:
 
     first = prepared(0)
     orders = [order for one in first for order in (one.problem.features.score_to_cost, one.problem.features.taylor)]
-    case = TrueCase(victim, backdoors, entry.test(), entry.clean(0))
+    case = TrueCase(victim, backdoors, entry.test(), joined(entry.clean(0), entry.clean(1)))
     truth = true_effects(case, orders, int(entry.card["seed"]))
     clock.lap("truth")
     masks = truth.masks
