@@ -55,12 +55,12 @@ def test_evidence_prints_as_five_lines(decision, advice):
     found = onp.Evidence(True, 1, 0.96, (0.02, 0.94, 0.0), ADDED, INDEX, 0.8, 0.2, ("ant", "<b>\n", "2"), decision)
     lines = str(found).splitlines()
     assert repr(found) == str(found) and len(lines) == 5 and lines[0] == f"Decision: {decision}"
-    assert lines[1].endswith("is 96.0 %; evidence from 80.0 % on, none below 20.0 %.")
-    assert "class <b>\\n (1), 94.0 %; log odds patch +4.2, latent -0.5." in lines[2]
-    assert "class ant (0), 2.0 %, of 3 classes" in lines[3] and advice in lines[4]
+    assert lines[1].endswith("is 96 %; evidence from 80 % on, none below 20 %.")
+    assert "class <b>\\n (1), 94 %; log odds patch +4.2, latent -0.5." in lines[2]
+    assert "class ant (0), 2 %, of 3 classes" in lines[3] and advice in lines[4]
     assert found.ranking == (1, 0, 2)
     page = found._repr_html_()
-    assert "&lt;b&gt;" in page and "<b>" not in page and page.index("ant") > page.index("94.0 %") and decision in page
+    assert "&lt;b&gt;" in page and "<b>" not in page and page.index("ant") > page.index("94 %") and decision in page
 
 
 def test_one_call_repairs_a_copy(given, small, plain_verdict):

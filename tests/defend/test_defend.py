@@ -161,7 +161,7 @@ def test_the_decision_does_not_see_what_is_only_for_measuring(outcome, small, ba
 
 def test_a_clean_model_is_left_alone(tmp_path):
     outcome = defend(DefendConfig(demo="clean", preset="fast", out=str(tmp_path / "out"), quiet=True))
-    # On one of the seeds tried its highest score, 3.0, is close to the threshold.
+    # Other splits of the images change the probability a little.
     assert outcome.report.decision in ("no-backdoor-evidence", "inconclusive")
     assert bool(outcome.mask.keep.all())
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == REPORTS

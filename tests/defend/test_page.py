@@ -73,10 +73,10 @@ def test_the_warning_and_other_decisions_are_shown(outcome, detection):
 def test_the_probability_and_what_it_rests_on_are_shown(outcome, detection):
     page = render(replace(outcome.report, detection=detection), outcome.diagnostics)
     first = html.unescape(re.search(r'<dl class="kpis">(.*?)</dl>', page, re.DOTALL)[1])
-    assert "Probability of a backdoor" in first and "98.7 %" in first and "evidence from 80.0 %, none below 20.0 %" in first
+    assert "Probability of a backdoor" in first and "98.7 %" in first and "evidence from 80 %, none below 20 %" in first
     section = re.search(r'<section aria-labelledby="detection">(.*?)</section>', page, re.DOTALL)[1]
     bars = re.findall(r'class="row"><span>([^<]+)</span>.*?class="number">([^<]+)</span>', section, re.DOTALL)
-    assert bars[0] == ("upper left", "97.0 %") and len(bars) == 4 + 3, "four classes, and the detectors of the target"
+    assert bars[0] == ("upper left", "97 %") and len(bars) == 4 + 3, "four classes, and the detectors of the target"
     assert bars[4:] == [("patch", "+4.5"), ("warp", "+1.2"), ("latent", "-0.4")], "the strongest first"
     assert "<td>\u2013</td>" in section, "class 3 was not measured"
     known = render(replace(outcome.report, detection=None), outcome.diagnostics)

@@ -21,18 +21,18 @@ def reason_of(decision, found, made, before=None, config=CONFIG):
 
 def test_no_backdoor():
     sentence = reason_of("no-backdoor-evidence", NOTHING, None)
-    assert "The probability of a backdoor is 11.8 %, below 20.0 %" in sentence and "was not changed" in sentence
-    assert "class dog (10.0 %)" in sentence and "between" not in sentence
+    assert "The probability of a backdoor is 11.8 %, below 20 %" in sentence and "was not changed" in sentence
+    assert "class dog (10 %)" in sentence and "between" not in sentence
     unsure = reason_of("inconclusive", UNSURE, None)
-    assert "between 20.0 % and 80.0 %" in unsure and "Other seeds or images" in unsure
+    assert "between 20 % and 80 %" in unsure and "Other seeds or images" in unsure
     assert most_probable(NOTHING, IMAGES) == (
-        "The probability of a backdoor is 11.8 %; class dog is its most probable target (10.0 %)."
+        "The probability of a backdoor is 11.8 %; class dog is its most probable target (10 %)."
     )
 
 
 def test_one_target():
     sentence = reason_of("repaired", detection((0.95, 0.03, 0.0, 0.01)), repairs(repair(0)))
-    assert sentence.startswith("Class eel was detected") and "(probability 95.0 %, from patch +4.0, latent +1.5" in sentence
+    assert sentence.startswith("Class eel was detected") and "(probability 95 %, from patch +4.0, latent +1.5" in sentence
     assert "3 units were" in sentence
 
 
@@ -42,14 +42,14 @@ def test_several_targets_and_what_their_repairs_left():
     first, cat = (in_words(found.probabilities.per_class[k]) for k in (0, 2))
     assert found.targets == (0, 2) and f"eel ({first}), cat ({cat})" in reason_of("repaired", found, both)
     first, second = notes(found, both, IMAGES)
-    assert "left open which classes are targets" in first and "dog 50.0 %, then 95.0 %" in first
-    assert second == "On the network repaired for class eel: cat (85.0 %); cat was repaired next."
+    assert "left open which classes are targets" in first and "dog 50 %, then 95 %" in first
+    assert second == "On the network repaired for class eel: cat (85 %); cat was repaired next."
 
 
 def test_a_detection_that_a_second_pass_does_not_confirm():
     (note,) = notes(detection((0.0, 0.6, 0.0, 0.0), (0.0, 0.05, 0.0, 0.0)), None, IMAGES)
-    assert "the first pass was inconclusive" in note and "60.0 % in the first pass and 5.0 % in the second" in note
-    assert "dog 60.0 %, then 5.0 %" in note
+    assert "the first pass was inconclusive" in note and "60 % in the first pass and 5 % in the second" in note
+    assert "dog 60 %, then 5 %" in note
     assert notes(detection((0.97, 0.6, 0.0, 0.0)), repairs(repair(0)), IMAGES) == (), "one pass"
 
 
@@ -77,7 +77,7 @@ def test_few_images_are_counted_and_a_scan_is_not():
     sentence = reason(found, images(32), CONFIG)
     assert "needs 50 clean images and 32 were given, 18 too few" in sentence and "--force" in sentence
     scan = reason(found, images(32), DefendConfig(repair=False))
-    assert scan.startswith("Class eel was detected as the target of a backdoor (probability 98.0 %, from patch +4.0")
+    assert scan.startswith("Class eel was detected as the target of a backdoor (probability 98 %, from patch +4.0")
     assert scan.endswith("in log odds). The model was not changed.")
 
 
@@ -85,7 +85,7 @@ def test_what_survives_is_named():
     left = figures({"patch": 53, "warp": 40})
     found = findings("partly-repaired", figures({"patch": 98, "warp": 98}), left, repairs=repairs(repair(0)), mask=mask(40))
     assert headline(found, IMAGES) == (
-        "Evidence of a backdoor (probability 98.0 %); 40 units pruned; patch triggers still reach 53.0 %, "
+        "Evidence of a backdoor (probability 98 %); 40 units pruned; patch triggers still reach 53.0 %, "
         "of clean networks 19 in 20 stay below 20.0 %."
     )
     (survivor,) = found.survivors
@@ -101,10 +101,10 @@ def test_headlines_say_what_was_measured():
     clean = findings("no-backdoor-evidence", figures({}), detection=NOTHING)
     unsure = findings("inconclusive", figures({}), detection=UNSURE)
     assert [headline(found, IMAGES) for found in (repaired, known, refused, scanned, clean, unsure)] == [
-        "Evidence of a backdoor (probability 98.0 %); 40 units pruned; the strongest surrogate trigger still reaches 12.0 %.",
+        "Evidence of a backdoor (probability 98 %); 40 units pruned; the strongest surrogate trigger still reaches 12.0 %.",
         "Evidence of a backdoor; 1 unit pruned; the given trigger still reaches 1.0 %.",
-        "Evidence of a backdoor (probability 98.0 %); no mask within the accuracy budget removes it, and nothing was changed.",
-        "Evidence of a backdoor (probability 98.0 %); nothing was changed.",
+        "Evidence of a backdoor (probability 98 %); no mask within the accuracy budget removes it, and nothing was changed.",
+        "Evidence of a backdoor (probability 98 %); nothing was changed.",
         "No evidence of a backdoor was found; its probability is 11.8 %.",
         "Inconclusive; the probability of a backdoor is 41.2 %.",
     ]

@@ -15,14 +15,14 @@ def in_words(probability: float) -> str:
     """A probability in per cent.
 
     Example:
-        >>> in_words(0.9873), in_words(0.99997), in_words(0.0), in_words(float("nan"))
-        ('98.7 %', 'above 99.9 %', 'below 0.1 %', 'unknown')
+        >>> in_words(0.9873), in_words(0.7), in_words(0.99997), in_words(0.0), in_words(float("nan"))
+        ('98.7 %', '70 %', 'above 99.9 %', 'below 0.1 %', 'unknown')
     """
     if probability > 1 - NEVER_SURE:
         return f"above {100 * (1 - NEVER_SURE):g} %"
     if probability < NEVER_SURE:
         return f"below {100 * NEVER_SURE:g} %"
-    return f"{100 * probability:.1f} %" if probability == probability else "unknown"
+    return f"{100 * probability:.1f}".removesuffix(".0") + " %" if probability == probability else "unknown"
 
 
 def strongest(evidence: Mapping[str, float], count: int = STRONGEST) -> list[tuple[str, float]]:
