@@ -21,12 +21,13 @@ from onp.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = {
-    "logit": "conditional logit (shipped)",
+    "tails": "sum of tails (shipped)",
+    "weighted": "sum of weighted tails",
     "boosting": "gradient boosting",
     "set_network": "set network",
     "hand_made": "hand-made rule",
 }
-COLOURS = {"logit": "#1f5fa8", "boosting": "#2e7d32", "set_network": "#ef6c00", "hand_made": "#c62828"}
+COLOURS = {"tails": "#1f5fa8", "weighted": "#6a1b9a", "boosting": "#2e7d32", "set_network": "#ef6c00", "hand_made": "#c62828"}
 NORMS = ("batch norms", "statistics taken anew", "no batch norms", "all")
 COLUMNS = (
     ("auc", "ROC-AUC", False),
@@ -171,7 +172,7 @@ def plot_roc(document: Document, path: Path) -> None:
         x, y = zip(*points, strict=True)
         label = f"{NAMES[name]}: AUC {document['models'][name]['auc'][0]:.3f}"
         for axis in axes:
-            axis.step(x, y, where="post", color=COLOURS[name], label=label, linewidth=1.6 if name == "logit" else 1.1)
+            axis.step(x, y, where="post", color=COLOURS[name], label=label, linewidth=1.6 if name == "tails" else 1.1)
     axes[0].set(xlabel="false-positive rate", ylabel="true-positive rate", xlim=(0, 1), ylim=(0, 1.01))
     axes[1].set(xlabel="false-positive rate, up to 5 %", xlim=(0, 0.05), ylim=(0.4, 1.01))
     axes[1].axvline(0.01, color="black", linewidth=0.8, linestyle=":")
@@ -183,7 +184,7 @@ def plot_reliability(document: Document, path: Path) -> None:
     """Share of backdoored networks against the probability, by bin; the area of a point is its number of rows."""
     figure, axis = pyplot.subplots(figsize=(4.6, 4.2), constrained_layout=True)
     axis.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":")
-    for name in ("logit", "hand_made"):
+    for name in ("tails", "hand_made"):
         rows = document["reliability"][name]
         x, y, sizes = ([row[key] for row in rows] for key in ("probability", "backdoored", "rows"))
         axis.plot(x, y, color=COLOURS[name], linewidth=1)
@@ -198,7 +199,7 @@ def plot_families(document: Document, path: Path) -> None:
     """AUC by attack family and norm type, one panel for the verdict and one for the hand-made rule."""
     names = list(document["auc"])
     figure, axes = pyplot.subplots(1, 2, figsize=(9.6, 4.0), constrained_layout=True)
-    for axis, part, title in zip(axes, ("auc", "auc_hand_made"), (NAMES["logit"], NAMES["hand_made"]), strict=True):
+    for axis, part, title in zip(axes, ("auc", "auc_hand_made"), (NAMES["tails"], NAMES["hand_made"]), strict=True):
         _heat(axis, names, NORMS, {name: [document[part][name][norm] for norm in NORMS] for name in names})
         axis.set_title(title, fontsize=9)
     _save(figure, [], path)

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from onp.detect.anomaly import MAD_SCALE
 
-INDEX, CONTRAST = "index", "contrast"
-FEATURES = (INDEX, CONTRAST)
+INDEX = "index"
+FEATURES = (INDEX,)
 """Per detector and class: the anomaly index, which is how far it lies below the median of the others in multiples of their
-spread; and how far in multiples of the floor, which is a typical spread of networks without a backdoor."""
+spread."""
 
 FEWEST = 4  #: classes with a cost; among fewer there is no spread of the others
 
@@ -47,7 +47,7 @@ class Place:
 
     def features(self, floor: float | Array) -> Array:
         """The `FEATURES`, `[classes, features]`; spreads below `floor` count as `floor`."""
-        return np.stack((self.below_median / np.fmax(self.spread, floor), self.below_median / floor), -1)
+        return np.stack((self.below_median / np.fmax(self.spread, floor),), -1)
 
 
 def class_features(values: Sequence[float] | Array, floor: float) -> dict[str, Array]:

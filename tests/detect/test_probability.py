@@ -27,7 +27,7 @@ COSTS = [1.0, 1.2, 0.9, 1.1, -2.0, 1.05, 0.95, 1.15]
 
 
 def verdict(pair=0.0):
-    term = DetectorTerm({"index": ((1.0, 0.0), (5.0, 4.0)), "contrast": ((0.0, 0.0), (2.0, 1.0))}, missing=0.5)
+    term = DetectorTerm({"index": ((1.0, 0.0), (5.0, 5.0))}, missing=0.5)
     group = GroupModel(-4.0, -1.0, {"patch": term, "latent": term})
     return LearnedVerdict({"patch": 0.1, "latent": 0.1}, dict.fromkeys(GROUPS, group), pair, 0.6, 0.3, "test")
 
@@ -38,12 +38,11 @@ def found(costs, **options):
     return target_probabilities(scores, Context(classes, 500, True), verdict(**options))
 
 
-def test_features_are_the_anomaly_index_and_the_contrast():
+def test_the_feature_is_the_anomaly_index():
     features = class_features(COSTS, floor=0.1)
     assert np.allclose(features["index"], [anomaly_index(COSTS, k, 0.1) for k in range(8)])
     scaled = class_features([3 * value + 7 for value in COSTS], floor=0.3)
     assert all(np.allclose(features[name], scaled[name]) for name in features)
-    assert features["contrast"][4] == pytest.approx(30.5)
 
 
 def test_the_spread_of_the_others():

@@ -9,16 +9,25 @@ import torch
 from torch import nn
 
 from onp.detect.class_features import FEATURES, INDEX, Array
+from onp.detect.probability import USUAL_CLASSES
 from onp.zoo.learn.design import Design, Rows
-from onp.zoo.learn.logit import fit_logit, likelihood
+from onp.zoo.learn.logit import PAIR, likelihood, weights
+from onp.zoo.learn.tails import fit_tails
 from onp.zoo.learn.validation import Candidate
 
-CLIP = 12.0  # features are cut here for the set network
+SCALE = 4.0  # nats that are 1 for the set network
 
 
-def logit(design: Design, learned: Rows, judged: Rows) -> Array:
+def tails(design: Design, learned: Rows, judged: Rows) -> Array:
     """The verdict's model."""
-    return fit_logit(design, learned).log_odds(judged)
+    return fit_tails(design, learned).log_odds(judged)
+
+
+def weighted(design: Design, learned: Rows, judged: Rows) -> Array:
+    """The same with a weight for each detector, learned from clean and backdoored networks."""
+    fitted = fit_tails(design, learned)
+    scores = fitted.nats(judged) @ weights(fitted, learned) - np.log(design.classes[judged] / USUAL_CLASSES)[:, None]
+    return np.where(design.exists[judged], scores, -np.inf)
 
 
 def hand_made(design: Design, learned: Rows, judged: Rows) -> Array:
@@ -30,15 +39,10 @@ def boosting(design: Design, learned: Rows, judged: Rows) -> Array:
     """Gradient boosting of classes (scikit-learn), rising with every feature; log odds of a class by itself."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    floors = design.floors(learned)
-    features = design.features(floors)
-    flat = features.reshape(*features.shape[:2], -1)
+    flat = fit_tails(design, learned).nats(np.arange(len(design.owner)))
     context = np.stack((design.group, np.log(design.classes)), 1)[:, None].repeat(flat.shape[1], 1)
     inputs = np.concatenate((flat, context), 2)
     here = np.nonzero(design.exists[learned])
-    # A value that no network to learn from has cannot be cut into bins.
-    unknown = np.isnan(inputs[learned][here]).all(0)
-    inputs[..., unknown] = 0.0
     model = HistGradientBoostingClassifier(
         learning_rate=0.1,
         max_iter=80,
@@ -49,7 +53,7 @@ def boosting(design: Design, learned: Rows, judged: Rows) -> Array:
         early_stopping=False,
         random_state=0,
     )
-    weight = np.broadcast_to(design.weight[learned][:, None], design.exists[learned].shape)
+    weight = np.broadcast_to(design.balanced(learned)[:, None], design.exists[learned].shape)
     model.fit(inputs[learned][here], design.is_target[learned][here], sample_weight=weight[here])
     scores = np.full(design.exists[judged].shape, -np.inf)
     there = np.nonzero(design.exists[judged])
@@ -77,20 +81,19 @@ class SetNetwork(nn.Module):
 
 def set_network(design: Design, learned: Rows, judged: Rows, steps: int = 200) -> Array:
     """A small network of sets; free of constraints."""
-    features = design.features(design.floors(learned))
-    flat = features.reshape(*features.shape[:2], -1).clip(-CLIP, CLIP) / 4
-    missing = np.isnan(features[..., 0])
+    flat = fit_tails(design, learned).nats(np.arange(len(design.owner))) / SCALE
+    missing = np.isnan(design.costs)
     context = np.stack((design.group, np.log(design.classes)), 1)[:, None].repeat(flat.shape[1], 1)
-    inputs = torch.from_numpy(np.concatenate((np.nan_to_num(flat), missing, context), 2)).float()
+    inputs = torch.from_numpy(np.concatenate((flat, missing, context), 2)).float()
     exists = torch.from_numpy(design.exists)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = SetNetwork(inputs.shape[2])
         optimiser = torch.optim.AdamW(network.parameters(), lr=0.01, weight_decay=0.05)
-        weight = torch.from_numpy(design.weight[learned])
+        weight = torch.from_numpy(design.balanced(learned))
         for _ in range(steps):
             scores = network(inputs[learned], exists[learned])
-            _, by_score, _ = likelihood(scores.detach().double().numpy(), design.is_target[learned], np.log(0.05))
+            _, by_score, _ = likelihood(scores.detach().double().numpy(), design.is_target[learned], np.log(PAIR))
             gradient = torch.from_numpy(by_score) * weight[:, None] / weight.sum()
             optimiser.zero_grad()
             scores.backward(gradient.masked_fill(~exists[learned], 0.0).float())
@@ -111,7 +114,8 @@ def _one_detector(name: str, design: Design, learned: Rows, judged: Rows) -> Arr
 
 
 CANDIDATES: dict[str, Candidate] = {
-    "logit": logit,
+    "tails": tails,
+    "weighted": weighted,
     "boosting": boosting,
     "set_network": set_network,
     "hand_made": hand_made,

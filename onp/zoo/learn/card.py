@@ -19,7 +19,7 @@ def updated_card(text: str, verdict: LearnedVerdict, figures: dict[str, Any]) ->
 
 
 def _section(verdict: LearnedVerdict, figures: dict[str, Any]) -> str:
-    zoo, ours, by_hand = figures["zoo"], figures["models"]["logit"], figures["models"]["hand_made"]
+    zoo, ours, by_hand = figures["zoo"], figures["models"]["tails"], figures["models"]["hand_made"]
     decided = figures["decisions"]
     rows = "\n".join(
         f"| {title} | {_cell(ours[key], percent)} | {_cell(by_hand[key], percent)} |"

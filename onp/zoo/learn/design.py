@@ -78,6 +78,17 @@ class Design:
         """`[R]`: every network counts once, whatever number of splits it has."""
         return 1 / np.bincount(self.owner)[self.owner]
 
+    def balanced(self, rows: Rows) -> Array:
+        """Weights of rows to learn from, clean and backdoored ones of the same total.
+
+        Leaving the networks of a family out would otherwise make backdoors of that family, of all networks, less likely.
+        """
+        weight, clean = self.weight[rows], self.clean[rows]
+        total = weight.sum()
+        for kind in (clean, ~clean):
+            weight[kind] *= total / 2 / max(weight[kind].sum(), 1e-9)
+        return weight
+
     @cached_property
     def hand_made(self) -> Array:
         """`[R, C]`: the score of the hand-made rule; 0 for other classes."""

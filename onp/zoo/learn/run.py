@@ -19,7 +19,6 @@ from onp.options import option
 from onp.zoo.learn.candidates import CANDIDATES, one_detector
 from onp.zoo.learn.card import updated_card
 from onp.zoo.learn.design import Design
-from onp.zoo.learn.logit import fit_logit
 from onp.zoo.learn.metrics import Judged, auc, threshold
 from onp.zoo.learn.networks import Network, read_networks
 from onp.zoo.learn.recipe_only import recipe_only
@@ -34,10 +33,11 @@ from onp.zoo.learn.results import (
     reliability,
     roc,
 )
+from onp.zoo.learn.tails import fit_tails
 from onp.zoo.learn.validation import calibrate, calibrated, out_of_fold
 from onp.zoo.learn.verdict_file import as_json, learned, thresholds
 
-FEWEST = 20  #: networks of each kind
+FEWEST = 12  #: networks of each kind
 
 
 @dataclass(frozen=True)
@@ -80,8 +80,8 @@ def learn(config: LearnConfig) -> int:
     judged = {name: calibrated(design, each) for name, each in scores.items()}
     version = f"{datetime.date.today().isoformat()}-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
     rows = np.arange(len(design.owner))
-    calibration = calibrate(design, scores["logit"], rows)
-    verdict = learned(fit_logit(design, rows), calibration, thresholds(judged["logit"]), version)
+    calibration = calibrate(design, scores["tails"], rows)
+    verdict = learned(fit_tails(design, rows), calibration, thresholds(judged["tails"]), version)
     document = _figures(networks, design, judged, verdict, config.draws)
     write_atomically(out / "verdict.json", as_json(verdict))
     write_atomically(Path(config.figures), json.dumps(_finite(document), indent=1) + "\n")
@@ -96,7 +96,7 @@ def learn(config: LearnConfig) -> int:
 def _figures(
     networks: list[Network], design: Design, judged: dict[str, Judged], verdict: LearnedVerdict, draws: int
 ) -> dict[str, Any]:
-    ours = judged["logit"]
+    ours = judged["tails"]
     detectors = {}
     for name in design.detectors:
         # An AUC needs no calibration: the probability is a rising function of the highest score.

@@ -46,13 +46,14 @@ class Calibration:
 def folds(networks: Sequence[Network]) -> list[Fold]:
     """Leave one attack family and one architecture out, together.
 
-    A clean network is judged without an attack family too, one drawn for it, so that it is judged by models of the same kind.
+    A clean network is judged without the families of a backdoored one drawn for it, so that it is judged by models of the same
+    kind.
     """
-    families = sorted({family for network in networks for family in network.families if not network.clean})
+    backdoored = [network for network in networks if not network.clean]
     order = np.random.default_rng(0).permutation(len(networks))
     kept_out: dict[tuple[frozenset[str], str], list[int]] = {}
     for i, network in enumerate(networks):
-        mine = frozenset(families[order[i] % len(families) :][:1]) if network.clean else network.families
+        mine = backdoored[order[i] % len(backdoored)].families if network.clean else network.families
         kept_out.setdefault((mine, network.arch), []).append(i)
     found = []
     for (without, arch), judged in sorted(kept_out.items(), key=lambda item: item[1]):
@@ -92,7 +93,10 @@ def calibrate(design: Design, scores: Array, rows: Rows) -> Calibration:
         gradient[-1] += 2 * (log_pair - math.log(0.05))
         return total, np.array(gradient, dtype=np.float64)
 
-    start = np.array([1.0, *np.full(groups, -1.0), math.log(0.05)])
+    # From where half of the networks have odds of 1 and more, in the unit of the scores.
+    highest = np.where(exists, scores[rows], -np.inf).max(1)
+    unit = max(float(highest.std()), 1e-6)
+    start = np.array([1 / unit, *np.full(groups, -float(np.median(highest)) / unit), math.log(0.05)])
     bounds = [(0.01, 100.0), *[(None, None)] * (groups + 1)]
     done = optimize.minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds)
     return Calibration(float(done.x[0]), tuple(done.x[1 : 1 + groups].tolist()), math.exp(done.x[-1]))

@@ -7,9 +7,9 @@ import json
 
 import numpy as np
 
-from onp.detect.probability import GROUPS, LearnedVerdict
-from onp.zoo.learn.logit import FittedLogit
+from onp.detect.probability import LearnedVerdict
 from onp.zoo.learn.metrics import Judged, threshold
+from onp.zoo.learn.tails import FittedTails
 from onp.zoo.learn.validation import Calibration
 
 MISSES = 0.02
@@ -29,19 +29,10 @@ def thresholds(judged: Judged) -> tuple[float, float]:
     return round(min(high, 1.0), 4), round(low, 4)
 
 
-def learned(fitted: FittedLogit, calibration: Calibration, limits: tuple[float, float], version: str) -> LearnedVerdict:
+def learned(fitted: FittedTails, calibration: Calibration, limits: tuple[float, float], version: str) -> LearnedVerdict:
     """The fit, with the calibration of scores of networks that were not learned from."""
-    slope = calibration.slope
-    whole = dataclasses.replace(
-        fitted,
-        weights=slope * fitted.weights,
-        missing=slope * fitted.missing,
-        bias=slope * fitted.bias + np.array(calibration.bias),
-        log_classes=slope * fitted.log_classes,
-    )
     floors = {name: float(f"{floor:.4g}") for name, floor in zip(fitted.design.detectors, fitted.floors, strict=True)}
-    groups = whole.groups()
-    assert set(groups) == set(GROUPS)
+    groups = fitted.groups(calibration.slope, calibration.bias)
     return LearnedVerdict(floors, groups, round(calibration.pair, 6), limits[0], limits[1], version)
 
 

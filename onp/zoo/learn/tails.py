@@ -1,0 +1,116 @@
+"""The verdict's model: how rare each detector's anomaly is among the classes of clean networks, summed over detectors.
+
+Every detector adds minus the logarithm of the share of clean classes with an anomaly index as high, as in Fisher's method of
+combining p-values (Fisher 1932, "Statistical Methods for Research Workers", section 21.1). No backdoor is needed for it, so a
+backdoor of any kind is as new to it as another. What is learned of backdoored networks is the slope of the sum and the
+constants, see `onp.zoo.learn.validation.calibrate`: the detectors' values depend on each other.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from onp.detect.class_features import FEATURES, INDEX, Array
+from onp.detect.probability import GROUPS, USUAL_CLASSES, DetectorTerm, GroupModel, Points
+from onp.zoo.learn.design import Design, Rows
+
+SHARES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
+"""Of clean classes with an index as high: where the functions bend. What half of the classes have adds nothing."""
+FIRST_OF_TAIL = 2  # of `SHARES`: from there on the last slope is taken, which goes on beyond the last share
+MOST = 25.0  # nats that one detector adds
+DEPENDENCE = 0.3  # of the sum that counts against the number of classes, before calibration
+FEWEST = 50  # classes of clean networks that a detector measured; with fewer it adds nothing
+
+
+@dataclass(frozen=True, eq=False)
+class FittedTails:
+    """What was learned from the clean networks of some rows."""
+
+    design: Design
+    floors: Array  #: per detector
+    points: tuple[Points, ...]  #: per detector; empty for one that adds nothing
+    usual: Array  #: per detector: nats that it adds to a class of a clean network, on average
+
+    def nats(self, rows: Rows) -> Array:
+        """What each detector adds, `[rows, C, detectors]`; nothing to a class that it did not measure."""
+        indices = self.design.features(self.floors)[rows][..., FEATURES.index(INDEX)]
+        found = np.zeros(indices.shape)
+        for d, points in enumerate(self.points):
+            if points:
+                values = indices[..., d]
+                unmeasured = np.isnan(values).all(1, keepdims=True)
+                found[..., d] = np.where(np.isnan(values), 0.0, _height(values, points))
+                found[..., d] = np.where(unmeasured, self.usual[d], found[..., d])
+        return found
+
+    def log_odds(self, rows: Rows) -> Array:
+        """The sum, minus the logarithm of the number of classes, which are as likely targets; -inf where there is no class."""
+        scores = DEPENDENCE * self.nats(rows).sum(2) - np.log(self.design.classes[rows] / USUAL_CLASSES)[:, None]
+        return np.where(self.design.exists[rows], scores, -np.inf)
+
+    def groups(self, slope: float, bias: tuple[float, ...]) -> dict[str, GroupModel]:
+        """As the verdict has it.
+
+        Args:
+            slope: that the scores are multiplied by.
+            bias: per group, added to them.
+        """
+        found, of_nats = {}, slope * DEPENDENCE
+        for g, group in enumerate(GROUPS):
+            rows, constant, terms = self.design.group == g, bias[g], {}
+            for d, name in enumerate(self.design.detectors):
+                if not self.points[d]:
+                    continue
+                if rows.any() and np.isnan(self.design.costs[rows, :, d]).all():  # one that the group never has
+                    constant += of_nats * float(self.usual[d])
+                    continue
+                points = tuple((round(x, 4), round(of_nats * y, 4)) for x, y in self.points[d])
+                terms[name] = DetectorTerm({INDEX: points}, round(of_nats * float(self.usual[d]), 4))
+            found[group] = GroupModel(round(constant, 4), round(-slope, 4), terms)
+        return found
+
+
+def fit_tails(design: Design, rows: Rows) -> FittedTails:
+    """Learn how high the anomaly indices of clean networks are.
+
+    Args:
+        design: of all networks.
+        rows: of the networks to learn from; the clean ones count.
+    """
+    floors = design.floors(rows)
+    indices = design.features(floors)[rows[design.clean[rows]]][..., FEATURES.index(INDEX)]
+    points: list[Points] = []
+    for values in np.moveaxis(indices, 2, 0):
+        known = values[np.isfinite(values)]
+        points.append(tail(known) if len(known) >= FEWEST else ())
+    usual = [
+        float(_height(values[np.isfinite(values)], each).mean()) if each else 0.0
+        for values, each in zip(np.moveaxis(indices, 2, 0), points, strict=True)
+    ]
+    return FittedTails(design, floors, tuple(points), np.array(usual))
+
+
+def _height(values: Array, points: Points) -> Array:
+    corners, heights = np.array(points).T
+    return np.interp(values, corners, heights)
+
+
+def tail(values: Array) -> Points:
+    """Nats that an anomaly index is worth: minus log of twice the share of values as high; piecewise linear, to `MOST`.
+
+    Args:
+        values: anomaly indices of classes of clean networks.
+
+    Example:
+        >>> points = tail(np.linspace(0, 10, 1001))
+        >>> [(round(x, 2), round(y, 2)) for x, y in points[:3]]
+        [(5.0, 0.0), (8.0, 0.92), (9.0, 1.61)]
+    """
+    corners = np.quantile(values, [1 - share for share in SHARES]) + 1e-6 * np.arange(len(SHARES))
+    heights = [math.log(SHARES[0] / share) for share in SHARES]
+    slope = (heights[-1] - heights[FIRST_OF_TAIL]) / (corners[-1] - corners[FIRST_OF_TAIL])
+    corners = np.append(corners, corners[-1] + (MOST - heights[-1]) / slope)
+    return tuple((float(x), y) for x, y in zip(corners, (*heights, MOST), strict=True))
