@@ -26,7 +26,7 @@ from onp.zoo.search_file import SearchDossier, read_search_dossier, search_path,
 from onp.zoo.true_effects import MaskTruth, TrueCase, true_effects
 from onp.zoo.truth import TrueBackdoor
 
-LEAST_ASR = 0.3  #: true ASR from which a backdoor is told of; of a weaker one a mask has little to remove
+LEAST_ASR = 0.3  #: true ASR from which a backdoor is in the dossier; of a weaker one a mask has little to remove
 SCORED, SCORED_LOSS = 24, 0.05  #: masks that the search problem of each split scores, and the most true ACC that they lose
 MOST_DETECTION_BYTES = 2**20
 
@@ -90,11 +90,16 @@ def summary(dossier: SearchDossier, size: int) -> dict[str, Any]:
     masks = dossier.truth.masks
     backdoors = []
     for number, each in enumerate(dossier.truth.backdoors):
-        told: dict[str, Any] = {"attack": each.name, "asr": float(masks.asr[0, number]), "evaluations": each.evaluations}
         row = 0 if each.best is None else 1 + each.best
-        told["best_asr"] = float(masks.asr[row, number]) if row else float("nan")
-        told["acc_loss"] = float(masks.acc[0] - masks.acc[row])
-        backdoors.append(told)
+        backdoors.append(
+            {
+                "attack": each.name,
+                "asr": float(masks.asr[0, number]),
+                "best_asr": float(masks.asr[row, number]) if row else float("nan"),
+                "acc_loss": float(masks.acc[0] - masks.acc[row]),
+                "evaluations": each.evaluations,
+            }
+        )
     return {
         "index": dossier.card["index"],
         "bytes": size,

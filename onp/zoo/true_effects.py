@@ -75,7 +75,7 @@ class Truth:
     """All of it."""
 
     effects: UnitEffects
-    act_std: Tensor  #: float32 `[V]`, the unit that trigger-activated changes are told in
+    act_std: Tensor  #: float32 `[V]`, the unit that trigger-activated changes are counted in
     backdoors: tuple[BackdoorTruth, ...]
     masks: MaskTruth
 
@@ -125,12 +125,12 @@ def true_effects(case: TrueCase, orders: Sequence[Tensor], seed: int) -> Truth:
     if not case.backdoors:
         masks += [near(along(order)[-1], generator, int(share * NEAR / 2)) for order in orders[:2]]
     keep = different(masks)
-    told = tuple(
+    facts = tuple(
         BackdoorTruth(each.name, each.target, change, _row_of(keep, best.keep), best.evaluations)
         for each, change, best in zip(case.backdoors, tac, found, strict=True)
     )
     measured = true_images(victim, unseen, case.backdoors, MEASURED_CLEAN, MEASURED_TRIGGERED)
-    return Truth(effects, act_std, told, mask_truth(victim, measured, keep))
+    return Truth(effects, act_std, facts, mask_truth(victim, measured, keep))
 
 
 def mask_truth(victim: Victim, images: TrueImages, keep: Tensor) -> MaskTruth:
