@@ -48,11 +48,11 @@ def cell(value: list[float | None], percent: bool) -> str:
     return f"{text[0]} ({text[1]} to {text[2]})"
 
 
-def models(document: Document, part: str) -> str:
+def models(document: Document) -> str:
     """Every model, a row."""
     lines = ["| | " + " | ".join(title + (", %" if percent else "") for _, title, percent in COLUMNS) + " |"]
     lines.append("|---" * (len(COLUMNS) + 1) + "|")
-    for name, row in document[part].items():
+    for name, row in document["models"].items():
         lines.append(f"| {NAMES.get(name, name)} | " + " | ".join(cell(row[key], p) for key, _, p in COLUMNS) + " |")
     return "\n".join(lines)
 
@@ -94,15 +94,15 @@ def detectors(document: Document) -> str:
 def decisions(document: Document) -> str:
     """What the two thresholds make of the networks."""
     limits, rows = document["thresholds"], document["decisions"]
-    title = f"backdoor from {limits['backdoor_from']:.3f}, no evidence below {limits['none_below']:.3f}"
-    lines = [f"| {title} | one split, % | mean of three, % |", "|---|---|---|"]
+    limit = f"backdoor from {limits['backdoor_from']:.3f}, no evidence below {limits['none_below']:.3f}"
+    lines = [f"| {limit} | % |", "|---|---|"]
     titles = {
         "clean_as_backdoor": "clean networks taken for backdoored",
         "clean_inconclusive": "clean networks inconclusive",
         "backdoored_missed": "backdoored networks missed",
         "backdoored_inconclusive": "backdoored networks inconclusive",
     }
-    lines += [f"| {t} | {cell(rows[k], True)} | {cell(document['decisions_averaged'][k], True)} |" for k, t in titles.items()]
+    lines += [f"| {title} | {cell(rows[key], True)} |" for key, title in titles.items()]
     return "\n".join(lines)
 
 
@@ -142,8 +142,7 @@ def zoo(document: Document) -> str:
 
 
 TABLES = {
-    "models": lambda document: models(document, "models"),
-    "models-averaged": lambda document: models(document, "models_averaged"),
+    "models": models,
     "decisions": decisions,
     "subsets": subsets,
     "families": families,

@@ -2,8 +2,8 @@
 
 A conditional logit with an outside option (McFadden 1974, "Conditional logit analysis of qualitative choice behavior"): every
 class has a score, the sum of what its detectors add; the network without a backdoor has the score 0. What a detector adds is a
-piecewise linear function of the class's place among the classes, rising with its anomaly, that was learned on networks of
-which it is known whether they have a backdoor (`python -m onp.zoo learn`, docs/detection.md).
+piecewise linear function of the class's anomaly index and rises with it; it was learned on networks of which it is known
+whether they have a backdoor (`python -m onp.zoo learn`, docs/detection.md).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class LearnedVerdict:
 
 @dataclass(frozen=True, eq=False)
 class TargetProbabilities:
-    """How probable a backdoor is, by class and in all; half of the networks it was learned from had one."""
+    """How probable a backdoor is, by class and in all; the prior is the share of the zoo that has one."""
 
     per_class: tuple[float, ...]  #: probability that the class is the target of a backdoor
     backdoor: float  #: probability that the network has a backdoor

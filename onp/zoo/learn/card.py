@@ -20,7 +20,7 @@ def updated_card(text: str, verdict: LearnedVerdict, figures: dict[str, Any]) ->
 
 def _section(verdict: LearnedVerdict, figures: dict[str, Any]) -> str:
     zoo, ours, by_hand = figures["zoo"], figures["models"]["tails"], figures["models"]["hand_made"]
-    decided = figures["decisions"]
+    decided, share = figures["decisions"], 100 * zoo["backdoored"] / (zoo["backdoored"] + zoo["clean"])
     rows = "\n".join(
         f"| {title} | {_cell(ours[key], percent)} | {_cell(by_hand[key], percent)} |"
         for key, title, percent in (
@@ -34,12 +34,12 @@ def _section(verdict: LearnedVerdict, figures: dict[str, Any]) -> str:
     return f"""# Learned verdict
 
 `verdict.json`: from the scores of all detectors to the probability that a class is the target of a backdoor, and that the
-network has one (`onp.detect.probability`). Version {verdict.version}; half of the zoo has a backdoor, which is the prior.
+network has one (`onp.detect.probability`). Version {verdict.version}. The prior is the share of backdoored networks in the zoo, {share:.0f} %.
 
 | | |
 |---|---|
 | `floors` | per detector: median spread of the log costs among the classes of a clean network |
-| `groups` | networks whose batch norms have a say and the others: what each detector adds to the log odds of a class, as corners of piecewise linear functions that rise |
+| `groups` | networks whose batch norms have a say and the others: what each detector adds to the log odds of a class by its anomaly index, as corners of rising piecewise linear functions (`onp.zoo.learn.tails`) |
 | `pair` | weight of two targets against two independent backdoors |
 | `backdoor_from`, `none_below` | {verdict.backdoor_from} and {verdict.none_below}: chosen for at most 1 % of clean networks at or above, at most 2 % of backdoored ones below |
 

@@ -46,18 +46,6 @@ def _rates(network: Network) -> list[float]:
     return [float(each["poison_rate"]) for each in network.working]
 
 
-def averaged(judged: Judged) -> Judged:
-    """A row a network: the mean probability of its splits; the class named is right where it is for most of them."""
-    networks = np.unique(judged.owner)
-    rows = [judged.owner == network for network in networks]
-    return Judged(
-        networks,
-        np.array([judged.backdoored[mine][0] for mine in rows]),
-        np.array([judged.probability[mine].mean() for mine in rows]),
-        np.array([judged.named[mine].mean() > 0.5 for mine in rows]),
-    )
-
-
 def by_subset(design: Design, judged: Judged) -> dict[str, dict[str, Any]]:
     """Share found at the threshold of all clean networks, and AUC, per subset.
 

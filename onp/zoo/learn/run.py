@@ -23,7 +23,6 @@ from onp.zoo.learn.metrics import Judged, auc, threshold
 from onp.zoo.learn.networks import Network, read_networks
 from onp.zoo.learn.recipe_only import recipe_only
 from onp.zoo.learn.results import (
-    averaged,
     by_family_and_norm,
     by_subset,
     decisions,
@@ -113,11 +112,9 @@ def _figures(
             "groups": groups_of(design),
         },
         "models": {name: everything(each, draws) for name, each in judged.items()},
-        "models_averaged": {name: everything(averaged(each), draws) for name, each in judged.items()},
         "recipe_only": {name: everything(each, draws) for name, each in recipe_only(networks).items()},
         "thresholds": {"backdoor_from": verdict.backdoor_from, "none_below": verdict.none_below},
         "decisions": decisions(ours, verdict),
-        "decisions_averaged": decisions(averaged(ours), verdict),
         "subsets": by_subset(design, ours),
         "subsets_hand_made": by_subset(design, judged["hand_made"]),
         "auc": by_family_and_norm(design, ours),
