@@ -44,6 +44,14 @@ def test_networks_are_what_their_cards_say(design):
     assert np.isnan(design.costs[~design.exists]).all() and not design.is_target[design.clean].any()
 
 
+def test_a_backdoor_that_does_not_work_makes_no_network_clean():
+    line = next(line for line in made_dossiers.lines() if line["card"]["backdoors"])
+    line["card"] |= {"clean": True, "backdoors": [line["card"]["backdoors"][0] | {"asr": 0.1, "works": False}]}
+    assert not networks_of([line])[0].known
+    line["card"]["after"] = "repaired"
+    assert networks_of([line])[0].clean
+
+
 def test_nobody_is_judged_by_a_model_that_saw_its_family_or_architecture(design):
     seen = []
     for fold in folds(design.networks):

@@ -46,8 +46,11 @@ class Network:
 
     @property
     def clean(self) -> bool:
-        """Whether it has no backdoor, or has none any longer."""
-        return bool(self.card["clean"])
+        """Whether it was trained without a backdoor, or was repaired.
+
+        A network that was trained with a backdoor that does not work is not: detectors may well see what was tried.
+        """
+        return bool(self.card["clean"]) and (not self.card["backdoors"] or self.card["after"] == "repaired")
 
     @property
     def known(self) -> bool:
