@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 
@@ -13,20 +14,23 @@ from onp.zoo.learn.tails import FittedTails
 from onp.zoo.learn.validation import Calibration
 
 MISSES = 0.02
+FEWEST_MISSES = 2
 
 
 def thresholds(judged: Judged) -> tuple[float, float]:
     """Probabilities from which a network counts as backdoored, and below which it counts as one without evidence.
 
     The first is reached by at most 1 % of the clean networks, below the second are at most `MISSES` of the
-    backdoored ones. Where both hold for one threshold, that one, as near to one half as may be.
+    backdoored ones, or `FEWEST_MISSES` where these are few: one odd network would call most clean ones inconclusive. Where both hold for one threshold, that one, as near to one half as may be.
     """
     high = threshold(judged)
     found = np.sort(judged.probability[judged.backdoored])
-    low = float(found[int(MISSES * len(found))]) if len(found) else 1.0
+    allowed = max(int(MISSES * len(found)), FEWEST_MISSES)
+    low = float(found[min(allowed, len(found) - 1)]) if len(found) else 1.0
     if low >= high:
         high = low = float(np.clip(0.5, high, low))
-    return round(min(high, 1.0), 4), round(low, 4)
+    # Rounded away from each other, so that what they were chosen for still holds.
+    return min(math.ceil(high * 1e4) / 1e4, 1.0), math.floor(low * 1e4) / 1e4
 
 
 def learned(fitted: FittedTails, calibration: Calibration, limits: tuple[float, float], version: str) -> LearnedVerdict:
