@@ -69,7 +69,7 @@ def main() -> None:
             splits = split(images, seed)
             bn = bn_statistics(victim, joined(splits.build, splits.score))
             scores = scan(victim, splits, bn, DetectRun(PRESETS[options.preset].detect, seed))
-            context = Context(victim.classes, len(images), bn.norms > 0, bn.pruned > 0, bn.disagreement)
+            context = Context(victim.classes, len(images), bn.norms > 0, bn.pruned > 0)
             found = target_probabilities(scores, context, verdict)
             row: dict[str, Any] = card | {"preset": options.preset, "defence_seed": seed}
             row |= {"probability": round(found.backdoor, 4), "decision": verdict.decision(found.backdoor)}

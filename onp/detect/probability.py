@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from onp.detect.anomaly import BN_SHIFT, PRIOR_SHIFT, DetectionScores
+from onp.detect.anomaly import DetectionScores
 from onp.detect.class_features import Array, class_features
 from onp.errors import InputError
 
@@ -28,9 +28,6 @@ BACKDOOR, INCONCLUSIVE, NO_EVIDENCE = "backdoor", "inconclusive", "no-evidence"
 BATCH_NORMS, NO_BATCH_NORMS = "batch_norms", "no_batch_norms"
 GROUPS = (BATCH_NORMS, NO_BATCH_NORMS)
 """Of networks: whether statistics of batch norms have a say. Each has functions of its own."""
-OF_STATISTICS = (BN_SHIFT, PRIOR_SHIFT)
-"""Detectors that read these statistics; the second group does without."""
-DISAGREE_FROM = 4.0  # of `BnStatistics.disagreement`; where it is lower the statistics say nothing, see docs/detection.md
 USUAL_CLASSES = 10
 LIMIT = 2**20  #: bytes of the file that are read
 
@@ -46,12 +43,11 @@ class Context:
     images: int  #: clean images that the detectors had
     batch_norms: bool  #: it has batch norms, and their statistics have a say
     pruned: bool = False  #: units are pruned already
-    disagreement: float = math.inf  #: `BnStatistics.disagreement`
 
     @property
     def group(self) -> str:
         """One of `GROUPS`."""
-        return BATCH_NORMS if self.batch_norms and self.disagreement >= DISAGREE_FROM else NO_BATCH_NORMS
+        return BATCH_NORMS if self.batch_norms else NO_BATCH_NORMS
 
 
 @dataclass(frozen=True)

@@ -57,7 +57,7 @@ class Pass:
         """
         scores = scan(victim, clean, bn, run)
         images, batch_norms = len(clean.build) + len(clean.score), bool(bn.norms) and not bn.left_out
-        context = Context(victim.classes, images, batch_norms, bn.pruned > 0, bn.disagreement)
+        context = Context(victim.classes, images, batch_norms, bn.pruned > 0)
         found = target_probabilities(scores, context, verdict)
         for _ in range(FURTHER):
             if found.backdoor < verdict.none_below or inverted(scores, found.predicted_target):

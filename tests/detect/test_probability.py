@@ -144,10 +144,3 @@ def test_a_damaged_verdict_is_refused(tmp_path, change):
     assert read_verdict(damaged(tmp_path, lambda document: None)).floors == {"patch": 0.1}
     with pytest.raises(InputError, match="not a learned verdict"):
         read_verdict(damaged(tmp_path, change))
-
-
-@pytest.mark.parametrize(
-    ("batch_norms", "disagreement", "group"), [(True, 20.0, 0), (True, 1.2, 1), (True, NAN, 1), (False, 20.0, 1)]
-)
-def test_statistics_that_agree_with_clean_images_have_no_say(batch_norms, disagreement, group):
-    assert Context(10, 500, batch_norms, disagreement=disagreement).group == GROUPS[group]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from onp.detect.class_features import Array, Place
-from onp.detect.probability import GROUPS, NO_BATCH_NORMS, OF_STATISTICS
+from onp.detect.probability import GROUPS
 from onp.zoo.learn.hand_made import hand_made_scores
 from onp.zoo.learn.networks import Measured, Network
 
@@ -36,10 +36,8 @@ class Design:
         detectors = tuple(sorted({name for _, measured in rows for name in measured.log_costs}))
         costs = np.full((len(rows), max(network.classes for network in kept), len(detectors)), np.nan)
         for row, (i, measured) in enumerate(rows):
-            silent = OF_STATISTICS if kept[i].context(measured).group == NO_BATCH_NORMS else ()
             for name, values in measured.log_costs.items():
-                if name not in silent:
-                    costs[row, : kept[i].classes, detectors.index(name)] = values
+                costs[row, : kept[i].classes, detectors.index(name)] = values
         costs[~np.isfinite(costs)] = np.nan
         return Design(kept, tuple(each for _, each in rows), np.array([i for i, _ in rows]), detectors, costs)
 

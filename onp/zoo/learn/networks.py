@@ -24,7 +24,6 @@ class Measured:
     log_costs: dict[str, tuple[float, ...]]  #: per detector and class; nan where it was not measured
     batch_norms: bool  #: statistics of batch norms have a say
     pruned: bool
-    disagreement: float  #: `onp.detect.bn_statistics.BnStatistics.disagreement`; nan without batch norms
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +74,7 @@ class Network:
         return frozenset(str(each["family"]) for each in self.card["backdoors"])
 
     def context(self, measured: Measured) -> Context:
-        return Context(self.classes, measured.images, measured.batch_norms, measured.pruned, measured.disagreement)
+        return Context(self.classes, measured.images, measured.batch_norms, measured.pruned)
 
 
 def read_networks(path: str | Path) -> list[Network]:
@@ -102,7 +101,7 @@ def networks_of(documents: Iterable[dict[str, Any]]) -> list[Network]:
         if any(len(values) != network.classes for values in costs.values()):
             raise ValueError(f"network {network.index} has {network.classes} classes, its detectors measured others")
         split, images, norms, pruned = (int(line[name]) for name in ("split", "images", "batch_norms", "pruned"))
-        network.measured.append(Measured(split, images, costs, norms > 0, pruned > 0, _number(line["disagreement"])))
+        network.measured.append(Measured(split, images, costs, norms > 0, pruned > 0))
     for network in found.values():
         network.measured.sort(key=lambda each: each.split)
     return [found[index] for index in sorted(found)]

@@ -20,8 +20,9 @@ FEWEST_MISSES = 2
 def thresholds(judged: Judged) -> tuple[float, float]:
     """Probabilities from which a network counts as backdoored, and below which it counts as one without evidence.
 
-    The first is reached by at most 1 % of the clean networks, below the second are at most `MISSES` of the
-    backdoored ones, or `FEWEST_MISSES` where these are few: one odd network would call most clean ones inconclusive. Where both hold for one threshold, that one, as near to one half as may be.
+    The first is reached by at most 1 % of the clean networks, below the second are at most `MISSES` of the backdoored ones, or
+    `FEWEST_MISSES` where these are few: one odd network would make most clean ones inconclusive. Where both hold for one
+    threshold, that one, as near to one half as may be.
     """
     high = threshold(judged)
     found = np.sort(judged.probability[judged.backdoored])
