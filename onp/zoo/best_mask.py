@@ -17,7 +17,7 @@ ACC_BUDGET = 0.01  #: the ACC that a mask may cost, as a share
 CHECKED, HOPED = 4, 1.5  # masks of a group that are checked, and the part of the budget that they may cost before that
 FIRST_MASKS = 20  # of each order
 MOST_EVALUATIONS, GROUP = 2_000, 24
-PATIENCE = 4  # groups of toggles in a row without gain
+PATIENCE = 6  # groups of toggles in a row without gain
 LEAST_GAIN = 3e-3  # of the value: a group that gains no more counts as one without gain
 SHARPNESS = 8.0  # of the draw of units by their rank: exp(-SHARPNESS * rank / candidates)
 
@@ -44,9 +44,9 @@ class TrueScoring:
 def best_mask(scoring: TrueScoring, orders: Sequence[Tensor], generator: torch.Generator) -> BestMask:
     """Search for the lowest true ASR within `ACC_BUDGET`.
 
-    Prefixes of the orders first. Then, from the best mask on, prefixes of the first-order effects measured there anew, to prune
-    and to bring back. Then random groups of a few toggles each, units of large effects first, as in an evolution strategy with
-    one parent; the first-order effects are measured again after each gain.
+    Prefixes of the orders first. Then, from the best mask on, prefixes of what is left of them and of the first-order effects,
+    measured there anew, to prune and to bring back. Then random groups of a few toggles each, drawn along one of the orders, as
+    in an evolution strategy with one parent; the first-order effects are measured again after each gain.
 
     Args:
         scoring: scores masks.
@@ -55,14 +55,13 @@ def best_mask(scoring: TrueScoring, orders: Sequence[Tensor], generator: torch.G
     """
     search = _Search(scoring)
     search.improve(torch.cat([top_masks(order, FIRST_MASKS) for order in orders]))
-    while search.left() and search.improve(_prefixes(search.keep, *scoring.saliency.at(search.keep))):
-        pass
-    attack, acc = scoring.saliency.at(search.keep)
+    effects = scoring.saliency.at(search.keep)
+    while search.left() and search.improve(_prefixes(search.keep, orders, *effects)):
+        effects = scoring.saliency.at(search.keep)
     without_gain = 0
     while search.left() and without_gain < PATIENCE:
-        if search.improve(_toggled(search.keep, attack, acc, generator)):
-            without_gain = 0
-            attack, acc = scoring.saliency.at(search.keep)
+        if search.improve(_toggled(search.keep, _chances(search.keep, orders, *effects), generator)):
+            without_gain, effects = 0, scoring.saliency.at(search.keep)
         else:
             without_gain += 1
     return BestMask(search.keep, torch.stack([search.keep, *search.path]), scoring.searched.evaluations)
@@ -122,29 +121,38 @@ class _Search:
         return (scores.asr[:, 0] + scores.asr_soft[:, 0]) / 2
 
 
-def _prefixes(keep: Tensor, attack: Tensor, acc: Tensor) -> Tensor:
+def _prefixes(keep: Tensor, orders: Sequence[Tensor], attack: Tensor, acc: Tensor) -> Tensor:
     """Masks that prune more of what carries the attack, or bring back what costs most accuracy."""
     ratio = attack.clamp_min(0) / (acc.clamp_min(0) + LEAST_COST)
-    masks = [keep & top_masks(torch.where(keep, order, 0.0), FIRST_MASKS // 2) for order in (ratio, attack)]
+    masks = [keep & top_masks(torch.where(keep, order, 0.0), FIRST_MASKS // 2) for order in (*orders, ratio)]
     back = torch.where(keep, 0.0, _useful(attack, acc))
     if largest_size(back):
         masks.append(keep | ~top_masks(back, FIRST_MASKS // 2))
     return torch.cat(masks)
 
 
-def _toggled(keep: Tensor, attack: Tensor, acc: Tensor, generator: torch.Generator) -> Tensor:
-    """A group of masks, each 1 to 8 toggles from `keep`."""
+def _chances(keep: Tensor, orders: Sequence[Tensor], attack: Tensor, acc: Tensor) -> Tensor:
+    """How likely each unit is toggled, float32 `[orders + 1, V]`: pruned by its rank in one order, or brought back."""
     ratio = attack.clamp_min(0) / (acc.clamp_min(0) + LEAST_COST)
-    chance = torch.zeros(len(keep))
-    for units, order in ((keep, ratio), (~keep, _useful(attack, acc))):
-        members = units.nonzero()[:, 0]
-        if len(members):
-            rank = order[members].argsort(descending=True).argsort().float()
-            weight = torch.exp(-SHARPNESS * rank / len(members))
-            chance[members] = weight / weight.sum()
+    back = _by_rank(~keep, _useful(attack, acc))
+    return torch.stack([_by_rank(keep, order) + back for order in (*orders, ratio)])
+
+
+def _by_rank(units: Tensor, order: Tensor) -> Tensor:
+    """Falls with the rank of the units in the order, and sums to 1 over them; 0 for others."""
+    chance, members = torch.zeros(len(units)), units.nonzero()[:, 0]
+    if len(members):
+        rank = order[members].argsort(descending=True).argsort().float()
+        weight = torch.exp(-SHARPNESS * rank / len(members))
+        chance[members] = weight / weight.sum()
+    return chance
+
+
+def _toggled(keep: Tensor, chances: Tensor, generator: torch.Generator) -> Tensor:
+    """A group of masks, each 1 to 8 toggles from `keep`, drawn by one row of `chances`."""
     masks = keep.repeat(GROUP, 1)
     for row in range(GROUP):
-        count = 2 ** int(torch.randint(4, (1,), generator=generator))
+        count, chance = 2 ** int(torch.randint(4, (1,), generator=generator)), chances[row % len(chances)]
         toggles = torch.multinomial(chance, min(count, int((chance > 0).sum())), generator=generator)
         masks[row, toggles] ^= True
     return masks
