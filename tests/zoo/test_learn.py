@@ -149,7 +149,7 @@ def test_the_command_writes_verdict_figures_and_card(tmp_path, monkeypatch):
     dossiers = made_dossiers.write(tmp_path / "detection.jsonl.gz")
     (tmp_path / "README.md").write_text("# Before\n")
     config = LearnConfig(
-        dossiers=str(dossiers), out=str(tmp_path), figures=str(tmp_path / "figures.json"), draws=20, quiet=True
+        dossiers=str(dossiers), pretrained=str(tmp_path), figures=str(tmp_path / "figures.json"), draws=20, quiet=True
     )
     assert learn(config) == 0
     first = (tmp_path / "verdict.json").read_text(), (tmp_path / "README.md").read_text()
@@ -188,4 +188,4 @@ def test_dossiers_that_cannot_be_used_are_refused(tmp_path):
         read_networks(path)
     made_dossiers.write(path, networks=8)
     with pytest.raises(InputError, match="12 each are needed"):
-        learn(LearnConfig(dossiers=str(path), out=str(tmp_path), quiet=True))
+        learn(LearnConfig(dossiers=str(path), pretrained=str(tmp_path), quiet=True))

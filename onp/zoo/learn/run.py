@@ -44,7 +44,7 @@ class LearnConfig:
     """What is learned from, and where it is written."""
 
     dossiers: str = option("bench/dossiers/detection.jsonl.gz", "detection dossiers", group="the zoo", metavar="FILE")
-    out: str = option("onp/pretrained", "folder of verdict.json and its README.md", group="output", metavar="DIR")
+    pretrained: str = option("onp/pretrained", "folder of verdict.json and its README.md", group="output", metavar="DIR")
     figures: str = option("bench/results/detection.json", "the figures of docs/detection.md", group="output", metavar="FILE")
     draws: int = option(1000, "of networks, for the intervals", group="output", metavar="N")
     quiet: bool = option(False, "no progress", group="output")
@@ -62,7 +62,7 @@ def learn(config: LearnConfig) -> int:
     except ImportError:
         raise InputError("Learning compares with models of scikit-learn; pip install 'onp-defense[zoo]'.") from None
     torch.set_num_threads(1)
-    path, out = Path(config.dossiers), Path(config.out)
+    path, out = Path(config.dossiers), Path(config.pretrained)
     networks = read_networks(path)
     clean = sum(network.clean for network in networks)
     backdoored = sum(network.known and not network.clean for network in networks)

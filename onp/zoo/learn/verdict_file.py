@@ -26,8 +26,8 @@ def thresholds(judged: Judged) -> tuple[float, float]:
     """
     high = threshold(judged)
     found = np.sort(judged.probability[judged.backdoored])
-    allowed = max(int(MISSES * len(found)), FEWEST_MISSES)
-    low = float(found[min(allowed, len(found) - 1)]) if len(found) else 1.0
+    allowed = max(int(MISSES * len(found)), min(FEWEST_MISSES, len(found) // 8))
+    low = float(found[allowed]) if len(found) else 1.0
     if low >= high:
         high = low = float(np.clip(0.5, high, low))
     # Rounded away from each other, so that what they were chosen for still holds.
