@@ -11,6 +11,7 @@ from onp.zoo.config import ZooConfig
 from onp.zoo.detection import measure_detection
 from onp.zoo.entry import read_zoo
 from onp.zoo.learn import LearnConfig, learn
+from onp.zoo.search_dossier import measure_search
 from onp.zoo.summary import summary
 
 EPILOG = """\
@@ -34,7 +35,7 @@ def _build(config: ZooConfig) -> int:
 
 
 def _dossiers(config: ZooConfig) -> int:
-    return int(measure_detection(config) > 0)
+    return int((measure_search(config) if config.search else measure_detection(config)) > 0)
 
 
 def _none(config: ZooConfig) -> int:
@@ -44,7 +45,11 @@ def _none(config: ZooConfig) -> int:
 COMMANDS = {
     "build": Command("zoo build", ZooConfig, _build, description="Train the networks of a zoo.", epilog=EPILOG),
     "dossiers": Command(
-        "zoo dossiers", ZooConfig, _dossiers, description="Measure what detection sees of each network of a zoo.", epilog=EPILOG
+        "zoo dossiers",
+        ZooConfig,
+        _dossiers,
+        description="Measure what detection, or a search, sees of each network of a zoo.",
+        epilog=EPILOG,
     ),
     "learn": Command(
         "zoo learn", LearnConfig, learn, description="Learn the verdict of detection from the dossiers of a zoo.", epilog=EPILOG

@@ -24,6 +24,9 @@ class ZooConfig:
     )
     seed: int = option(0, "of the distribution's draws", group="the zoo", metavar="N")
     splits: int = option(3, "of the clean images, for which dossiers are made", group="the zoo", metavar="N")
+    search: bool = option(
+        False, "dossiers of what a search for masks can learn from, in place of those of detection", group="the zoo"
+    )
     workers: int = option(2, "processes of one thread each", group="the run", metavar="N")
     ray: str | None = option(
         None, "run on a Ray cluster: auto, or its address (pip install '.[ray]')", group="the run", metavar="ADDRESS"

@@ -32,19 +32,19 @@ class Distribution:
     """
 
     archs: tuple[tuple[str, float], ...] = (  #: built-in networks with their shares
-        *(("vgg11_bn", 0.26), ("preact_resnet18", 0.16), ("resnet18", 0.14), ("mobilenet_v2", 0.03)),
-        *(("vgg11_gn", 0.15), ("convnext", 0.17), ("vit", 0.07)),
+        *(("vgg11_bn", 0.29), ("preact_resnet18", 0.13), ("resnet18", 0.14), ("mobilenet_v2", 0.02)),
+        *(("vgg11_gn", 0.17), ("convnext", 0.19), ("vit", 0.06)),
     )
     widths: tuple[tuple[str, tuple[int, ...]], ...] = (  #: drawn uniformly
-        ("vgg11_bn", (8, 8, 8, 8, 12, 12, 12, 16, 24, 32)),
+        ("vgg11_bn", (8, 8, 8, 8, 8, 12, 12, 12, 12, 16, 16, 24, 32)),
         *(("preact_resnet18", (8, 8, 12)), ("resnet18", (8, 8, 12)), ("mobilenet_v2", (8,))),
         *(("vgg11_gn", (8, 8, 12, 12, 16)), ("convnext", (8, 12, 16)), ("vit", (32, 48))),
     )
     data: tuple[tuple[str, float], ...] = (
         *(("cifar10", 0.22), ("fashion", 0.24), ("gtsrb", 0.2), ("glyphs", 0.16), ("shapes", 0.18)),
     )
-    seconds: tuple[float, float] = (15.0, 70.0)  #: of training, on one CPU core, by `COST`; decides the number of epochs
-    least_seen: int = 30_000  #: images in all epochs together
+    seconds: tuple[float, float] = (20.0, 80.0)  #: of training, on one CPU core, by `COST`; decides the number of epochs
+    least_seen: int = 60_000  #: images in all epochs together
     images: tuple[int, int] = (6_000, 30_000)
     epochs: tuple[int, int] = (2, 20)  #: the least and the most
     adamw: float = 0.3  #: share of networks with batch norms trained with it, the others with SGD; those without always
@@ -59,17 +59,19 @@ class Distribution:
     imbalance: tuple[float, float] = (0.3, 0.2)  #: share of networks trained on unequal classes, and the least ratio (uniform)
     attacks: tuple[tuple[str, float], ...] = (  #: with their shares
         *(("badnets", 0.12), ("badnets_a2a", 0.02), ("trojannn", 0.04), ("blended", 0.12), ("adaptive_blend", 0.05)),
-        *(("lf", 0.09), ("wanet", 0.1), ("filter", 0.08), ("bpp", 0.08), ("ssba", 0.04), ("input_aware", 0.07)),
-        *(("sig", 0.09), ("ctrl", 0.06), ("label_consistent", 0.04)),
+        *(("lf", 0.09), ("wanet", 0.1), ("filter", 0.1), ("bpp", 0.09), ("ssba", 0.04), ("input_aware", 0.05)),
+        *(("sig", 0.1), ("ctrl", 0.04), ("label_consistent", 0.04)),
     )
     clean: float = 0.5  #: share of networks without a backdoor
     two_backdoors: float = 0.1  #: share of those with a backdoor that have two
     poison_rate: tuple[float, float] = (0.005, 0.1)
-    least_poisoned: tuple[int, int] = (1_000, 3_000)
+    least_poisoned: tuple[int, int] = (1_000, 6_000)
     """Times that training shows an image with the trigger, without which most networks get no backdoor; the second number is
     for triggers that change the image but slightly (`SLIGHT`)."""
-    clean_label_share: tuple[float, float] = (0.2, 0.8)  #: of the images of the target class, for clean-label attacks
-    stronger: tuple[float, float] = (0.5, 2.0)  #: share of triggers as published; the others are up to so many times as strong
+    covers: float = 0.35
+    """Share of attacks with cover images that are trained with them; they take many more epochs than a zoo can pay for."""
+    clean_label_share: tuple[float, float] = (0.4, 0.95)  #: of the images of the target class, for clean-label attacks
+    stronger: tuple[float, float] = (0.4, 2.5)  #: share of triggers as published; the others are up to so many times as strong
     after: tuple[tuple[str, float], ...] = (
         *(("none", 2 / 3), ("bn_statistics", 1 / 12), ("clean_epochs", 1 / 12), ("half", 1 / 12), ("repaired", 1 / 12)),
     )
@@ -140,7 +142,8 @@ class Distribution:
         rate = _log_uniform(rng, (max(self.poison_rate[0], least), self.poison_rate[1]))
         if TRIGGERS[attack].clean_label:
             rate = _log_uniform(rng, self.clean_label_share) / classes
-        return Planted(attack, int(rng.integers(classes)), rate, _strength(rng, attack, self.stronger))
+        target, covers = int(rng.integers(classes)), bool(rng.random() < self.covers)
+        return Planted(attack, target, rate, _strength(rng, attack, self.stronger), covers)
 
 
 def _combines(attack: str) -> bool:
@@ -154,9 +157,9 @@ SLIGHT = ("wanet", "bpp", "ssba", "adaptive_blend", "input_aware", "filter")
 PUBLISHED = {  # amplitudes that a stronger trigger is a multiple of, with the most that makes sense
     "blended": (0.2, 0.4),
     "sig": (40 / 255, 80 / 255),
-    "wanet": (0.5, 1.25),
-    "ctrl": (100 / 255, 200 / 255),
-    "lf": (0.2, 0.3),
+    "wanet": (0.5, 1.5),
+    "ctrl": (100 / 255, 250 / 255),
+    "lf": (0.2, 0.4),
 }
 
 

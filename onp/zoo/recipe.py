@@ -59,6 +59,7 @@ class Planted:
     target: int
     poison_rate: float  #: share of the training images
     strength: float | None  #: amplitude of the trigger; None: as published
+    covers: bool = True  #: with the attack's cover images, which carry part of a trigger and keep their label
 
     @property
     def family(self) -> str:

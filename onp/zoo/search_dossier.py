@@ -9,17 +9,21 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from onp import progress
 from onp.data.images import joined
-from onp.errors import InputError
+from onp.errors import InputError, first_line
 from onp.files import read_regular
 from onp.numerics import strict_float32
-from onp.zoo.entry import SPLITS, Entry
+from onp.pool import Workers, run_all
+from onp.zoo.config import ZooConfig
+from onp.zoo.entry import SPLITS, Entry, read_zoo
 from onp.zoo.knowledge import Prepared, prepare, split_images
 from onp.zoo.packed_graph import relation_graphs
 from onp.zoo.search_file import SearchDossier, read_search_dossier, search_path, write_search_dossier
@@ -29,6 +33,27 @@ from onp.zoo.truth import TrueBackdoor
 LEAST_ASR = 0.3  #: true ASR from which a backdoor is in the dossier; of a weaker one a mask has little to remove
 SCORED, SCORED_LOSS = 24, 0.05  #: masks that the search problem of each split scores, and the most true ACC that they lose
 MOST_DETECTION_BYTES = 2**20
+
+
+def measure_search(config: ZooConfig) -> int:
+    """Write the search dossiers that are not there yet, of every network; returns how many failed.
+
+    Raises:
+        InputError: there is no zoo.
+    """
+    wanted, folder = range(config.first, config.first + config.count), Path(config.out) / "dossiers"
+    entries = [entry for entry in read_zoo(config.out) if entry.index in wanted]
+    todo = [entry for entry in entries if not search_path(folder, entry.index).exists()]
+    folder.mkdir(exist_ok=True)
+    workers = Workers(config.ray, 1, config.gpu_share, 0 if config.ray else config.workers)
+    failures = 0
+    with progress.stage("search dossiers", len(todo), config.quiet, config.json) as bar:
+        for entry, result in run_all(partial(search_dossier, folder=folder), todo, workers):
+            if isinstance(result, Exception):
+                failures += 1
+                bar.print(f"network {entry.index} failed: {first_line(result)}")
+            bar.advance(note=f"{entry.index:04d}")
+    return failures
 
 
 def search_dossier(entry: Entry, folder: str | Path) -> dict[str, Any]:

@@ -122,6 +122,7 @@ def planting(config: AttackConfig, planted: Planted, number: int, train_set: Ima
         attack=planted.attack,
         target=planted.target,
         poison_rate=rate,
+        cover_rate=None if planted.covers else 0.0,
         strength=planted.strength,
         seed=config.seed + 500_000 * number,
         craft_epochs=CRAFT_EPOCHS.get(planted.attack),

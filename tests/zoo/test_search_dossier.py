@@ -4,6 +4,7 @@ import json
 import lzma
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from onp.errors import InputError
 from onp.model.mask import Mask
 from onp.model.prune import prune
 from onp.zoo import knowledge, packed, search_dossier, true_effects, truth
+from onp.zoo.config import ZooConfig
 from onp.zoo.packed import from_levels, from_log_levels, levels, log_levels, read_packed, write_packed
 from onp.zoo.search_dossier import make_search_dossier
 from onp.zoo.search_file import STEP, read_search_dossier, search_path, write_search_dossier
@@ -212,3 +214,20 @@ def test_numbers_in_eight_bits():
     values = torch.tensor([0.0, 1e-7, 1e-4, -0.3, 7.0, float("nan")])
     back = from_log_levels(log_levels(values, 1e-6, 1.0), 1e-6, 1.0)
     assert back.tolist() == pytest.approx([0, 0, 1e-4, -0.3, 1.0, 0], rel=0.06, abs=2e-7)
+
+
+def test_only_the_missing_dossiers_are_made_and_a_failure_stops_no_other(tmp_path, monkeypatch, capsys):
+    search_path(tmp_path / "dossiers", 1).parent.mkdir()
+    search_path(tmp_path / "dossiers", 1).touch()
+    done = []
+
+    def one(entry, folder):
+        if entry.index == 2:
+            raise InputError("Its weights are gone.")
+        done.append(search_path(folder, entry.index).name)
+
+    monkeypatch.setattr(search_dossier, "search_dossier", one)
+    monkeypatch.setattr(search_dossier, "read_zoo", lambda out: [SimpleNamespace(index=index) for index in range(5)])
+    assert search_dossier.measure_search(ZooConfig(out=str(tmp_path), count=4, workers=0)) == 1
+    assert done == ["0000.search.xz", "0003.search.xz"]
+    assert "network 2 failed: InputError: Its weights are gone." in capsys.readouterr().err
