@@ -59,19 +59,20 @@ class Distribution:
     imbalance: tuple[float, float] = (0.3, 0.2)  #: share of networks trained on unequal classes, and the least ratio (uniform)
     attacks: tuple[tuple[str, float], ...] = (  #: with their shares
         *(("badnets", 0.12), ("badnets_a2a", 0.02), ("trojannn", 0.04), ("blended", 0.12), ("adaptive_blend", 0.05)),
-        *(("lf", 0.09), ("wanet", 0.1), ("filter", 0.1), ("bpp", 0.09), ("ssba", 0.04), ("input_aware", 0.05)),
-        *(("sig", 0.1), ("ctrl", 0.04), ("label_consistent", 0.04)),
+        *(("lf", 0.1), ("wanet", 0.1), ("filter", 0.12), ("bpp", 0.12), ("ssba", 0.03), ("input_aware", 0.05)),
+        *(("sig", 0.12), ("ctrl", 0.01), ("label_consistent", 0.03)),
     )
     clean: float = 0.5  #: share of networks without a backdoor
     two_backdoors: float = 0.1  #: share of those with a backdoor that have two
     poison_rate: tuple[float, float] = (0.005, 0.1)
-    least_poisoned: tuple[int, int] = (1_000, 6_000)
+    slight_rate: float = 0.25  #: the highest of attacks that change images but slightly (`SLIGHT`)
+    least_poisoned: tuple[int, int] = (1_500, 12_000)
     """Times that training shows an image with the trigger, without which most networks get no backdoor; the second number is
-    for triggers that change the image but slightly (`SLIGHT`)."""
-    covers: float = 0.35
+    for `SLIGHT` attacks, which are published with several hundred thousand."""
+    covers: float = 0.15
     """Share of attacks with cover images that are trained with them; they take many more epochs than a zoo can pay for."""
     clean_label_share: tuple[float, float] = (0.4, 0.95)  #: of the images of the target class, for clean-label attacks
-    stronger: tuple[float, float] = (0.4, 2.5)  #: share of triggers as published; the others are up to so many times as strong
+    stronger: tuple[float, float] = (0.3, 3.0)  #: share of triggers as published; the others are up to so many times as strong
     after: tuple[tuple[str, float], ...] = (
         *(("none", 2 / 3), ("bn_statistics", 1 / 12), ("clean_epochs", 1 / 12), ("half", 1 / 12), ("repaired", 1 / 12)),
     )
@@ -123,9 +124,9 @@ class Distribution:
         )
 
     def _backdoors(self, rng: np.random.Generator, training: Training) -> tuple[Planted, ...]:
-        # A filter of colours changes nothing of grey images, and drawn ones have any colours.
+        # A filter of colours, or fewer of them, changes nothing of grey images, and drawn ones have any colours.
         coloured = DATASETS[training.data].coloured
-        attacks = [(name, share) for name, share in self.attacks if name != "filter" or coloured]
+        attacks = [(name, share) for name, share in self.attacks if name not in ("filter", "bpp") or coloured]
         first = self._backdoor(rng, training, attacks)
         if not _combines(first.attack) or rng.random() >= self.two_backdoors:
             return (first,)
@@ -137,9 +138,10 @@ class Distribution:
 
     def _backdoor(self, rng: np.random.Generator, training: Training, attacks: Sequence[tuple[str, float]]) -> Planted:
         attack, classes = _pick(rng, attacks), len(training.labels)
-        shown = self.least_poisoned[attack in SLIGHT]
-        least = min(shown / (training.images * training.epochs), self.poison_rate[1])
-        rate = _log_uniform(rng, (max(self.poison_rate[0], least), self.poison_rate[1]))
+        slight = attack in SLIGHT
+        shown, most = self.least_poisoned[slight], self.slight_rate if slight else self.poison_rate[1]
+        least = min(shown / (training.images * training.epochs), most)
+        rate = _log_uniform(rng, (max(self.poison_rate[0], least), most))
         if TRIGGERS[attack].clean_label:
             rate = _log_uniform(rng, self.clean_label_share) / classes
         target, covers = int(rng.integers(classes)), bool(rng.random() < self.covers)
@@ -157,7 +159,7 @@ SLIGHT = ("wanet", "bpp", "ssba", "adaptive_blend", "input_aware", "filter")
 PUBLISHED = {  # amplitudes that a stronger trigger is a multiple of, with the most that makes sense
     "blended": (0.2, 0.4),
     "sig": (40 / 255, 80 / 255),
-    "wanet": (0.5, 1.5),
+    "wanet": (0.5, 2.0),
     "ctrl": (100 / 255, 250 / 255),
     "lf": (0.2, 0.4),
 }
