@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +48,8 @@ class Knowledge:
     split: int
     target: int
     named: bool  #: the class that detection finds most probable
+    log_costs: dict[str, tuple[float, ...]]
+    """Of all detectors and classes, as `onp.detect.anomaly.DetectionScores` has them."""
     bank: tuple[BankRow, ...]
     features: NodeFeatures
     bn_shift: Tensor  #: float32 `[V]`, the residual that the features were made with
@@ -68,7 +70,7 @@ class SplitImages:
     named: int  #: the class that is most probably a target
 
 
-def split_images(victim: Victim, number: int, clean: ImageSet, stored: dict[str, Sequence[float]] | None) -> SplitImages:
+def split_images(victim: Victim, number: int, clean: ImageSet, stored: Mapping[str, Sequence[float]] | None) -> SplitImages:
     """A split with its detection scores, which are measured where there are none.
 
     Args:
@@ -108,6 +110,7 @@ class Prepared:
             split=self.given.number,
             target=self.target,
             named=self.target == self.given.named,
+            log_costs=self.given.scores.log_costs,
             bank=bank_rows(self.bank),
             features=self.problem.features,
             bn_shift=self.bn_shift[0],

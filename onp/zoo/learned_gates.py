@@ -15,17 +15,16 @@ from onp.search.unit_statistics import margin_of
 from onp.zoo.truth import TrueImages
 
 STEPS, BATCH, RATE = 60, 60, 0.05
-STRICTNESS = (30.0, 100.0)  #: weights of a nat of divergence on clean images against a nat of the attack
+STRICTNESS = 30.0  # weight of a nat of divergence on clean images against a nat of the attack
 PRUNED = 1e-3  # of a unit that is switched off
 
 
-def learned_gates(victim: Victim, images: TrueImages, strictness: float) -> Tensor:
+def learned_gates(victim: Victim, images: TrueImages) -> Tensor:
     """How far each unit is switched off, float32 `[V]` in [0, 1], 0 for units that stay.
 
     Args:
         victim: the network.
         images: clean ones, and those of the first backdoor.
-        strictness: one of `STRICTNESS`.
     """
     clean, triggered = images.clean.images, images.triggered[0]
     with torch.no_grad():
@@ -38,7 +37,7 @@ def learned_gates(victim: Victim, images: TrueImages, strictness: float) -> Tens
         logits = gated_forward(victim, torch.cat((clean[rows], triggered.images[hit])), gates)
         attack = F.softplus(margin_of(logits[len(rows) :], triggered.target[hit])).mean()
         divergence = F.kl_div(logits[: len(rows)].log_softmax(1), base[rows], reduction="batchmean", log_target=True)
-        loss = attack + strictness * divergence + PRUNED * (1 - gates).sum()
+        loss = attack + STRICTNESS * divergence + PRUNED * (1 - gates).sum()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from onp import progress
 from onp.data.images import joined
+from onp.detect.anomaly import DetectionScores
 from onp.errors import InputError, first_line
 from onp.files import read_regular
 from onp.numerics import strict_float32
@@ -61,7 +62,8 @@ def search_dossier(entry: Entry, folder: str | Path) -> dict[str, Any]:
 
     Args:
         entry: the network.
-        folder: of all dossiers. Detection scores are read from `NNNN-S.json` there, or measured where there is no such file.
+        folder: of all dossiers. Detection scores are read from `NNNN-S.json` there; where there is none for a split, those of
+            the first split serve it, and those are measured where there are none at all.
 
     Returns:
         A summary: `index`, `bytes`, `units`, `masks`, `seconds`, and for each backdoor `attack`, `asr` before, and of the best
@@ -87,8 +89,10 @@ def make_search_dossier(entry: Entry, folder: Path) -> SearchDossier:
     true_targets = [] if entry.card["clean"] else [each.target for each in backdoors if each.target >= 0]
     clock.lap("capture")
 
-    def prepared(number: int) -> list[Prepared]:
-        given = split_images(victim, number, entry.clean(number), _stored(folder / f"{entry.index:04d}-{number}.json"))
+    def prepared(number: int, else_scores: DetectionScores | None = None) -> list[Prepared]:
+        stored = _stored(folder / f"{entry.index:04d}-{number}.json")
+        # To detect again would take longer than all else that is measured of a split.
+        given = split_images(victim, number, entry.clean(number), stored or (else_scores and else_scores.log_costs))
         clock.lap("detection")
         made = [prepare(victim, given, target) for target in dict.fromkeys([*true_targets, given.named])]
         clock.lap("knowledge")
@@ -100,10 +104,10 @@ def make_search_dossier(entry: Entry, folder: Path) -> SearchDossier:
     truth = true_effects(case, orders, int(entry.card["seed"]))
     clock.lap("truth")
     masks = truth.masks
-    knowledge = [one.knowledge(masks.keep, _scored(masks, 0)) for one in first]
+    knowledge, scores = [one.knowledge(masks.keep, _scored(masks, 0)) for one in first], first[0].given.scores
     del first
     for number in range(1, SPLITS):
-        knowledge += [one.knowledge(masks.keep, _scored(masks, number)) for one in prepared(number)]
+        knowledge += [one.knowledge(masks.keep, _scored(masks, number)) for one in prepared(number, scores)]
     graphs = relation_graphs(victim)
     clock.lap("knowledge")
     card = {key: entry.card[key] for key in ("index", "arch", "clean", "after", "acc", "backdoors")}
@@ -143,7 +147,7 @@ def _scored(masks: MaskTruth, split: int) -> Tensor:
     return moderate[rows.clamp_max(len(moderate) - 1)]
 
 
-def _stored(path: Path) -> dict[str, Sequence[float]] | None:
+def _stored(path: Path) -> Mapping[str, Sequence[float]] | None:
     """The log costs of a detection dossier, or None without one."""
     if not path.exists():
         return None

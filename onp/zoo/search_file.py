@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,7 +33,8 @@ from onp.zoo.packed_graph import pack_graphs, unpack_graphs
 from onp.zoo.true_effects import BackdoorTruth, MaskTruth, Truth
 from onp.zoo.truth import UnitEffects
 
-FORMAT, VERSION = "onp-search-dossier", 1
+FORMAT, VERSION = "onp-search-dossier", 2
+DIGITS = 3  # of a log cost
 STEP = 0.05  #: of node features, which are of the order of 1 and at most 6.35
 STATIC = ("lipschitz", "l1")  #: features of the weights alone
 OF_BANK = ("change_mean", "change_peak")  #: features that depend on the class
@@ -83,6 +85,7 @@ def write_search_dossier(path: Path, dossier: SearchDossier) -> int:
                 "split": one.split,
                 "target": one.target,
                 "named": one.named,
+                "log_costs": {name: [_finite(cost) for cost in costs] for name, costs in one.log_costs.items()},
                 "bn_weight": one.bn_weight,
                 "bank": [asdict(row) for row in one.bank],
             }
@@ -125,6 +128,11 @@ def read_search_dossier(path: Path) -> SearchDossier:
         )
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} is damaged ({type(error).__name__}); make it again.") from error
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no nan."""
+    return round(value, DIGITS) if math.isfinite(value) else None
 
 
 def _layers(rows: Sequence[Sequence[Any]]) -> tuple[Layer, ...]:
@@ -203,6 +211,10 @@ def _knowledge(place: int, layers: tuple[Layer, ...], document: Mapping[str, Any
         features=features,
         bn_shift=attributions.bn_shift,
         bn_weight=float(row["bn_weight"]),
+        log_costs={
+            str(name): tuple(math.nan if cost is None else float(cost) for cost in costs)
+            for name, costs in row["log_costs"].items()
+        },
         masks=torch.from_numpy(arrays[f"{place}.masks"].astype(np.int64)),
         scores={name: torch.from_numpy(arrays[f"{place}.scores.{name}"].astype(np.float32)) for name in SCORES},
     )

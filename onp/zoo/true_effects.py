@@ -12,7 +12,7 @@ from onp.data.images import ImageSet
 from onp.model.victim import Victim
 from onp.search.features import LEAST_COST
 from onp.zoo.best_mask import MOST_EVALUATIONS, BestMask, TrueScoring, best_mask
-from onp.zoo.learned_gates import STRICTNESS, learned_gates
+from onp.zoo.learned_gates import learned_gates
 from onp.zoo.mask_choice import NEAR, RANDOM, along, at_random, different, near
 from onp.zoo.truth import (
     EFFECT_CLEAN,
@@ -118,8 +118,7 @@ def true_effects(case: TrueCase, orders: Sequence[Tensor], seed: int) -> Truth:
         scoring = TrueScoring(alone.evaluator(victim), validated, true_saliency(victim, alone), evaluations)
         cost = acc.clamp_min(0) + LEAST_COST
         by_effect = effects.asr[number].clamp_min(0) / (effects.divergence + LEAST_COST)
-        gates = [learned_gates(victim, alone, strictness) for strictness in STRICTNESS]
-        own = (*gates, scaled[number] / cost, by_effect)
+        own = (learned_gates(victim, alone), scaled[number] / cost, by_effect)
         found.append(best_mask(scoring, own, generator))
         masks += [along(order) for order in (scaled[number], own[0], attack[number] / cost)]
         masks += [found[-1].path, near(found[-1].keep, generator, int(share * NEAR))]

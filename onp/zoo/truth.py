@@ -22,8 +22,8 @@ from onp.search.setup import batch_of
 SEARCHED = 300  #: test images that effects are measured and masks searched on, the first ones; all others measure masks
 SEARCHED_CLEAN, SEARCHED_TRIGGERED = 240, 60  #: of these, how many clean and with each trigger
 EFFECT_CLEAN, EFFECT_TRIGGERED = 100, 60  #: the same for the removal of single units
-MEASURED_CLEAN, MEASURED_TRIGGERED = 400, 100  #: of the others
-MOST_UNITS = 1000  #: whose removal is measured; of a larger network those that matter most
+MEASURED_CLEAN, MEASURED_TRIGGERED = 700, 100  #: of the others
+MOST_UNITS = 500  #: whose removal is measured; of a larger network those that matter most
 MASKS_AT_ONCE = 64
 CHEAP, LEAST_EFFORT = 8.0, 0.4
 

@@ -2,6 +2,8 @@
 
 import json
 import lzma
+import math
+import shutil
 from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
@@ -135,6 +137,7 @@ def test_each_split_knows_the_true_target_and_the_class_that_detection_names(dos
     for one in dossier.knowledge:
         assert sum(row.weight for row in one.bank) == pytest.approx(1)
         assert one.scores["asr"].shape == (1 + len(one.masks), len(one.bank))
+        assert math.isnan(one.log_costs["warp"][3]) and one.log_costs[LATENT][0 if one.split else 1] == -2.0
     assert set(dossier.knowledge[0].masks.tolist()) != set(dossier.knowledge[2].masks.tolist())
 
 
@@ -160,6 +163,7 @@ def test_what_was_written_reads_back(dossier, back):
 def test_features_read_back_within_a_step(dossier, back):
     for one, other in zip(dossier.knowledge, back.knowledge, strict=True):
         assert (other.split, other.target, other.bank) == (one.split, one.target, one.bank)
+        assert repr(other.log_costs) == repr(one.log_costs)
         assert other.features.names == one.features.names
         for name in one.features.names:
             error = (one.features.column(name) - other.features.column(name)).abs().max()
@@ -167,13 +171,15 @@ def test_features_read_back_within_a_step(dossier, back):
             assert error < (0.6 if "attribution" in name or name in ("taylor", "backdoor_score", "bn_shift") else STEP), name
 
 
-def test_a_clean_network_has_masks_but_no_attack(one_thread, folder):
-    dossier = made(Network(clean=True), folder)
-    path = search_path(folder, 4)
+def test_a_clean_network_has_masks_but_no_attack(one_thread, folder, tmp_path):
+    shutil.copy(folder / "0003-0.json", tmp_path)
+    dossier = made(Network(clean=True), tmp_path)
+    path = search_path(tmp_path, 4)
     write_search_dossier(path, dossier)
     back = read_search_dossier(path)
     assert back.truth.backdoors == () and back.truth.masks.asr_count.shape == (1 + len(back.truth.masks.keep), 0)
-    assert [(one.split, one.target) for one in back.knowledge] == [(0, 1), (1, 0), (2, 0)]
+    found = [(one.split, one.target) for one in back.knowledge]
+    assert found == [(0, 1), (1, 1), (2, 1)], "the first split's detection serves splits without their own"
     assert len(back.truth.masks.keep) > 60 and back.truth.effects.acc.any()
 
 
