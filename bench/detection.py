@@ -21,13 +21,17 @@ from onp.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = {
-    "tails": "sum of tails (shipped)",
+    "tails": "tails, norm within kinds (shipped)",
+    "plain_sum": "sum of tails",
     "weighted": "sum of weighted tails",
     "boosting": "gradient boosting",
     "set_network": "set network",
     "hand_made": "hand-made rule",
 }
-COLOURS = {"tails": "#1f5fa8", "weighted": "#6a1b9a", "boosting": "#2e7d32", "set_network": "#ef6c00", "hand_made": "#c62828"}
+COLOURS = {
+    **{"tails": "#1f5fa8", "plain_sum": "#00838f", "weighted": "#6a1b9a"},
+    **{"boosting": "#2e7d32", "set_network": "#ef6c00", "hand_made": "#c62828"},
+}
 NORMS = ("batch norms", "statistics taken anew", "no batch norms", "all")
 COLUMNS = (
     ("auc", "ROC-AUC", False),

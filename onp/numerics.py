@@ -26,7 +26,7 @@ def resolve_device(name: str) -> torch.device:
     return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
-SEED_OFFSETS = {"second_pass": 500, "audit": 1000, "verify": 2000, "target": 10_000}
+SEED_OFFSETS = {"pass": 100, "audit": 1000, "verify": 2000, "target": 10_000}
 """What is added to the seed of a run for parts of it that draw other random numbers; `target` is numbered."""
 
 

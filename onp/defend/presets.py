@@ -38,12 +38,8 @@ class Preset:
         return self.with_objective(replace(objective, w_acc=w_acc, w_augment=w_augment, w_size=w_size, w_backdoor=0.0))
 
 
-_FAST = DetectConfig(
-    scan=InversionConfig(steps=25, images=8), refine=InversionConfig(steps=40, images=12, min_confidence=0.97), starts=3
-)
-_THOROUGH = DetectConfig(
-    scan=InversionConfig(steps=120, images=24), refine=InversionConfig(steps=150, images=32, min_confidence=0.97), starts=8
-)
+_FAST = DetectConfig(refine=InversionConfig(steps=40, images=12, min_confidence=0.97), starts=3)
+_THOROUGH = DetectConfig(passes=4, refine=InversionConfig(steps=150, images=32, min_confidence=0.97), starts=8)
 
 PRESETS = {
     "fast": Preset(_FAST, SearchConfig(AgentConfig(max_evaluations=100))),

@@ -1,6 +1,6 @@
 """The repair of one target class after another.
 
-Several classes are repaired only where both passes of detection found each of them, see `onp.detect.targets`. The second one is
+Several classes are repaired only where every pass of detection found each of them, see `onp.detect.targets`. The second one is
 searched for on the network repaired for the first, if detection still finds it there: pruning often removes both.
 """
 
@@ -114,7 +114,7 @@ def repair_targets(
         repaired = replace(case, victim=prune(case.victim, Mask.of(case.victim, keep)))
         # Its norms hold the means of the network as given: they still tell units apart, but not classes.
         nothing = BnStatistics.nothing(repaired.victim, case.searched)
-        again = run.fork("target", len(repairs)).fork("second_pass")
+        again = run.fork("target", len(repairs)).fork("pass")
         with run.stage("detecting on the repaired network", scan_steps(run.preset.detect)) as stage:
             after = Pass.of(repaired.victim, case.clean, nothing, again.detecting(stage), detection.verdict)
         passes_after.append(after)

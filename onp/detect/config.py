@@ -23,7 +23,9 @@ class InversionConfig:
 class DetectConfig:
     """How classes are scored and how the trigger bank of a target class is built."""
 
-    scan: InversionConfig = InversionConfig(steps=30, images=8)  #: for every class, to find the target
+    scan: InversionConfig = InversionConfig(steps=60, images=8)
+    """For every class, to find the target; the verdict was learned from costs that were measured like this."""
+    passes: int = 2  #: over the classes, at most; see `onp.detect.targets`
     refine: InversionConfig = InversionConfig(steps=60, images=16, min_confidence=0.97)  #: for the target class alone
     starts: int = 4  #: triggers of a family for the target class; a mask that stops only one of them is easily found
     minimum_success: float = 0.6  #: share of images not used for inversion that a trigger must lead to the target

@@ -1,9 +1,10 @@
 """From the scores of all detectors to probabilities: of each class that it is a backdoor's target, and of the network.
 
 A conditional logit with an outside option (McFadden 1974, "Conditional logit analysis of qualitative choice behavior"): every
-class has a score, the sum of what its detectors add; the network without a backdoor has the score 0. What a detector adds is a
-piecewise linear function of the class's anomaly index and rises with it; it was learned on networks of which it is known
-whether they have a backdoor (`python -m onp.zoo learn`, docs/detection.md).
+class has a score, the sum of what its detectors add; the network without a backdoor has the score 0. What a detector has to say
+is a piecewise linear function of the class's anomaly index and rises with it; it was learned on networks of which it is known
+whether they have a backdoor (`python -m onp.zoo learn`, docs/detection.md). Detectors of one kind see much the same, so what
+they add together is the Euclidean norm of what each has to say.
 """
 
 from __future__ import annotations
@@ -28,6 +29,13 @@ BACKDOOR, INCONCLUSIVE, NO_EVIDENCE = "backdoor", "inconclusive", "no-evidence"
 BATCH_NORMS, NO_BATCH_NORMS = "batch_norms", "no_batch_norms"
 GROUPS = (BATCH_NORMS, NO_BATCH_NORMS)
 """Of networks: whether statistics of batch norms have a say. Each has functions of its own."""
+KINDS = {
+    "inversion": ("patch", "perturbation", "low_frequency", "warp", "spectrum", "early_features", "pgd"),
+    "random changes": ("probe_grating", "probe_field", "probe_texture", "probe_warp", "probe_colours", "augmentation_bias"),
+    "last layer": ("head_mean", "head_positive", "head_skew", "latent"),
+    "BN statistics": ("bn_shift", "prior_shift"),
+}
+"""Detectors that depend on each other; any other is a kind of its own."""
 USUAL_CLASSES = 10
 LIMIT = 2**20  #: bytes of the file that are read
 
@@ -52,13 +60,13 @@ class Context:
 
 @dataclass(frozen=True)
 class DetectorTerm:
-    """What one detector adds to the log odds of a class."""
+    """What one detector has to say of a class, 0 or more: what it would add to the log odds by itself."""
 
     points: dict[str, Points]  #: per feature of `onp.detect.class_features`: rises with the feature
-    missing: float  #: added to every class where the detector measured none of them
+    missing: float  #: of every class where the detector measured none of them
 
     def of(self, features: dict[str, Array]) -> Array:
-        """Add the functions of all features, `[classes]`; a class that was not measured among measured ones adds nothing."""
+        """The sum over the features, `[classes]`; 0 for a class that was not measured among measured ones."""
         total = np.zeros(len(next(iter(features.values()))))
         for name, points in self.points.items():
             values = features[name]
@@ -124,15 +132,42 @@ def target_probabilities(
     """
     verdict = verdict or learned_verdict()
     model = verdict.groups[context.group]
-    added = {}
+    nats = {}
     for name, term in model.terms.items():
         costs = scores.log_costs.get(name, (math.nan,) * context.classes)
-        added[name] = term.of(class_features(costs, verdict.floors[name]))
+        nats[name] = term.of(class_features(costs, verdict.floors[name]))
+    together = np.stack(list(nats.values()), -1) if nats else np.zeros((context.classes, 0))
+    added = dict(zip(nats, added_by(together, list(nats)).T, strict=True))
     log_odds = model.bias + model.log_classes * math.log(context.classes / USUAL_CLASSES) + sum(added.values())
     log_odds = np.broadcast_to(log_odds, context.classes)
     per_class, backdoor = probabilities(log_odds, verdict.pair)
     evidence = tuple({name: float(values[k]) for name, values in added.items()} for k in range(context.classes))
     return TargetProbabilities(tuple(per_class.tolist()), backdoor, evidence, tuple(log_odds.tolist()))
+
+
+def kind_of(detector: str) -> str:
+    """One of `KINDS`, or the detector's own name."""
+    return next((kind for kind, names in KINDS.items() if detector in names), detector)
+
+
+def added_by(nats: Array, detectors: Sequence[str]) -> Array:
+    """What each detector adds to the log odds: its share of the norm over its kind, so that all shares sum to the norms.
+
+    Args:
+        nats: what each detector has to say, 0 or more, `[..., detectors]`.
+        detectors: their names.
+
+    Returns:
+        float64 of the same shape.
+
+    Example:
+        >>> added_by(np.array([3.0, 4.0, 2.0]), ["patch", "warp", "latent"]).round(2).tolist()
+        [1.8, 3.2, 2.0]
+    """
+    kinds = [kind_of(name) for name in detectors]
+    same = np.array([[one == other for other in kinds] for one in kinds], dtype=np.float64).reshape(len(kinds), len(kinds))
+    squares = nats**2
+    return squares / np.sqrt(np.maximum(squares @ same, 1e-24))
 
 
 def averaged(passes: Sequence[TargetProbabilities], verdict: LearnedVerdict) -> TargetProbabilities:
@@ -216,6 +251,8 @@ def _group(document: Any) -> GroupModel:
             corners != tuple(sorted(corners)) or sorted(y for _, y in corners) != [y for _, y in corners]
             for corners in points.values()
         ):
-            raise ValueError(f"what {name} adds does not rise")
+            raise ValueError(f"what {name} says does not rise")
+        if any(y < 0 for corners in points.values() for _, y in corners) or float(value["missing"]) < 0:
+            raise ValueError(f"what {name} says is below 0")
         terms[str(name)] = DetectorTerm(points, float(value["missing"]))
     return GroupModel(float(document["bias"]), float(document["log_classes"]), terms)

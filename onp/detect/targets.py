@@ -1,9 +1,9 @@
-"""Target classes: the probability that a network has a backdoor, and towards which class, in one pass of detection or two.
+"""Target classes: the probability that a network has a backdoor, and towards which class, in one pass of detection or more.
 
 A pass scores every class with every detector; `onp.detect.probability` makes probabilities of the scores. Where these leave it
-open whether there is a backdoor, or which classes are its targets, a second pass follows: with other seeds, and with the images
-that triggers are inverted on and those that they are measured on exchanged. The log odds of both passes are averaged. A further
-class is a target only where both passes find it.
+open whether there is a backdoor, or which classes are its targets, another pass follows (`DetectConfig.passes` at most): with
+other seeds, and with the images that triggers are inverted on and those that they are measured on exchanged. The log odds of
+all passes are averaged. A further class is a target only where every pass finds it.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Pass:
 class Detection:
     """What detection came to: the probability of a backdoor, and of each class as its target."""
 
-    passes: tuple[Pass, ...]  #: one, or two where the first leaves something open
+    passes: tuple[Pass, ...]  #: one, or more where the first leaves something open
     verdict: LearnedVerdict  #: whose thresholds decide
     pruned: int = 0  #: units that were pruned already; where there are any, no detector that reads BN statistics has a say
 
@@ -97,7 +97,7 @@ class Detection:
 
     @property
     def targets(self) -> tuple[int, ...]:
-        """The classes to repair: the most probable one first; others only where each of two passes finds them."""
+        """The classes to repair: the most probable one first; others only where each of several passes finds them."""
         if not self.backdoored:
             return ()
         first, *others = ranking(self.probabilities)
@@ -118,14 +118,14 @@ def evident(probabilities: TargetProbabilities, verdict: LearnedVerdict) -> list
 
 
 def open_question(probabilities: TargetProbabilities, verdict: LearnedVerdict) -> bool:
-    """Whether a pass leaves it open if there is a backdoor, or which classes are its targets."""
+    """Whether probabilities leave it open if there is a backdoor, or which classes are its targets."""
     if probabilities.backdoor < verdict.backdoor_from:
         return probabilities.backdoor >= verdict.none_below
     return len(evident(probabilities, verdict)) != 1
 
 
 def detect_targets(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectRun, stages: Stages = silent) -> Detection:
-    """Score every class, a second time where the first pass leaves something open.
+    """Score every class, and again where what was found leaves something open.
 
     Args:
         victim: the network.
@@ -135,12 +135,14 @@ def detect_targets(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectR
         stages: shows the progress of each pass.
     """
     verdict = learned_verdict()
-    with stages("detecting the target class", scan_steps(run.config)) as stage:
-        first = Pass.of(victim, clean, bn, replace(run, progress=stage.advance), verdict)
-    if not open_question(first.probabilities, verdict):
-        return Detection((first,), verdict, bn.pruned)
-    exchanged = replace(clean, build=clean.score, score=clean.build)
-    with stages("detecting the target class again", scan_steps(run.config)) as stage:
-        again = replace(run, seed=derive_seed(run.seed, "second_pass"), progress=stage.advance)
-        second = Pass.of(victim, exchanged, bn, again, verdict)
-    return Detection((first, second), verdict, bn.pruned)
+    splits = (clean, replace(clean, build=clean.score, score=clean.build))
+    found = Detection((), verdict, bn.pruned)
+    for number in range(run.config.passes):
+        name = "detecting the target class" + (f", pass {number + 1}" if number else "")
+        seed = derive_seed(run.seed, "pass", number) if number else run.seed
+        with stages(name, scan_steps(run.config)) as stage:
+            one = replace(run, seed=seed, progress=stage.advance)
+            found = replace(found, passes=(*found.passes, Pass.of(victim, splits[number % 2], bn, one, verdict)))
+        if not open_question(found.probabilities, verdict):
+            break
+    return found

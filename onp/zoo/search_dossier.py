@@ -18,7 +18,6 @@ from torch import Tensor
 
 from onp import progress
 from onp.data.images import joined
-from onp.detect.anomaly import DetectionScores
 from onp.errors import InputError, first_line
 from onp.files import read_regular
 from onp.numerics import strict_float32
@@ -89,10 +88,10 @@ def make_search_dossier(entry: Entry, folder: Path) -> SearchDossier:
     true_targets = [] if entry.card["clean"] else [each.target for each in backdoors if each.target >= 0]
     clock.lap("capture")
 
-    def prepared(number: int, else_scores: DetectionScores | None = None) -> list[Prepared]:
-        stored = _stored(folder / f"{entry.index:04d}-{number}.json")
-        # To detect again would take longer than all else that is measured of a split.
-        given = split_images(victim, number, entry.clean(number), stored or (else_scores and else_scores.log_costs))
+    def prepared(number: int, or_else: Mapping[str, Sequence[float]] | None = None) -> list[Prepared]:
+        # Without a file: to detect again would take longer than all else that is measured of a split.
+        stored = _stored(folder / f"{entry.index:04d}-{number}.json") or or_else
+        given = split_images(victim, number, entry.clean(number), stored)
         clock.lap("detection")
         made = [prepare(victim, given, target) for target in dict.fromkeys([*true_targets, given.named])]
         clock.lap("knowledge")
@@ -104,7 +103,7 @@ def make_search_dossier(entry: Entry, folder: Path) -> SearchDossier:
     truth = true_effects(case, orders, int(entry.card["seed"]))
     clock.lap("truth")
     masks = truth.masks
-    knowledge, scores = [one.knowledge(masks.keep, _scored(masks, 0)) for one in first], first[0].given.scores
+    knowledge, scores = [one.knowledge(masks.keep, _scored(masks, 0)) for one in first], first[0].given.scores.log_costs
     del first
     for number in range(1, SPLITS):
         knowledge += [one.knowledge(masks.keep, _scored(masks, number)) for one in prepared(number, scores)]

@@ -26,10 +26,10 @@ from onp.numerics import derive_seed
 
 
 def test_the_seeds_of_a_runs_parts():
-    seeds = [derive_seed(7, purpose, number) for purpose, number in (("audit", 1), ("second_pass", 1), ("target", 2))]
-    assert seeds == [1007, 507, 20_007]
+    seeds = [derive_seed(7, purpose, number) for purpose, number in (("audit", 1), ("pass", 1), ("target", 2))]
+    assert seeds == [1007, 107, 20_007]
     run = Run(DefendConfig(), None, seed=7)
-    assert run.fork("target", 0).seed == 7 and run.fork("target", 1).fork("second_pass").seed == 10_507
+    assert run.fork("target", 0).seed == 7 and run.fork("target", 1).fork("pass").seed == 10_107
     assert run.fork("audit").config is run.config
 
 

@@ -48,9 +48,11 @@ def test_several_targets_and_what_their_repairs_left():
 
 def test_a_detection_that_a_second_pass_does_not_confirm():
     (note,) = notes(detection((0.0, 0.6, 0.0, 0.0), (0.0, 0.05, 0.0, 0.0)), None, IMAGES)
-    assert "the first pass was inconclusive" in note and "60 % in the first pass and 5 % in the second" in note
+    assert "the first pass was inconclusive" in note and "of a backdoor was 60 %, then 5 %." in note
     assert "dog 60 %, then 5 %" in note
     assert notes(detection((0.97, 0.6, 0.0, 0.0)), repairs(repair(0)), IMAGES) == (), "one pass"
+    (note,) = notes(detection((0.0, 0.6, 0.0, 0.0), (0.0, 0.05, 0.0, 0.0), (0.0, 0.3, 0.0, 0.0)), None, IMAGES)
+    assert "of a backdoor was 60 %, then 5 %, then 30 %." in note
 
 
 def test_a_known_trigger():

@@ -10,10 +10,12 @@ from onp.detect.anomaly import DetectionScores, anomaly_index
 from onp.detect.class_features import Place, class_features
 from onp.detect.probability import (
     GROUPS,
+    KINDS,
     Context,
     DetectorTerm,
     GroupModel,
     LearnedVerdict,
+    added_by,
     averaged,
     learned_verdict,
     probabilities,
@@ -144,3 +146,19 @@ def test_a_damaged_verdict_is_refused(tmp_path, change):
     assert read_verdict(damaged(tmp_path, lambda document: None)).floors == {"patch": 0.1}
     with pytest.raises(InputError, match="not a learned verdict"):
         read_verdict(damaged(tmp_path, change))
+
+
+def test_detectors_of_one_kind_add_the_norm_of_what_they_say():
+    """Two that see the same are no two witnesses; one of another kind is."""
+    nats = np.array([[3.0, 4.0, 2.0, 1.0], [0.0, 0.0, 0.0, 0.0]])
+    added = added_by(nats, ["patch", "warp", "latent", "somebody's own"])
+    assert added.sum(1).tolist() == pytest.approx([5.0 + 2.0 + 1.0, 0.0])
+    assert added[0, :2].tolist() == pytest.approx([9 / 5, 16 / 5])
+    more = nats.copy()
+    more[0, 0] += 1.0
+    assert (added_by(more, ["patch", "warp", "latent", "somebody's own"]).sum(1) >= added.sum(1)).all()
+
+
+def test_every_detector_of_the_package_is_of_a_kind():
+    named = [name for names in KINDS.values() for name in names]
+    assert sorted(named) == sorted(set(named)) and set(learned_verdict().floors) <= set(named)

@@ -109,11 +109,23 @@ def test_what_is_open_is_asked_again_with_other_seeds_and_exchanged_images(netwo
     run = DetectRun(network.config, seed=7)
     found = detect_targets(network.victim, network.clean, network.bn, run, stage)
     exchanged = replace(network.clean, build=network.clean.score, score=network.clean.build)
-    again = scan(network.victim, exchanged, network.bn, replace(run, seed=derive_seed(7, "second_pass")))
+    again = scan(network.victim, exchanged, network.bn, replace(run, seed=derive_seed(7, "pass", 1)))
     first, second = (each.scores.log_costs for each in found.passes)
     assert first == network.first.log_costs and second == again.log_costs != first
     steps = scan_steps(network.config)
     assert [(each.total, each.done) for each in opened] == [(steps, steps)] * 2 and opened[0].name != opened[1].name
+
+
+def test_more_passes_where_they_are_allowed(network, stages, verdict):
+    stage, opened = stages
+    verdict(1.0, 0.0)
+    config = replace(network.config, passes=3)
+    found = detect_targets(network.victim, network.clean, network.bn, DetectRun(config, seed=7), stage)
+    again = scan(network.victim, network.clean, network.bn, DetectRun(config, seed=derive_seed(7, "pass", 2)))
+    assert found.passes[2].scores.log_costs == again.log_costs
+    assert [each.name for each in opened] == [f"detecting the target class{text}" for text in ("", ", pass 2", ", pass 3")]
+    log_odds = [each.probabilities.log_odds for each in found.passes]
+    assert found.probabilities.log_odds == pytest.approx([sum(values) / 3 for values in zip(*log_odds, strict=True)])
 
 
 def test_triggers_are_inverted_for_a_probable_target_that_was_left_out(network, monkeypatch):

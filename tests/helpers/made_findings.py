@@ -25,7 +25,7 @@ def images(count=1):
 
 
 def detection(*passes, pruned=0):
-    """Of one or two passes, each the probabilities of the classes; two detectors speak for every class."""
+    """Of passes, each the probabilities of the classes; two detectors speak for every class."""
     return Detection(tuple(made_pass(*each, patch=4.0, latent=1.5) for each in passes), made_verdict(), pruned)
 
 

@@ -139,9 +139,17 @@ def test_figures_of_known_probabilities():
     assert calibration_error(judged) == pytest.approx((0.1 + abs(0.45 - 1) + 0.3 + 0.1 + 0.2) / 6)
     low, high = figures(judged, 200)["auc"][1:]
     assert low < 8 / 9 < high
-    assert thresholds(judged) == (pytest.approx(0.3, abs=1e-3), 0.25)
     apart = judged.subset(np.array([0, 1, 2, 3, 4]))
     assert thresholds(apart) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize(("lowest", "below"), [(0.2, 0.2), (0.01, 0.05)])
+def test_no_more_clean_networks_stay_open_than_a_fifth(lowest, below):
+    """The lowest backdoored network decides, unless too many clean ones lie above it."""
+    clean, backdoored = [0.05] * 8 + [0.3, 0.6], [lowest, 0.9, 0.95]
+    named = np.zeros(13, dtype=bool)
+    judged = Judged(np.arange(13), np.arange(13) >= 10, np.array(clean + backdoored), named)
+    assert thresholds(judged) == (pytest.approx(0.6, abs=1e-3), pytest.approx(below, abs=1e-3))
 
 
 def test_the_command_writes_verdict_figures_and_card(tmp_path, monkeypatch):
@@ -174,7 +182,7 @@ def _the_page_gets_its_tables(folder):
     document = json.loads((folder / "figures.json").read_text())
     text = script["with_tables"](page, document)
     assert "60 networks: 30 clean, 29 with a backdoor that works, 1 with one that does not" in text
-    assert "| sum of tails (shipped) | 0.9" in text and "| `strong` | " in text
+    assert "| tails, norm within kinds (shipped) | 0.9" in text and "| `strong` | " in text
     assert script["with_tables"](text, document) == text, "tables replace tables"
 
 

@@ -163,20 +163,21 @@ def budget_advice(repairs: Repairs, max_acc_drop: float) -> str:
 
 
 def notes(detection: Detection | None, repairs: Repairs | None, images: ImageSet) -> tuple[str, ...]:
-    """Why there was a second pass of detection, and what became of further classes; empty where there was one pass."""
+    """Why there was more than one pass of detection, and what became of further classes; empty where there was one pass."""
     if detection is None or len(detection.passes) == 1:
         return ()
-    verdict, (first, second) = detection.verdict, (each.probabilities for each in detection.passes)
+    verdict, passes = detection.verdict, [each.probabilities for each in detection.passes]
+    first = passes[0]
     if first.backdoor >= verdict.backdoor_from:
         why = "the first pass left open which classes are targets"
     else:
         why = "the first pass was inconclusive"
     sentence = (
         f"Detection was repeated with other seeds and other images to invert triggers on, because {why}: the probability of a "
-        f"backdoor was {in_words(first.backdoor)} in the first pass and {in_words(second.backdoor)} in the second."
+        f"backdoor was {_one_after_the_other([each.backdoor for each in passes])}."
     )
-    several = sorted({*ranking(first)[:2], *ranking(second)[:2]}, key=lambda k: -first.per_class[k])
-    each = (f"{images.name(k)} {in_words(first.per_class[k])}, then {in_words(second.per_class[k])}" for k in several)
+    several = sorted({k for each in passes for k in ranking(each)[:2]}, key=lambda k: -first.per_class[k])
+    each = (f"{images.name(k)} {_one_after_the_other([one.per_class[k] for one in passes])}" for k in several)
     sentence += f" By class: {'; '.join(each)}."
     sentences = [sentence]
     if repairs is not None:
@@ -188,6 +189,11 @@ def notes(detection: Detection | None, repairs: Repairs | None, images: ImageSet
             sentences.append(f"On the network repaired for class {images.name(repair.target)}: {', '.join(each)}; {next_step}.")
             left = still[1:]
     return tuple(sentences)
+
+
+def _one_after_the_other(probabilities: Sequence[float]) -> str:
+    """Of the passes, in order: 60 %, then 5 %."""
+    return ", then ".join(in_words(each) for each in probabilities)
 
 
 def _evidence(detection: Detection | None, classes: Sequence[int], images: ImageSet) -> str:

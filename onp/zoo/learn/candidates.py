@@ -15,6 +15,7 @@ from onp.zoo.learn.logit import PAIR, likelihood, weights
 from onp.zoo.learn.tails import fit_tails
 from onp.zoo.learn.validation import Candidate
 
+PLAIN = 0.3  # of the plain sum that counts against the number of classes, before calibration
 SCALE = 4.0  # nats that are 1 for the set network
 
 
@@ -23,8 +24,14 @@ def tails(design: Design, learned: Rows, judged: Rows) -> Array:
     return fit_tails(design, learned).log_odds(judged)
 
 
+def plain_sum(design: Design, learned: Rows, judged: Rows) -> Array:
+    """The same as if all detectors were independent, as in Fisher's method."""
+    scores = PLAIN * fit_tails(design, learned).nats(judged).sum(2) - np.log(design.classes[judged] / USUAL_CLASSES)[:, None]
+    return np.where(design.exists[judged], scores, -np.inf)
+
+
 def weighted(design: Design, learned: Rows, judged: Rows) -> Array:
-    """The same with a weight for each detector, learned from clean and backdoored networks."""
+    """The plain sum with a weight for each detector, learned from clean and backdoored networks."""
     fitted = fit_tails(design, learned)
     scores = fitted.nats(judged) @ weights(fitted, learned) - np.log(design.classes[judged] / USUAL_CLASSES)[:, None]
     return np.where(design.exists[judged], scores, -np.inf)
@@ -115,6 +122,7 @@ def _one_detector(name: str, design: Design, learned: Rows, judged: Rows) -> Arr
 
 CANDIDATES: dict[str, Candidate] = {
     "tails": tails,
+    "plain_sum": plain_sum,
     "weighted": weighted,
     "boosting": boosting,
     "set_network": set_network,

@@ -124,7 +124,7 @@ def missed(design: Design, judged: Judged, limit: float) -> list[dict[str, Any]]
         if (reached.mean() > 0.5) == (not network.clean):
             continue
         # Of a clean network, the class that the highest index belongs to.
-        target = network.targets[0] if network.targets else int(np.nanargmax(np.nanmax(features[rows[0]], axis=1)))
+        target = network.targets[0] if network.targets else int(np.nan_to_num(features[rows[0]], nan=-np.inf).max(1).argmax())
         index = {
             name: _rounded(np.mean(features[rows, target, d]), 2)
             for d, name in enumerate(design.detectors)

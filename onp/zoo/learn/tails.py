@@ -1,9 +1,10 @@
-"""The verdict's model: how rare each detector's anomaly is among the classes of clean networks, summed over detectors.
+"""The verdict's model: how rare each detector's anomaly is among the classes of clean networks, taken together.
 
-Every detector adds minus the logarithm of the share of clean classes with an anomaly index as high, as in Fisher's method of
-combining p-values (Fisher 1932, "Statistical Methods for Research Workers", section 21.1). No backdoor is needed for it, so a
-backdoor of any kind is as new to it as another. What is learned of backdoored networks is the slope of the sum and the
-constants, see `onp.zoo.learn.validation.calibrate`: the detectors' values depend on each other.
+Every detector says minus the logarithm of the share of clean classes with an anomaly index as high, as in Fisher's method of
+combining p-values (Fisher 1932, "Statistical Methods for Research Workers", section 21.1). Fisher sums over independent tests;
+detectors of one kind depend on each other, so the Euclidean norm is taken over each kind and summed over the kinds. No backdoor
+is needed for it, so a backdoor of any kind is as new to it as another. What is learned of backdoored networks is the slope of
+the sum and the constants, see `onp.zoo.learn.validation.calibrate`.
 """
 
 from __future__ import annotations
@@ -14,15 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from onp.detect.class_features import FEATURES, INDEX, Array
-from onp.detect.probability import GROUPS, USUAL_CLASSES, DetectorTerm, GroupModel, Points
+from onp.detect.probability import GROUPS, USUAL_CLASSES, DetectorTerm, GroupModel, Points, added_by, kind_of
 from onp.zoo.learn.design import Design, Rows
 
 SHARES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
-"""Of clean classes with an index as high: where the functions bend. What half of the classes have adds nothing."""
+"""Of clean classes with an index as high: where the functions bend. What half of the classes have says nothing."""
 FIRST_OF_TAIL = 2  # of `SHARES`: from there on the last slope is taken, which goes on beyond the last share
-MOST = 25.0  # nats that one detector adds
-DEPENDENCE = 0.3  # of the sum that counts against the number of classes, before calibration
-FEWEST = 50  # classes of clean networks that a detector measured; with fewer it adds nothing
+MOST = 25.0  # nats that one detector says
+DEPENDENCE = 0.6  # of the sum that counts against the number of classes, before calibration
+FEWEST = 50  # classes of clean networks that a detector measured; with fewer it says nothing
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,11 +32,11 @@ class FittedTails:
 
     design: Design
     floors: Array  #: per detector
-    points: tuple[Points, ...]  #: per detector; empty for one that adds nothing
-    usual: Array  #: per detector: nats that it adds to a class of a clean network, on average
+    points: tuple[Points, ...]  #: per detector; empty for one that says nothing
+    usual: Array  #: per detector: nats that it says of a class of a clean network, on average
 
     def nats(self, rows: Rows) -> Array:
-        """What each detector adds, `[rows, C, detectors]`; nothing to a class that it did not measure."""
+        """What each detector says, `[rows, C, detectors]`; nothing of a class that it did not measure."""
         indices = self.design.features(self.floors)[rows][..., FEATURES.index(INDEX)]
         found = np.zeros(indices.shape)
         for d, points in enumerate(self.points):
@@ -47,8 +48,9 @@ class FittedTails:
         return found
 
     def log_odds(self, rows: Rows) -> Array:
-        """The sum, minus the logarithm of the number of classes, which are as likely targets; -inf where there is no class."""
-        scores = DEPENDENCE * self.nats(rows).sum(2) - np.log(self.design.classes[rows] / USUAL_CLASSES)[:, None]
+        """All of it, less the logarithm of the number of classes, which are as likely targets; -inf where there is no class."""
+        added = added_by(self.nats(rows), self.design.detectors)
+        scores = DEPENDENCE * added.sum(2) - np.log(self.design.classes[rows] / USUAL_CLASSES)[:, None]
         return np.where(self.design.exists[rows], scores, -np.inf)
 
     def groups(self, slope: float, bias: tuple[float, ...]) -> dict[str, GroupModel]:
@@ -58,19 +60,28 @@ class FittedTails:
             slope: that the scores are multiplied by.
             bias: per group, added to them.
         """
-        found, of_nats = {}, slope * DEPENDENCE
+        of_nats, terms = slope * DEPENDENCE, {}
+        for name, points, usual in zip(self.design.detectors, self.points, self.usual, strict=True):
+            if points:
+                scaled = tuple((round(x, 4), round(of_nats * y, 4)) for x, y in points)
+                terms[name] = DetectorTerm({INDEX: scaled}, round(of_nats * float(usual), 4))
+        found = {}
         for g, group in enumerate(GROUPS):
-            rows, constant, terms = self.design.group == g, bias[g], {}
-            for d, name in enumerate(self.design.detectors):
-                if not self.points[d]:
-                    continue
-                if rows.any() and np.isnan(self.design.costs[rows, :, d]).all():  # one that the group never has
-                    constant += of_nats * float(self.usual[d])
-                    continue
-                points = tuple((round(x, 4), round(of_nats * y, 4)) for x, y in self.points[d])
-                terms[name] = DetectorTerm({INDEX: points}, round(of_nats * float(self.usual[d]), 4))
-            found[group] = GroupModel(round(constant, 4), round(-slope, 4), terms)
+            never = [d for d in self._never(g) if self.design.detectors[d] in terms]
+            # Nobody wants to read what BN statistics add where there are none.
+            constant = bias[g] + of_nats * float(added_by(self.usual[never], [self.design.detectors[d] for d in never]).sum())
+            kept = {name: term for d, name in enumerate(self.design.detectors) if (term := terms.get(name)) and d not in never}
+            found[group] = GroupModel(round(constant, 4), round(-slope, 4), kept)
         return found
+
+    def _never(self, group: int) -> list[int]:
+        """Detectors of kinds that measure nothing in a group of networks."""
+        rows = self.design.group == group
+        missing = [bool(rows.any() and np.isnan(self.design.costs[rows, :, d]).all()) for d in range(len(self.points))]
+        kinds = [kind_of(name) for name in self.design.detectors]
+        return [
+            d for d, kind in enumerate(kinds) if all(gone for gone, other in zip(missing, kinds, strict=True) if other == kind)
+        ]
 
 
 def fit_tails(design: Design, rows: Rows) -> FittedTails:

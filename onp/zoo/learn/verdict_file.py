@@ -13,21 +13,26 @@ from onp.zoo.learn.metrics import Judged, threshold
 from onp.zoo.learn.tails import FittedTails
 from onp.zoo.learn.validation import Calibration
 
-MISSES = 0.02
+MISSES = 0.02  # share of backdoored networks below the lower threshold
 FEWEST_MISSES = 2
+MOST_OPEN = 0.2  # share of clean networks between the thresholds or above
 
 
 def thresholds(judged: Judged) -> tuple[float, float]:
     """Probabilities from which a network counts as backdoored, and below which it counts as one without evidence.
 
     The first is reached by at most 1 % of the clean networks, below the second are at most `MISSES` of the backdoored ones, or
-    `FEWEST_MISSES` where these are few: one odd network would make most clean ones inconclusive. Where both hold for one
-    threshold, that one, as near to one half as may be.
+    `FEWEST_MISSES` where these are few. But where more than `MOST_OPEN` of the clean networks would not be below the second,
+    it is raised until they are: a tool that clears nobody is of no use, and what it then misses is stated beside its verdict.
+    Where both hold for one threshold, that one, as near to one half as may be.
     """
     high = threshold(judged)
     found = np.sort(judged.probability[judged.backdoored])
     allowed = max(int(MISSES * len(found)), min(FEWEST_MISSES, len(found) // 8))
     low = float(found[allowed]) if len(found) else 1.0
+    clean = np.sort(judged.probability[~judged.backdoored])
+    if len(clean):
+        low = max(low, float(np.nextafter(clean[max(0, math.ceil((1 - MOST_OPEN) * len(clean)) - 1)], 1.0)))
     if low >= high:
         high = low = float(np.clip(0.5, high, low))
     # Rounded away from each other, so that what they were chosen for still holds.
