@@ -28,7 +28,7 @@ from onp.errors import InputError
 BACKDOOR, INCONCLUSIVE, NO_EVIDENCE = "backdoor", "inconclusive", "no-evidence"
 BATCH_NORMS, NO_BATCH_NORMS = "batch_norms", "no_batch_norms"
 GROUPS = (BATCH_NORMS, NO_BATCH_NORMS)
-"""Of networks: whether statistics of batch norms have a say. Each has functions of its own."""
+"""Of networks: whether statistics of batch norms have a say. Each has a constant of its own."""
 KINDS = {
     "inversion": ("patch", "perturbation", "low_frequency", "warp", "spectrum", "early_features", "pgd"),
     "random changes": ("probe_grating", "probe_field", "probe_texture", "probe_warp", "probe_colours", "augmentation_bias"),

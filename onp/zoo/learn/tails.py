@@ -79,9 +79,8 @@ class FittedTails:
         rows = self.design.group == group
         missing = [bool(rows.any() and np.isnan(self.design.costs[rows, :, d]).all()) for d in range(len(self.points))]
         kinds = [kind_of(name) for name in self.design.detectors]
-        return [
-            d for d, kind in enumerate(kinds) if all(gone for gone, other in zip(missing, kinds, strict=True) if other == kind)
-        ]
+        measuring = {kind for kind, gone in zip(kinds, missing, strict=True) if not gone}
+        return [d for d, kind in enumerate(kinds) if kind not in measuring]
 
 
 def fit_tails(design: Design, rows: Rows) -> FittedTails:

@@ -23,7 +23,7 @@ def thresholds(judged: Judged) -> tuple[float, float]:
 
     The first is reached by at most 1 % of the clean networks, below the second are at most `MISSES` of the backdoored ones, or
     `FEWEST_MISSES` where these are few. But where more than `MOST_OPEN` of the clean networks would not be below the second,
-    it is raised until they are: a tool that clears nobody is of no use, and what it then misses is stated beside its verdict.
+    it is raised until they are: a verdict that is mostly inconclusive is of no use. The card states what it then misses.
     Where both hold for one threshold, that one, as near to one half as may be.
     """
     high = threshold(judged)
