@@ -31,7 +31,7 @@ GROUPS = (BATCH_NORMS, NO_BATCH_NORMS)
 """Of networks: whether statistics of batch norms have a say. Each has a constant of its own."""
 KINDS = {
     "inversion": ("patch", "perturbation", "low_frequency", "warp", "spectrum", "early_features", "pgd"),
-    "random changes": ("probe_grating", "probe_field", "probe_texture", "probe_warp", "probe_colours", "augmentation_bias"),
+    "random changes": ("probe_field", "probe_texture", "probe_warp", "probe_colours", "gratings", "augmentation_bias"),
     "last layer": ("head_mean", "head_positive", "head_skew", "latent"),
     "BN statistics": ("bn_shift", "prior_shift"),
 }

@@ -1,10 +1,10 @@
-"""Probes: the classes that clean images are led to by random changes of five declared kinds.
+"""Probes: the classes that clean images are led to by random changes of four declared kinds.
 
 A backdoor answers to changes of its trigger's kind that are not its trigger (as `augmentation_bias` reads from slight ones):
-its target attracts images under some random grating, warp or colour curve, other classes seldom. Forward passes only, so that
-every class is probed in networks of any number of classes, and triggers that are hard to invert are reached too: sinusoids
-(SIG, Barni et al. 2019, https://arxiv.org/abs/1902.11237), fields without fine detail (https://arxiv.org/abs/2104.03413), warps
-(https://arxiv.org/abs/2102.10369), and filters and quantised colours (https://arxiv.org/abs/2205.13383).
+its target attracts images under some random field, warp or colour curve, other classes seldom. Forward passes only, so that
+every class is probed in networks of any number of classes, and triggers that are hard to invert are reached too: fields without
+fine detail (https://arxiv.org/abs/2104.03413), warps (https://arxiv.org/abs/2102.10369), and filters and quantised colours
+(https://arxiv.org/abs/2205.13383). Sinusoids are tried one by one, see `onp.detect.gratings`.
 """
 
 from __future__ import annotations
@@ -26,16 +26,6 @@ IMAGES = 32  # images that each change is put on
 
 Change = Callable[[Tensor, torch.Generator], Tensor]
 """Images float32 `[N, C, H, W]` in [0, 1] and a generator of one draw to changed images, before they are clipped."""
-
-
-def grating(images: Tensor, generator: torch.Generator) -> Tensor:
-    """A sinusoid of any direction: 1 to 8 cycles across the image, amplitude 0.05 to 0.25."""
-    height, width = images.shape[2:]
-    cycles, amplitude = 8 ** _uniform(generator, 0, 1), _uniform(generator, 0.05, 0.25)
-    angle, phase = _uniform(generator, 0, torch.pi), _uniform(generator, 0, 2 * torch.pi)
-    rows, columns = torch.meshgrid(torch.arange(height) / height, torch.arange(width) / width, indexing="ij")
-    along = rows * torch.sin(torch.tensor(angle)) + columns * torch.cos(torch.tensor(angle))
-    return images + (amplitude * torch.sin(2 * torch.pi * cycles * along + phase)).to(images)
 
 
 def field(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -80,7 +70,6 @@ class Probe:
 
 
 PROBES: dict[str, Probe] = {
-    "probe_grating": Probe(grating, 1),
     "probe_field": Probe(field, 1),
     "probe_texture": Probe(texture, 1),
     "probe_warp": Probe(warp, 1),

@@ -16,6 +16,7 @@ from onp.detect.classes_to_invert import classes_to_invert
 from onp.detect.config import DetectConfig, DetectRun, no_progress
 from onp.detect.detectors import augmentation_bias, latent_distances
 from onp.detect.feature_shift import EARLY_FEATURES, early_feature_costs
+from onp.detect.gratings import GRATINGS, grating_costs
 from onp.detect.head import head_costs
 from onp.detect.inversion import InversionTask, invert, success_rate
 from onp.detect.pgd import PGD, target_probability
@@ -79,7 +80,9 @@ def costs_without_inversion(victim: Victim, clean: Splits, bn: BnStatistics, see
         seed: of the random changes of images.
     """
     build = clean.build
-    costs = head_costs(victim) | probe_costs(fitting_logits(victim), victim.classes, build, seed)
+    logits = fitting_logits(victim)
+    costs = head_costs(victim) | probe_costs(logits, victim.classes, build, seed)
+    costs[GRATINGS] = grating_costs(logits, victim.classes, build, seed)
     distances = latent_distances(victim, build)
     if distances is not None:
         costs[LATENT] = log_costs(distances, torch.ones_like(distances))

@@ -39,7 +39,8 @@ def test_the_estimate_counts_passes(backdoored, small):
     case = replace(known, known_trigger=None)
     found = estimate(case, small.PRESET, 1.0)
     # Classes x (images x (families and early features) x steps, PGD images x steps); augmented and probed images forwards only.
-    assert found.detection == 4 * (8 * 6 * 15 + 16 * 5) + (6 * 60 + 5 * 24 * 32) / 3
+    probed = 4 * 24 * 32 + 11 * 8 * 4 * 8
+    assert found.detection == 4 * (8 * 6 * 15 + 16 * 5) + (6 * 60 + probed) / 3
     assert found.repair == 2 * 4 * 2 * 15 * 8 + 100 * 2 * 60 / 6
     scan = estimate(case, small.PRESET, 1.0, repairing=False)
     assert scan.detection == found.detection and scan.repair == 4 * 2 * 15 * 8, "inverted once more, no mask scored"
