@@ -85,6 +85,7 @@ def mitigate(
     class_order: Sequence[str] | None = None,
     expect_acc: float | None = None,
     trigger: Callable[[Tensor], Tensor] | None = None,
+    heal: bool = True,
     device: str | torch.device | None = None,
     seed: int = 0,
     quiet: bool = False,
@@ -107,6 +108,7 @@ def mitigate(
         expect_acc: accuracy that the network should reach on the images, a share; below it nothing is done.
         trigger: the trigger, where it is known, in place of detection and inversion: one of `onp.attack`, or a function from
             clean to triggered images, both float32 `[N, C, H, W]` in [0, 1].
+        heal: train the later half of the pruned network to ignore the triggers; False: prune only.
         device: "cpu", "cuda", "cuda:1" or "auto"; that of the model where it is None.
         seed: same seed, same machine: same mask.
         quiet: no progress on stderr.
@@ -123,7 +125,7 @@ def mitigate(
         >>> outcome = onp.mitigate(model, DataLoader(test_set, 100), norm="cifar10")  # doctest: +SKIP
         >>> outcome.save("repaired")  # doctest: +SKIP
     """
-    config = DefendConfig(norm=norm, max_acc_drop=max_acc_drop, expect_acc=expect_acc, seed=seed, quiet=quiet)
+    config = DefendConfig(norm=norm, max_acc_drop=max_acc_drop, expect_acc=expect_acc, heal=heal, seed=seed, quiet=quiet)
     run = _run(config, preset, progress, _device(device, model))
     if trigger is not None:
         run = replace(run, preset=run.preset.with_known_trigger())

@@ -10,12 +10,13 @@ from onp.defend.after_repair import shrink_repaired, tune_repaired
 from onp.defend.case import Case
 from onp.defend.config import DefendConfig
 from onp.defend.estimate import announce, scaled_down
+from onp.defend.healing import repaired_network
 from onp.defend.inputs import read_case
 from onp.defend.outcome import Outcome
 from onp.defend.outputs import write_outputs, write_refusal
 from onp.defend.provenance import digests, inputs_of, provenance
 from onp.defend.repair_loop import held_out_triggers, repair_targets, target_classes
-from onp.defend.report.audit import AuditSet, audit_repair
+from onp.defend.report.audit import AuditSet, audit_repair, measure_figures
 from onp.defend.report.build import build_report
 from onp.defend.report.diagnostics import diagnose
 from onp.defend.report.sentences import most_probable
@@ -26,7 +27,6 @@ from onp.detect.bn_statistics import bn_statistics
 from onp.detect.targets import detect_targets
 from onp.errors import UnsafeCheckpointError
 from onp.model.mask import Mask
-from onp.model.prune import prune
 from onp.model.tuning import check_tuning
 from onp.numerics import strict_float32
 
@@ -84,9 +84,11 @@ def run_pipeline(case: Case, run: Run) -> Outcome:
 
     # Which neurons carry it? For each target class: triggers, environment, agent, mask.
     repairs = repair_targets(case, detection, bn, run) if is_to_repair(case, run.config) else None
-    working = repairs if repairs is not None and repairs.works else None
-    mask = working.mask if working else Mask.of(victim)
-    repaired = prune(victim, mask) if working else victim
+
+    # Prune them, and teach what is left to ignore the triggers.
+    result = repaired_network(case, repairs, run)
+    repairs, repaired = result.repairs, result.network
+    mask = repairs.mask if repairs is not None and repairs.works else Mask.of(victim)
 
     # What did the repair do? Images and triggers that neither detection nor search has seen.
     held_out = held_out_triggers(case, detection, target_classes(case, detection, repairs), bn, run)
@@ -94,11 +96,12 @@ def run_pipeline(case: Case, run: Run) -> Outcome:
     with run.stage("measuring the result", data.images if repaired is victim else 2 * data.images) as stage:
         audit = audit_repair(victim, repaired, data, stage.advance)
         diagnostics = diagnose(victim, repaired, mask, audit)
+        pruning = None if result.pruned is None else measure_figures(result.pruned, data)
 
     tuned = shrunk = None
-    if working:
+    if repaired is not victim:
         repaired, tuned = tune_repaired(repaired, mask, case.searched, audit, run)
         shrunk = shrink_repaired(repaired, mask, run)
     decision = decide(detection, repairs, audit, tuned)
-    findings = Findings(detection, repairs, decision, mask, audit, tuned, shrunk)
+    findings = Findings(detection, repairs, decision, mask, audit, pruning, tuned, shrunk)
     return Outcome(build_report(case, run, findings), diagnostics, mask, repaired)

@@ -81,10 +81,16 @@ class DefendConfig:
     max_acc_drop: float = option(
         0.01, "accuracy that the repair may cost, as a share of the images", metavar="SHARE", group="the repair"
     )
+    heal: bool = option(
+        True,
+        "prune only; else the later half of the pruned network is then trained to ignore the inverted triggers, and the report "
+        "shows the pruning alone too",
+        group="the repair",
+    )
     tune: str | None = option(
         None,
-        "after the pruning, train what is left on the clean images: ft, ft-sam, nad, i-bau or sau; the report shows the "
-        "pruning alone too, the checkpoint written is the tuned one",
+        "after the repair, train what is left on the clean images: ft, ft-sam, nad, i-bau or sau; the report shows the "
+        "repair alone too, the checkpoint written is the tuned one",
         metavar="METHOD",
         group="the repair",
     )

@@ -21,6 +21,7 @@ from onp.detect.trigger_families import FAMILIES
 from onp.engine.differentiable import fitting_logits
 from onp.engine.metrics import at_once
 from onp.engine.plan import plan_of
+from onp.model.heal import heal_images
 from onp.model.victim import Victim
 
 # FLOPs of an image's forward pass: a PreActResNet-18 at 32x32 takes 1.2e9, a ResNet-18 at 224x224 4e9. A ResNet-50 at 224x224
@@ -29,6 +30,7 @@ EXPENSIVE = 2e9
 LONG = 120.0  # seconds from which the estimate is shown
 BATCH = 16  # images that are timed together
 FORWARD = 1 / 3  # of the time of a pass forwards and back
+HEALING = 1 / 3  # of the time of a pass forwards and back that an image takes in healing, half of the network as a rule
 NOT_REUSED = 0.5  # share of a mask's passes that the activation cache and the table of masks leave to be computed
 FEWEST_MASKS, FEWEST_STARTS = 50, 2
 
@@ -87,7 +89,8 @@ def affordable(victim: Victim, preset: Preset, expensive: float = EXPENSIVE) -> 
     )
     starts = min(detect.starts, FEWEST_STARTS)
     detect = replace(detect, scan=_halved(detect.scan), refine=_halved(detect.refine), starts=starts)
-    return replace(preset, detect=detect, search=search)
+    heal = None if preset.heal is None else replace(preset.heal, copies=1, batch=_half(_half(preset.heal.batch)))
+    return replace(preset, detect=detect, search=search, heal=heal)
 
 
 def announce(case: Case, run: Run, seconds: float | None = None) -> None:
@@ -116,9 +119,12 @@ def estimate(case: Case, preset: Preset, seconds: float, repairing: bool = True)
     """
     detect, known = preset.detect, case.known_trigger is not None
     inverted = 0 if known else (1 + repairing) * len(FAMILIES) * detect.starts * detect.refine.steps * detect.refine.images
+    healed = 0.0
+    if repairing and preset.heal is not None:
+        healed = HEALING * heal_images(len(case.searched), preset.heal)
     scored = repairing * preset.search.agent.max_evaluations * 2 * len(case.clean.score) * FORWARD * NOT_REUSED
     detected = 0 if known else _detection_passes(case.victim.classes, len(case.clean.build), detect)
-    return Estimate(seconds * detected, seconds * (inverted + scored), repairing)
+    return Estimate(seconds * detected, seconds * (inverted + scored + healed), repairing)
 
 
 def seconds_an_image(victim: Victim, images: ImageSet) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from onp.detect.config import DetectConfig, InversionConfig
+from onp.model.heal import HealConfig
 from onp.search.agent import PAPER, AgentConfig
 from onp.search.objective import Objective
 from onp.search.setup import SearchConfig
@@ -12,10 +13,11 @@ from onp.search.setup import SearchConfig
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings of detection, search and tuning."""
+    """Settings of detection, search, healing and tuning."""
 
     detect: DetectConfig
     search: SearchConfig
+    heal: HealConfig | None = HealConfig()  #: None for pruning alone
     tuning_passes: int = 1_000_000  #: images a stage of --tune may process; no recipe needs as many for a few hundred images
 
     def with_objective(self, objective: Objective) -> Preset:
@@ -45,9 +47,10 @@ PRESETS = {
     "fast": Preset(_FAST, SearchConfig(AgentConfig(max_evaluations=100))),
     "default": Preset(DetectConfig(), SearchConfig(AgentConfig(max_evaluations=200))),
     "thorough": Preset(_THOROUGH, SearchConfig(AgentConfig(max_evaluations=3000, samples=24, single_toggles=0.5), rounds=2)),
-    # The paper uses the activations on clean images, and no BN statistics.
+    # The paper uses the activations on clean images, no BN statistics, and pruning alone.
     "paper": Preset(
         DetectConfig(refine=replace(DetectConfig().refine, bn_match_weight=0.0)),
         SearchConfig(replace(PAPER, max_evaluations=1000), Objective(w_backdoor=0.0)),
+        heal=None,
     ),
 }

@@ -39,11 +39,12 @@ class Repairs:
     repairs: tuple[Repair, ...]  #: in order; all but the last one work
     passes_after: tuple[Pass, ...]  #: of the network as repaired so far, after each repair that left classes open
     mask: Mask  #: of all repairs together
+    healed: bool = False  #: whether the network was healed after the pruning, and works
 
     @property
     def works(self) -> bool:
-        """Whether every mask stops its triggers within the accuracy budget."""
-        return all(repair.search.works for repair in self.repairs)
+        """Whether every mask, or healing after it, stops its triggers within the accuracy budget."""
+        return self.healed or all(repair.search.works for repair in self.repairs)
 
     @property
     def targets(self) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ from onp.model.state_dicts import file_and_key
 from onp.numerics import derive_seed, resolve_device
 from onp.resume import Store
 
-IDENTIFYING = ("preset", "max_acc_drop", "seed", "arch", "norm", "image_size", "tune", "repair", "verify")
+IDENTIFYING = ("preset", "max_acc_drop", "seed", "arch", "norm", "image_size", "heal", "tune", "repair", "verify")
 """Options that a resumed run must share with the one it continues."""
 
 T = TypeVar("T")

@@ -30,6 +30,7 @@ class Findings:
     decision: Decision
     mask: Mask  #: what was pruned
     audit: Audit
+    pruning: Figures | None = None  #: of the pruned network before it was healed; None where it was not
     tuned: Tuned | None = None
     shrunk: Shrunk | None = None
     verification: Verification | None = None  #: of `onp verify`
@@ -110,7 +111,7 @@ def decide(
     Args:
         detection: None where the trigger was given.
         repairs: None where no backdoor was found, or nothing was to be repaired.
-        audit: figures before and after the pruning.
+        audit: figures before and after the repair.
         tuned: those after the training of --tune.
         reference: what clean networks show; the one of the package where it is None.
     """

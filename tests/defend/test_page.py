@@ -62,6 +62,7 @@ def test_the_warning_and_other_decisions_are_shown(outcome, detection):
         headline="Nothing was found.",
         target_classes=(),
         target_name=None,
+        pruning=None,
         pruned={},
         task="scan",
     )

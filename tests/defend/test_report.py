@@ -63,8 +63,9 @@ def test_a_share_of_no_images_is_null(outcome, report_schema):
 def test_columns_of_the_text_are_apart_however_long_a_name_is(outcome):
     name = "perturbation to a class with a long name"
     surrogate = {name: Share(100, 100)}
-    before, after = (replace(figures, asr_surrogate=surrogate) for figures in (outcome.report.before, outcome.report.after))
-    lines = replace(outcome.report, before=before, after=after).to_text().splitlines()
+    report = outcome.report
+    before, pruning, after = (replace(each, asr_surrogate=surrogate) for each in (report.before, report.pruning, report.after))
+    lines = replace(report, before=before, pruning=pruning, after=after).to_text().splitlines()
     first, second = f"surrogate ASR, {name}", f"surrogate ASR, {name}  100.0 % [96.4, 100.0]"
     rows = [line for line in lines[1:] if "%" in line]
     assert any(line.startswith(second) for line in rows)
@@ -75,7 +76,7 @@ def test_columns_of_the_text_are_apart_however_long_a_name_is(outcome):
 def test_where_nothing_was_pruned_the_text_has_one_column_and_nothing_about_masks(outcome):
     report = outcome.report
     budget = replace(report.budget, evaluations=0, masks_per_second=0.0)
-    nothing = {"decision": "no-backdoor-evidence", "after": report.before, "pruned": {}, "budget": budget}
+    nothing = {"decision": "no-backdoor-evidence", "after": report.before, "pruning": None, "pruned": {}, "budget": budget}
     text = replace(report, headline="No evidence.", next_steps=("Use it.",), **nothing).to_text()
     assert "\nWhat to do next:\n- Use it.\n" in text
     assert "before" not in text and "Pruned" not in text and "masks" not in text and "DER" not in text
@@ -96,11 +97,11 @@ def test_a_column_says_what_clean_networks_show_where_that_was_measured(outcome,
     measured = replace(outcome.report, clean_reference=ReferenceSection(30, "test", {name: 0.305}))
     report_schema.validate(json.loads(measured.to_json()))
     lines = measured.to_text().splitlines()
-    assert any(line.split() == ["before", "after", "a", "clean", "network"] for line in lines)
+    assert any(line.split() == ["before", "pruned", "healed", "a", "clean", "network"] for line in lines)
     assert [line for line in lines if line.endswith("  up to 30.5 %")] == [
         line for line in lines if line.startswith("ASR, known")
     ]
-    nothing = replace(measured, decision="backdoor-evidence", after=measured.before, pruned={})
+    nothing = replace(measured, decision="backdoor-evidence", after=measured.before, pruning=None, pruned={})
     assert any(line.endswith("  up to 30.5 %") for line in nothing.to_text().splitlines())
     unknown = replace(measured, clean_reference=ReferenceSection(0, "none", {name: None}))
     assert "a clean network" not in unknown.to_text()

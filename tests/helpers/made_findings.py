@@ -44,7 +44,7 @@ def mask(pruned=3):
 def repairs(*each, after=()):
     works = all(one.search.works for one in each)
     targets = tuple(one.target for one in each)
-    return SimpleNamespace(repairs=each, passes_after=after, mask=mask(), works=works, targets=targets)
+    return SimpleNamespace(repairs=each, passes_after=after, mask=mask(), works=works, targets=targets, healed=False)
 
 
 def figures(surrogates, true=None):

@@ -30,9 +30,9 @@ def test_a_known_trigger_is_used_and_tuning_is_reported_apart_and_keeps_pruned_u
     report_schema.validate(report)
     assert report["decision"] == "repaired" and report["tuned"]["method"] == "ft" and 0 < report["tuned"]["der"] <= 1
     assert list(report["before"]["asr_surrogate"]) == ["known"], "nothing stands in for it"
-    assert report["after"]["asr"] <= 0.05, "the pruning alone"
+    assert report["after"]["asr"] <= 0.05, "the repair without the tuning"
     text = (tmp_path / "out" / "report.txt").read_text()
-    assert "Tuned with ft after the pruning" in text and text.count("ACC, clean images") == 2
+    assert "Tuned with ft after the repair" in text and text.count("ACC, clean images") == 2
     assert "The written checkpoint was then trained with ft" in (tmp_path / "out" / "report.html").read_text()
     before, after = load_file(victim.model), load_file(tmp_path / "out" / "model.safetensors")
     for name, units in outcome.mask.pruned().items():

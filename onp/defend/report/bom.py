@@ -21,6 +21,7 @@ LIMITS = (
     "Training on poisoned data can bring a backdoor back.",
 )
 REPAIR = "Units pruned by onp: their rows of weights, biases and norm parameters are zero; names and shapes are the same."
+HEALED = " The later half of the rest was then trained to ignore inverted triggers."
 TRAINED = " The rest was then trained on clean images with {}."
 
 
@@ -68,12 +69,13 @@ def _model(report: Report, digest: FileDigest | None, which: str, ancestor: Comp
     from cyclonedx.model import HashAlgorithm, HashType, Property
     from cyclonedx.model.component import Component, ComponentType, Pedigree
 
-    notes = REPAIR + ("" if report.tuned is None else TRAINED.format(report.tuned.method))
+    notes = REPAIR + ("" if report.pruning is None else HEALED)
+    notes += "" if report.tuned is None else TRAINED.format(report.tuned.method)
     name = digest.name if digest else (report.model.path or "model").partition("::")[0]
     found = {"onp:decision": report.decision, "onp:task": report.task, "onp:seed": str(report.config.seed)}
     if report.detection is not None:
         found["onp:probability"] = f"{report.detection.probability:.6f}"
-    found = {} if ancestor is None and report.pruned_count else found  # of the file that the BOM is about
+    found = {} if ancestor is None and report.changed else found  # of the file that the BOM is about
     return Component(
         name=name,
         # Two files of one name: the digest tells them apart.
@@ -103,7 +105,7 @@ def _card(report: Report) -> dict[str, Any]:
 
 def _metrics(report: Report) -> list[dict[str, Any]]:
     """Shares as decimal numbers with their exact 95 % intervals; the slice says of which network and on which images."""
-    when = ("original", "repaired") if report.pruned_count else ("as given",)
+    when = ("original", "repaired") if report.changed else ("as given",)
     found = []
     for name, *pair in shares(report.before, report.final):
         kind = "accuracy" if name == ACC else "robust accuracy" if name == RA_TRUE else "attack success rate"

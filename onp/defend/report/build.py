@@ -60,6 +60,7 @@ def build_report(case: Case, run: Run, findings: Findings) -> Report:
         detection=_detection(detection, repairs, case),
         before=audit.before,
         after=audit.after,
+        pruning=findings.pruning,
         clean_reference=_reference(findings),
         pruned=findings.mask.pruned(),
         units=case.victim.units,

@@ -54,11 +54,16 @@ def model_card(report: Report) -> str:
 
 
 def _rest(report: Report) -> str:
+    healed = (
+        "of the rest, the weights of the later half were then trained to ignore inverted triggers (healed; teacher: the pruned "
+        "network on clean images)"
+    )
     if report.tuned is None:
-        return "nothing else differs."
+        return "nothing else differs." if report.pruning is None else f"{healed}."
+    first = "" if report.pruning is None else f"{healed}; "
     return (
-        f"all else was then trained on the clean images with {report.tuned.method}, and may differ too. The figures after the "
-        "repair are those of the trained network."
+        f"{first}all else was then trained on the clean images with {report.tuned.method}, and may differ too. The figures "
+        "after the repair are those of the trained network."
     )
 
 
@@ -122,7 +127,8 @@ def _row(digest: FileDigest) -> str:
 
 def _settings(report: Report) -> dict[str, object]:
     config = report.config
-    settings = {"preset": config.preset, "max_acc_drop": config.max_acc_drop, "seed": config.seed, "tune": config.tune}
+    settings = {"preset": config.preset, "max_acc_drop": config.max_acc_drop, "seed": config.seed}
+    settings |= {"heal": report.pruning is not None, "tune": config.tune}
     return {name: value for name, value in (settings | versions() | hardware()).items() if value is not None}
 
 

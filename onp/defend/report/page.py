@@ -60,7 +60,7 @@ def render(report: Report, diagnostics: Diagnostics) -> str:
         report=report,
         diagnostics=diagnostics,
         colour="bad" if report.missed else COLOURS[report.decision],
-        changed=report.pruned_count > 0,
+        changed=report.changed,
         rows=rows,
         strongest=_strongest_surrogate(rows),
         classes=classes,

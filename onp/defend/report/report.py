@@ -54,7 +54,7 @@ class Report:
     data: DataSection
     detection: DetectionSection | None  #: None where the trigger was given
     before: Figures
-    after: Figures  #: what the pruning alone did
+    after: Figures  #: of the repaired network: pruned, and healed unless `--no-heal` says otherwise
     clean_reference: ReferenceSection
     pruned: dict[str, list[int]]  #: layer -> units
     units: int  #: prunable units in all
@@ -64,6 +64,7 @@ class Report:
     preset: Preset
     task: Task = "defend"
     provenance: Provenance | None = None  #: None until the files of the run are known
+    pruning: Figures | None = None  #: what the pruning alone did; None where the network was not healed
     tuned: Tuned | None = None  #: with --tune
     shrunk: Shrunk | None = None  #: with --shrink
     verification: Verification | None = None  #: with --verify
@@ -85,8 +86,13 @@ class Report:
 
     @property
     def final(self) -> Figures:
-        """Of the network that is written: after the pruning, and after the training that `--tune` asks for."""
+        """Of the network that is written: after the repair, and after the training that `--tune` asks for."""
         return self.after if self.tuned is None else self.tuned.figures
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is a repaired network."""
+        return self.pruned_count > 0 or self.pruning is not None
 
     @property
     def pruned_count(self) -> int:
@@ -125,6 +131,8 @@ class Report:
             "hardware": hardware(),
             "provenance": None if self.provenance is None else dataclasses.asdict(self.provenance),
         }
+        if self.pruning is not None:
+            document["pruning"] = _figures(self.pruning) | {"der": der(self.before, self.pruning)}
         if self.tuned is not None:
             document["tuned"] = _figures(self.tuned.figures) | {"method": self.tuned.method, "der": self.tuned.der}
         if self.shrunk is not None:
@@ -144,7 +152,7 @@ class Report:
         lines += self._figures()
         if self.tuned is not None:
             figures = self.tuned.figures
-            lines += ["", f"Tuned with {self.tuned.method} after the pruning, whose own figures are above:"]
+            lines += ["", f"Tuned with {self.tuned.method} after the repair, whose own figures are above:"]
             rows = [(name, percent(share)) for name, share, _ in shares(figures, figures) if name != ASR_CLEAN]
             lines += _table([*rows, *([] if self.tuned.der is None else [("DER", f"{self.tuned.der:.3f}")])])
         if self.pruned_count:
@@ -173,14 +181,18 @@ class Report:
     def _figures(self) -> list[str]:
         """The table of the figures, without the columns that say nothing."""
         clean = self.clean_words
-        rows = [("", "before", "after", "a clean network")] if self.pruned_count else [("", "", "", "a clean network")]
+        pruned = {} if self.pruning is None else {name: percent(share) for name, _, share in shares(self.before, self.pruning)}
+        rows = [("", "before", "pruned", "healed" if pruned else "after", "a clean network")]
         rows += [
-            (name, percent(before), percent(after), clean.get(name, ""))
+            (name, percent(before), pruned.get(name, ""), percent(after), clean.get(name, ""))
             for name, before, after in shares(self.before, self.after)
         ]
-        if self.pruned_count and self.der is not None:
-            rows.append(("DER", "", f"{self.der:.3f}", ""))
-        columns = [0, *([1] if self.pruned_count else []), 2, *([3] if clean else [])]
+        if self.changed and self.der is not None:
+            alone = None if self.pruning is None else der(self.before, self.pruning)
+            rows.append(("DER", "", "" if alone is None else f"{alone:.3f}", f"{self.der:.3f}", ""))
+        if not self.changed:
+            rows[0] = ("", "", "", "", "a clean network")
+        columns = [0, *([1] if self.changed else []), *([2] if pruned else []), 3, *([4] if clean else [])]
         table = _table([tuple(row[column] for column in columns) for row in rows])
         return [line for line in table if line]
 

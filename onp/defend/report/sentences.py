@@ -51,7 +51,8 @@ def headline(findings: Findings, images: ImageSet) -> str:
             parts = (_evident(findings), *(_given(findings) if detection is None else ()), "nothing was changed")
         case "repaired" | "partly-repaired":
             units = f"{pruned} {'unit' if pruned == 1 else 'units'} pruned"
-            parts = (_evident(findings), units, *_left(findings))
+            healed = findings.pruning is not None
+            parts = (_evident(findings), f"{units}, the rest healed" if healed else units, *_left(findings))
     return "; ".join(parts) + "."
 
 
@@ -108,7 +109,7 @@ def reason(findings: Findings, images: ImageSet, config: DefendConfig) -> str:
     evidence = _evidence(detection, targets, images)
     if repairs.works:
         count = int((~repairs.mask.keep).sum())
-        text = f"{evidence}; {count} {'unit was' if count == 1 else 'units were'} pruned to remove it."
+        text = f"{evidence}; {count} {'unit was' if count == 1 else 'units were'} pruned to remove it{_healed(repairs)}."
         return f"{text} {surviving_families(findings.survivors)}" if decision == "partly-repaired" else text
     *done, last = (images.name(k) for k in targets)
     first = f"A mask was found for class {' and '.join(done)}, but none for class {last}: no" if done else "No"
@@ -118,6 +119,16 @@ def reason(findings: Findings, images: ImageSet, config: DefendConfig) -> str:
         f"the backdoor; the best one leaves an ASR of {100 * asr:.0f} % on the images that masks are scored on. {UNCHANGED}"
         f"{budget_advice(repairs, config.max_acc_drop)}"
     )
+
+
+def _healed(repairs: Repairs) -> str:
+    """That the network was healed, and whether the pruning had been enough."""
+    if not repairs.healed:
+        return ""
+    last = repairs.repairs[-1].search
+    left = f"an ASR of {100 * float(last.outcome.asr):.0f} % on the images that masks are scored on"
+    enough = "" if last.works else f", which alone leaves {left}"
+    return f"{enough}, and what is left was trained to ignore the inverted triggers"
 
 
 def _without_repair(findings: Findings, images: ImageSet, config: DefendConfig) -> str:

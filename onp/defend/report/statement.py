@@ -69,7 +69,7 @@ def _figures(report: Report) -> dict[str, Any]:
     found = {}
     for name, before, after in shares(report.before, report.final):
         if math.isfinite(before.value) and math.isfinite(after.value):
-            pair = {"before": before, "after": after} if report.pruned_count else {"measured": before}
+            pair = {"before": before, "after": after} if report.changed else {"measured": before}
             found[name] = {when: _share(share) for when, share in pair.items()}
     return found
 

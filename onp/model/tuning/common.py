@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from onp import progress
 from onp.data.augment import augmented
 from onp.data.images import ImageSet
 from onp.errors import InputError
+from onp.model.edit import with_tensors
 from onp.model.mask import Mask
 from onp.model.prune import pruned_rows
 from onp.model.tuning.config import TuneConfig
@@ -53,21 +54,8 @@ def _without(rows: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def with_weights(victim: Victim, model: nn.Module) -> Victim:
-    """A new Victim with the weights of `model`, a copy of its network; its checkpoint is edited in its own dtypes.
-
-    What is measured is what is stored: weights of a checkpoint in half precision are rounded to it.
-    """
-    state, checkpoint = model.state_dict(), victim.checkpoint
-    if checkpoint is not None:
-        edits = {key: state[key].detach().cpu().to(kept.dtype) for key, kept in checkpoint.state.items() if key in state}
-        checkpoint = checkpoint.with_edits(edits)
-        state = {key: edits.get(key, value).to(value.dtype) for key, value in state.items()}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as above
-        # One copy for both, so that the new program still shares the tensors of the new model.
-        network, program = copy.deepcopy((victim.model, victim.program))
-    network.load_state_dict(state)
-    return replace(victim, model=network.eval(), program=program, checkpoint=checkpoint)
+    """A new Victim with the weights of `model`, a copy of its network; see `onp.model.edit.with_tensors`."""
+    return with_tensors(victim, model.state_dict())
 
 
 @dataclass(frozen=True)

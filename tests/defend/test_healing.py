@@ -1,0 +1,93 @@
+"""Healing after the pruning: kept where it helps, apart from the pruning in the report, and enough where no mask is."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from helpers.small_backdoor import Stamp, clean_images
+
+from onp.data.images import split
+from onp.defend import run_pipeline
+from onp.defend.config import DefendConfig
+from onp.defend.healing import heal_triggers, healed_network, repaired_network
+from onp.defend.presets import PRESETS
+from onp.defend.repair_loop import repair_targets
+from onp.defend.run import Run
+from onp.detect.bn_statistics import bn_statistics
+from onp.detect.known_trigger import KnownTrigger, KnownTriggeredImages
+from onp.engine.metrics import attack_success, predictions
+from onp.model.heal import HealConfig
+from onp.model.prune import prune
+
+
+def a_run(small, share=0.05):
+    return Run(DefendConfig(max_acc_drop=share, quiet=True), small.PRESET.with_max_acc_drop(share))
+
+
+@pytest.fixture(scope="module")
+def case(small, backdoored):
+    return small.case(backdoored.victim)
+
+
+@pytest.fixture(scope="module")
+def found(case, small):
+    """A run and the mask that it found for the known trigger."""
+    run = a_run(small)
+    return run, repair_targets(case, None, bn_statistics(case.victim, case.searched), run)
+
+
+def with_heal(run, heal):
+    return replace(run, preset=replace(run.preset, heal=heal))
+
+
+def test_the_repaired_network_is_pruned_and_healed(case, found):
+    run, repairs = found
+    result = repaired_network(case, repairs, run)
+    assert result.repairs.healed and result.repairs.works and result.network is not result.pruned
+    for key, tensor in prune(case.victim, repairs.mask).model.state_dict().items():
+        assert torch.equal(result.pruned.model.state_dict()[key], tensor), "the pruning alone is kept beside it"
+
+
+def test_healing_is_left_out_where_it_is_not_wanted(case, found):
+    run, repairs = found
+    for without in (with_heal(run, None), replace(run, config=replace(run.config, heal=False))):
+        result = repaired_network(case, repairs, without)
+        assert result.pruned is None and not result.repairs.healed and result.network is not case.victim
+    nothing = repaired_network(case, None, run)
+    assert nothing.network is case.victim and nothing.repairs is None and nothing.pruned is None
+
+
+def test_healing_that_ruins_the_network_is_dropped(case, found):
+    run, repairs = found
+    pruned = prune(case.victim, repairs.mask)
+    assert healed_network(case, repairs, pruned, with_heal(run, HealConfig(lr=1e4, largest=1e9))) is None
+
+
+def test_healing_stops_a_backdoor_that_no_mask_stops(case, small, backdoored):
+    """Two evaluations and no accuracy to give leave the search without a mask; five points are enough for healing."""
+    run = a_run(small)
+    search = run.preset.search
+    search = replace(search, objective=search.objective.with_budget(0.0), agent=replace(search.agent, max_evaluations=2))
+    run = replace(run, preset=replace(run.preset, search=search, heal=HealConfig(depth=0.4, lr=0.05)))
+    repairs = repair_targets(case, None, bn_statistics(case.victim, case.searched), run)
+    assert not repairs.works
+    outcome = run_pipeline(case, run)
+    (triggered,) = backdoored.score_triggered
+    left = attack_success(triggered.labels, predictions(outcome.victim.model, triggered.images), 0).value
+    assert outcome.report.decision == "repaired" and outcome.report.changed and left < 0.2
+    assert "which alone leaves an ASR of" in outcome.report.reason and "trained to ignore" in outcome.report.reason
+    document = json.loads(outcome.report.to_json())
+    assert document["pruning"]["asr_surrogate"]["known"]["value"] > 0.5 > document["after"]["asr_surrogate"]["known"]["value"]
+
+
+def test_only_banks_with_triggers_heal(case):
+    images = split(clean_images(), 0)
+    (known,) = heal_triggers(KnownTrigger(Stamp(), 0))
+    assert known.weight == 1 and torch.equal(known.apply(images.build.pixels()), Stamp()(images.build.pixels()))
+    assert heal_triggers(KnownTriggeredImages(images, 0)) == ()
+
+
+def test_all_presets_heal_but_that_of_the_paper():
+    healing = {name: Run.of(DefendConfig(preset=name)).preset.heal is not None for name in PRESETS}
+    assert healing == {"fast": True, "default": True, "thorough": True, "paper": False}
