@@ -10,12 +10,12 @@ from onp.defend.after_repair import shrink_repaired, tune_repaired
 from onp.defend.case import Case
 from onp.defend.config import DefendConfig
 from onp.defend.estimate import announce, scaled_down
-from onp.defend.healing import repaired_network
+from onp.defend.healing import Repaired, repaired_network
 from onp.defend.inputs import read_case
 from onp.defend.outcome import Outcome
 from onp.defend.outputs import write_outputs, write_refusal
 from onp.defend.provenance import digests, inputs_of, provenance
-from onp.defend.repair_loop import held_out_triggers, repair_targets, target_classes
+from onp.defend.repair_loop import held_out_triggers, target_classes
 from onp.defend.report.audit import AuditSet, audit_repair, measure_figures
 from onp.defend.report.build import build_report
 from onp.defend.report.diagnostics import diagnose
@@ -82,11 +82,10 @@ def run_pipeline(case: Case, run: Run) -> Outcome:
         detection = detect_targets(victim, clean, bn, run.detecting(), run.stage)
         run.monitor.note(most_probable(detection, clean.build))
 
-    # Which neurons carry it? For each target class: triggers, environment, agent, mask.
-    repairs = repair_targets(case, detection, bn, run) if is_to_repair(case, run.config) else None
-
-    # Prune them, and teach what is left to ignore the triggers.
-    result = repaired_network(case, repairs, run)
+    # Which neurons carry it? For each target class: triggers, environment, agent, mask. They are pruned, and what is left is
+    # taught to ignore the triggers.
+    to_repair = is_to_repair(case, run.config)
+    result = repaired_network(case, detection, bn, run) if to_repair else Repaired(victim, None)
     repairs, repaired = result.repairs, result.network
     mask = repairs.mask if repairs is not None and repairs.works else Mask.of(victim)
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from onp.defend.case import Case
-from onp.defend.repair_loop import Repairs
+from onp.defend.repair_loop import Repairs, repair_targets
 from onp.defend.run import Run
 from onp.detect.bank import Bank, TriggerBank
-from onp.detect.known_trigger import KnownTrigger
+from onp.detect.bn_statistics import BnStatistics
+from onp.detect.known_trigger import KnownTrigger, KnownTriggeredImages
+from onp.detect.targets import Detection
 from onp.engine.metrics import accuracy, measure_attack, predictions
 from onp.model.heal import HealTrigger, heal, heal_images
 from onp.model.prune import prune
@@ -16,6 +18,7 @@ from onp.model.victim import Victim
 from onp.search.mask_search import REMOVED
 from onp.search.setup import batch_of
 
+PRUNING_SHARE = 0.3  # of the accuracy budget that a mask may cost where healing follows
 ACC_NOISE, ASR_NOISE = 0.01, 0.02  # by which healing may be worse than pruning alone on the images that both have seen
 
 
@@ -24,31 +27,48 @@ class Repaired:
     """What became of the network that was given."""
 
     network: Victim  #: that the run ends with, before --tune; the one that was given where no repair works
-    repairs: Repairs | None  #: what made it
+    repairs: Repairs | None  #: what made it; None where no backdoor was found
     pruned: Victim | None = None  #: the network before it was healed; None where it was not
 
 
-def repaired_network(case: Case, repairs: Repairs | None, run: Run) -> Repaired:
-    """Prune and heal.
+def repaired_network(case: Case, detection: Detection | None, bn: BnStatistics, run: Run) -> Repaired:
+    """Prune a little and heal; where that does not stop the triggers, prune as much as the accuracy budget allows, and heal.
 
-    Masks that leave more than half of the surrogate ASR are kept too where healing removes so much within the accuracy budget.
+    Healing stops what a small mask leaves, and gives back less accuracy than a large one costs (docs/ablations.md).
 
     Args:
         case: network and images.
-        repairs: the masks; None where nothing was to be repaired.
-        run: options, settings and progress.
+        detection: of the network; None for a known trigger.
+        bn: BN statistics of the network.
+        run: options, settings, progress and store.
     """
-    if repairs is None:
-        return Repaired(case.victim, None)
+    result = Repaired(case.victim, None)
+    for share in (PRUNING_SHARE, 1.0) if _heals(case, run) else (1.0,):
+        preset = run.preset.with_max_acc_drop(share * run.config.max_acc_drop)
+        repairs = repair_targets(case, detection, bn, replace(run, preset=preset))
+        if repairs is None:
+            break
+        result = _pruned_and_healed(case, repairs, run)
+        if result.network is not case.victim:
+            break
+    return result
+
+
+def _heals(case: Case, run: Run) -> bool:
+    """Whether a pruned network is healed: not where that is not wanted, nor from images that carry a trigger."""
+    return run.preset.heal is not None and run.config.heal and not isinstance(case.known_trigger, KnownTriggeredImages)
+
+
+def _pruned_and_healed(case: Case, repairs: Repairs, run: Run) -> Repaired:
     pruned = prune(case.victim, repairs.mask)
-    healed = healed_network(case, repairs, pruned, run)
+    healed = healed_network(case, repairs, pruned, run) if _heals(case, run) else None
     if healed is not None:
         return Repaired(healed, replace(repairs, healed=True), pruned)
     return Repaired(pruned if repairs.works else case.victim, repairs)
 
 
 def healed_network(case: Case, repairs: Repairs, pruned: Victim, run: Run) -> Victim | None:
-    """The pruned network, healed; None where that is not asked for, where there are no pairs, and where it does not help.
+    """The pruned network, healed; None where that does not help, or where mask and healing together do not stop the triggers.
 
     Args:
         case: network and images.
@@ -59,8 +79,7 @@ def healed_network(case: Case, repairs: Repairs, pruned: Victim, run: Run) -> Vi
     banks = [repair.search.bank for repair in repairs.repairs]
     triggers = [trigger for bank in banks for trigger in heal_triggers(bank)]
     config = run.preset.heal
-    if config is None or not run.config.heal or not triggers:
-        return None
+    assert config is not None and triggers
     clean = case.searched
     with run.stage("healing", heal_images(len(clean), config)) as stage:
         healed = heal(pruned, triggers, clean, replace(config, seed=run.seed), stage.advance)

@@ -17,6 +17,11 @@ from onp.zoo.datasets import drawn, files_of, images_of
 SPLITS, CLEAN_IMAGES, TEST_IMAGES = 3, 500, 1_000
 
 
+def is_classifier(card: dict[str, Any]) -> bool:
+    """Whether a network was trained to twice the accuracy of chance; one that was not gives every image the same class."""
+    return float(card["acc"]) >= 2 / len(card["training"]["labels"])
+
+
 @dataclass(frozen=True, eq=False)
 class Entry:
     """A network; its card says what it is."""
@@ -31,8 +36,9 @@ class Entry:
 
     @property
     def usable(self) -> bool:
-        """Whether the truth about it is clear: clean, or with a backdoor that works."""
-        return bool(self.card["clean"]) or any(each["works"] for each in self.card["backdoors"])
+        """Whether the truth about it is clear: a classifier that is clean, or has a backdoor that works."""
+        clear = bool(self.card["clean"]) or any(each["works"] for each in self.card["backdoors"])
+        return clear and is_classifier(self.card)
 
     def victim(self) -> Victim:
         """The network, captured."""

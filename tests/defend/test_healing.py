@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.small_backdoor import Stamp, clean_images
 
-from onp.data.images import split
+from onp.data.images import ImageSet, split
 from onp.defend import run_pipeline
 from onp.defend.config import DefendConfig
 from onp.defend.healing import heal_triggers, healed_network, repaired_network
@@ -31,31 +31,48 @@ def case(small, backdoored):
 
 
 @pytest.fixture(scope="module")
-def found(case, small):
+def bn(case):
+    return bn_statistics(case.victim, case.searched)
+
+
+@pytest.fixture(scope="module")
+def found(case, small, bn):
     """A run and the mask that it found for the known trigger."""
     run = a_run(small)
-    return run, repair_targets(case, None, bn_statistics(case.victim, case.searched), run)
+    return run, repair_targets(case, None, bn, run)
 
 
 def with_heal(run, heal):
     return replace(run, preset=replace(run.preset, heal=heal))
 
 
-def test_the_repaired_network_is_pruned_and_healed(case, found):
-    run, repairs = found
-    result = repaired_network(case, repairs, run)
+def test_the_repaired_network_is_pruned_a_little_and_healed(case, bn, small, found):
+    result = repaired_network(case, None, bn, a_run(small))
     assert result.repairs.healed and result.repairs.works and result.network is not result.pruned
-    for key, tensor in prune(case.victim, repairs.mask).model.state_dict().items():
+    for key, tensor in prune(case.victim, result.repairs.mask).model.state_dict().items():
         assert torch.equal(result.pruned.model.state_dict()[key], tensor), "the pruning alone is kept beside it"
+    _, whole_budget = found
+    assert result.repairs.mask.pruned_count <= whole_budget.mask.pruned_count
 
 
-def test_healing_is_left_out_where_it_is_not_wanted(case, found):
-    run, repairs = found
-    for without in (with_heal(run, None), replace(run, config=replace(run.config, heal=False))):
-        result = repaired_network(case, repairs, without)
+def test_healing_is_left_out_where_it_is_not_wanted(case, bn, small, found):
+    run, whole_budget = found
+    carrying = replace(case, known_trigger=KnownTriggeredImages(stamped(), 0))
+    for given, without in (
+        (case, with_heal(run, None)),
+        (case, replace(run, config=replace(run.config, heal=False))),
+        (carrying, run),
+    ):
+        result = repaired_network(given, None, bn, without)
         assert result.pruned is None and not result.repairs.healed and result.network is not case.victim
-    nothing = repaired_network(case, None, run)
-    assert nothing.network is case.victim and nothing.repairs is None and nothing.pruned is None
+        if given is case:
+            assert torch.equal(result.repairs.mask.keep, whole_budget.mask.keep), "the mask may cost the whole budget"
+
+
+def stamped():
+    images = clean_images()
+    triggered = (Stamp()(images.pixels()) * 255).round().byte()
+    return split(ImageSet(triggered, images.labels, images.class_names).subset(images.labels != 0), 0)
 
 
 def test_healing_that_ruins_the_network_is_dropped(case, found):

@@ -13,6 +13,7 @@ from onp.attack.triggers import TRIGGERS
 from onp.detect.probability import Context
 from onp.errors import InputError
 from onp.zoo.detection import read_dossiers
+from onp.zoo.entry import is_classifier
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,8 +54,8 @@ class Network:
 
     @property
     def known(self) -> bool:
-        """Whether it is clean or has a backdoor that works; the others are neither."""
-        return self.clean or bool(self.targets)
+        """Whether it is a classifier that is clean or has a backdoor that works; the others are neither."""
+        return is_classifier(self.card) and (self.clean or bool(self.targets))
 
     @cached_property
     def working(self) -> list[dict[str, Any]]:

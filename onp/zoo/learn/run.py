@@ -64,7 +64,7 @@ def learn(config: LearnConfig) -> int:
     torch.set_num_threads(1)
     path, out = Path(config.dossiers), Path(config.pretrained)
     networks = read_networks(path)
-    clean = sum(network.clean for network in networks)
+    clean = sum(network.known and network.clean for network in networks)
     backdoored = sum(network.known and not network.clean for network in networks)
     if min(clean, backdoored) < FEWEST:
         raise InputError(
@@ -105,7 +105,7 @@ def _figures(
         "version": verdict.version,
         "zoo": {
             "networks": len(networks),
-            "clean": sum(network.clean for network in networks),
+            "clean": sum(network.known and network.clean for network in networks),
             "backdoored": sum(network.known and not network.clean for network in networks),
             "left_out": sum(not network.known for network in networks),
             "rows": len(design.owner),
