@@ -139,9 +139,10 @@ def wrong(document: Document) -> str:
 def zoo(document: Document) -> str:
     """What the figures are of."""
     row = document["zoo"]
+    unused = f"{row['left_out']} not used (one that does not, or an accuracy below twice that of chance)"
     return (
-        f"{row['networks']} networks: {row['clean']} clean, {row['backdoored']} with a backdoor that works, {row['left_out']} "
-        f"with one that does not (left out); {row['rows']} splits of 500 clean images. Version {document['version']}."
+        f"{row['networks']} networks: {row['clean']} clean, {row['backdoored']} with a backdoor that works, {unused}; "
+        f"{row['rows']} splits of 500 clean images. Version {document['version']}."
     )
 
 

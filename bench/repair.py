@@ -22,7 +22,9 @@ def measure(name: str, seed: int, preset: str) -> dict[str, object]:
     """One run; shares of the evaluation images."""
     report = defend(DefendConfig(demo=name, seed=seed, preset=preset)).report
     row: dict[str, object] = {"demo": name, "seed": seed, "decision": report.decision, "target": report.target_class}
-    for side, figures in (("before", report.before), ("after", report.after)):
+    for side, figures in (("before", report.before), ("pruned", report.pruning), ("after", report.after)):
+        if figures is None:
+            continue
         row[f"acc_{side}"] = figures.acc.value
         if figures.asr is not None and figures.ra is not None:
             row[f"asr_{side}"], row[f"ra_{side}"] = figures.asr.value, figures.ra.value
@@ -44,9 +46,9 @@ def table(rows: list[dict[str, object]]) -> str:
         spread = f" ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else ""
         return f"{statistics.mean(values):.1f}{spread}"
 
-    shares = ("acc_before", "acc_after", "asr_before", "asr_after", "asr_clean_after", "ra_after")
-    heads = ["victim", "n", "decision", "ACC before", "ACC after", "ASR before", "ASR after", "without trigger", "RA after"]
-    heads += ["DER", "units pruned", "seconds"]
+    shares = ("acc_before", "acc_pruned", "acc_after", "asr_before", "asr_pruned", "asr_after", "ra_pruned", "ra_after")
+    heads = ["victim", "n", "decision", "ACC before", "pruned", "healed", "ASR before", "pruned", "healed"]
+    heads += ["RA pruned", "healed", "DER", "units pruned", "seconds"]
     lines = ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name in DEMOS:
         group = [row for row in rows if row["demo"] == name]

@@ -32,9 +32,10 @@ class Repaired:
 
 
 def repaired_network(case: Case, detection: Detection | None, bn: BnStatistics, run: Run) -> Repaired:
-    """Prune a little and heal; where that does not stop the triggers, prune as much as the accuracy budget allows, and heal.
+    """Prune and heal: by a mask that costs little where one stops the triggers, else by one that may cost the whole budget.
 
-    Healing stops what a small mask leaves, and gives back less accuracy than a large one costs (docs/ablations.md).
+    Healing removes what is left of the ASR, for less accuracy than the larger mask costs; it does not replace a mask, without
+    which triggers survive that none of the inverted ones resembles (docs/ablations.md).
 
     Args:
         case: network and images.
@@ -48,8 +49,8 @@ def repaired_network(case: Case, detection: Detection | None, bn: BnStatistics, 
         repairs = repair_targets(case, detection, bn, replace(run, preset=preset))
         if repairs is None:
             break
-        result = _pruned_and_healed(case, repairs, run)
-        if result.network is not case.victim:
+        if repairs.works or share == 1.0:
+            result = _pruned_and_healed(case, repairs, run)
             break
     return result
 

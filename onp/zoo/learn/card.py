@@ -44,7 +44,7 @@ network has one (`onp.detect.probability`). Version {verdict.version}. The prior
 | `backdoor_from`, `none_below` | {verdict.backdoor_from} and {verdict.none_below}: at most 1 % of clean networks are at or above the first; at most 2 % of backdoored ones are below the second, but it is no lower than leaves 80 % of the clean ones below |
 
 Learned from {zoo["networks"]} networks of the zoo (docs/detection.md), {zoo["clean"]} clean and {zoo["backdoored"]} with a backdoor that works, with {zoo["rows"]} splits
-of clean images; {zoo["left_out"]} with a backdoor that does not work are left out. Judged by models that saw neither the attack family nor the
+of clean images; {zoo["left_out"]} are left out (a backdoor that does not work, or chance accuracy). Judged by models that saw neither the attack family nor the
 architecture of a network, 95 % interval over networks:
 
 | | learned | hand-made rule |
