@@ -23,7 +23,7 @@ STAGES = (
     ("Detect", "detectors,\nprobability of a backdoor,\ntarget class"),
     ("Invert triggers", "four families and PGD,\nmatched to the residual:\ntrigger bank"),
     ("Search", "GNN policy toggles units,\nevaluator scores masks,\nPPO on group advantages"),
-    ("Prune", "edit the state dict,\noriginal format"),
+    ("Prune and heal", "units at zero; the rest\nlearns to ignore triggers,\noriginal format"),
     ("Audit", "holdout images,\nnew triggers,\noriginal code"),
 )
 

@@ -181,7 +181,7 @@ def _the_page_gets_its_tables(folder):
     page = (ROOT / "docs" / "detection.md").read_text()
     document = json.loads((folder / "figures.json").read_text())
     text = script["with_tables"](page, document)
-    assert "60 networks: 30 clean, 29 with a backdoor that works, 1 with one that does not" in text
+    assert "60 networks: 30 clean, 29 with a backdoor that works, 1 not used" in text
     assert "| tails, norm within kinds (shipped) | 0.9" in text and "| `strong` | " in text
     assert script["with_tables"](text, document) == text, "tables replace tables"
 
