@@ -54,7 +54,7 @@ class HealConfig:
     lr: float = 0.018  #: of SGD with momentum 0.9, falls to 0 as a cosine
     triggered: float = 1 / 6  #: weight of the triggered images in the loss, beside those without
     temperature: float = 2.0
-    largest: float = 1.0  #: norm to which a larger gradient is cut
+    max_grad_norm: float = 1.0  #: to which a larger gradient is scaled down
     values: int = 2**27  #: most numbers of features that are kept; large networks get fewer copies
     seed: int = 0
 
@@ -78,6 +78,9 @@ def heal(
 
     Returns:
         The healed network; its checkpoint holds the weights that were learned, in its own dtypes.
+
+    Example:
+        >>> healed = heal(prune(victim, mask), [HealTrigger(stamp, 1.0)], clean, HealConfig())  # doctest: +SKIP
     """
     cut = GraphCut.of(pruned.program, config.depth)
     pairs = _pairs(pruned, cut, _images(cut, triggers, clean, config), advance)
@@ -97,7 +100,7 @@ def heal(
             gradient = learned[key].grad
             assert gradient is not None
             gradient[pruned_row] = 0
-        torch.nn.utils.clip_grad_norm_(learned.values(), config.largest)
+        torch.nn.utils.clip_grad_norm_(learned.values(), config.max_grad_norm)
         optimiser.step()
         advance(2 * len(plain))
     return with_tensors(pruned, {key: tensor.detach() for key, tensor in learned.items()})

@@ -78,7 +78,7 @@ def stamped():
 def test_healing_that_ruins_the_network_is_dropped(case, found):
     run, repairs = found
     pruned = prune(case.victim, repairs.mask)
-    assert healed_network(case, repairs, pruned, with_heal(run, HealConfig(lr=1e4, largest=1e9))) is None
+    assert healed_network(case, repairs, pruned, with_heal(run, HealConfig(lr=1e4, max_grad_norm=1e9))) is None
 
 
 def test_healing_stops_a_backdoor_that_no_mask_stops(case, small, backdoored):
