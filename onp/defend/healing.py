@@ -44,29 +44,21 @@ def repaired_network(case: Case, detection: Detection | None, bn: BnStatistics, 
         bn: BN statistics of the network.
         run: options, settings, progress and store.
     """
-    result = Repaired(case.victim, None)
-    for share in (PRUNING_SHARE, 1.0) if _heals(case, run) else (1.0,):
-        preset = run.preset.with_max_acc_drop(share * run.config.max_acc_drop)
-        repairs = repair_targets(case, detection, bn, replace(run, preset=preset))
-        if repairs is None:
-            break
-        if repairs.works or share == 1.0:
-            result = _pruned_and_healed(case, repairs, run)
-            break
-    return result
+    heals = _heals(case, run)
+    searching = replace(run, preset=run.preset.with_budget_parts((PRUNING_SHARE, 1.0))) if heals else run
+    repairs = repair_targets(case, detection, bn, searching)
+    if repairs is None:
+        return Repaired(case.victim, None)
+    pruned = prune(case.victim, repairs.mask)
+    healed = healed_network(case, repairs, pruned, run) if heals else None
+    if healed is not None:
+        return Repaired(healed, replace(repairs, healed=True), pruned)
+    return Repaired(pruned if repairs.works else case.victim, repairs)
 
 
 def _heals(case: Case, run: Run) -> bool:
     """Whether a pruned network is healed: not where that is not wanted, nor from images that carry a trigger."""
     return run.preset.heal is not None and run.config.heal and not isinstance(case.known_trigger, KnownTriggeredImages)
-
-
-def _pruned_and_healed(case: Case, repairs: Repairs, run: Run) -> Repaired:
-    pruned = prune(case.victim, repairs.mask)
-    healed = healed_network(case, repairs, pruned, run) if _heals(case, run) else None
-    if healed is not None:
-        return Repaired(healed, replace(repairs, healed=True), pruned)
-    return Repaired(pruned if repairs.works else case.victim, repairs)
 
 
 def healed_network(case: Case, repairs: Repairs, pruned: Victim, run: Run) -> Victim | None:

@@ -28,6 +28,10 @@ class Preset:
         """The same with another accuracy budget, a share of the images."""
         return self.with_objective(self.search.objective.with_budget(share))
 
+    def with_budget_parts(self, parts: tuple[float, ...]) -> Preset:
+        """The same with other parts of the accuracy budget that masks may cost, see `SearchConfig.budget_parts`."""
+        return replace(self, search=replace(self.search, budget_parts=parts))
+
     def with_known_trigger(self) -> Preset:
         """The same for a known trigger.
 

@@ -70,7 +70,7 @@ def search_for(case: Case, bank: Bank, scores: DetectionScores | None, bn: BnSta
     if scores is not None:
         inversion = run.detecting()
         extend = SurvivingTriggers(case.victim, case.clean, scores, inversion, search.anomalous)
-    with run.stage("searching for the mask", search.agent.max_evaluations) as stage:
+    with run.stage("searching for the mask", len(search.budget_parts) * search.agent.max_evaluations) as stage:
         progress = run.monitor.search_progress(stage)
         settings = SearchRun(search, run.seed, store=run.store, progress=progress, extend_bank=extend)
         return search_mask(case.victim, case.clean, bank, bn, settings)

@@ -67,14 +67,15 @@ class PruneEnv:
         self.weights = torch.tensor(weights, dtype=torch.float64) / sum(weights)
         self.evaluations = 0
         self._backdoor_score = (torch.zeros(victim.units) if backdoor_score is None else backdoor_score).double()
-        self._scored = MaskTable[Outcomes]()
+        self._scored = MaskTable[MaskEffects]()
         unpruned = torch.ones(1, victim.units, dtype=torch.bool)
         self._base = evaluator.score(unpruned)
         self._add(unpruned, self._base)
         self.reset()
 
-    def reset(self) -> None:
-        """Commit the unpruned network."""
+    def reset(self, objective: Objective | None = None) -> None:
+        """Commit the unpruned network, for another objective if one is given; masks scored before stay known."""
+        self.objective = objective or self.objective
         self.commit(torch.ones(self.victim.units, dtype=torch.bool))
 
     def evaluate(self, masks: Tensor) -> Outcomes:
@@ -82,9 +83,15 @@ class PruneEnv:
         keys, rows = self._scored.missing(masks)
         if rows:
             self._add(masks[rows], self.evaluator.score(masks[rows]))
-        outcomes = [self._scored[key] for key in keys]
-        columns = (torch.cat([getattr(one, name) for one in outcomes]) for name in Outcomes.__dataclass_fields__)
-        return Outcomes(*columns)
+        effects = MaskEffects.joined([self._scored[key] for key in keys])
+        return Outcomes(
+            phi=self.objective.potential(effects).float(),
+            asr=effects.asr.float(),
+            expected_acc_loss=effects.expected_acc_loss.float(),
+            acc_loss=effects.acc_loss.float(),
+            acc=(self._base.acc[0] - effects.counted_acc_loss).float(),
+            acceptable=self.objective.acceptable(effects),
+        )
 
     def new(self, masks: Tensor) -> Tensor:
         """bool `[B]`: the masks for which `evaluate` would spend an evaluation, each new mask once."""
@@ -113,21 +120,12 @@ class PruneEnv:
     def required_budget(self, asr: float) -> float | None:
         """The smallest ACC budget, a share, at which a mask scored so far with at most this surrogate ASR would have been
         acceptable; None without such a mask."""
-        acc = float(self._base.acc[0])
         stopped = [one for one in self._scored.values() if float(one.asr) <= asr]
-        return min((max((acc - float(one.acc)) / COUNTED_SHARE, float(one.acc_loss)) for one in stopped), default=None)
+        return min((max(float(one.counted_acc_loss) / COUNTED_SHARE, float(one.acc_loss)) for one in stopped), default=None)
 
     def _add(self, masks: Tensor, scores: Scores) -> None:
         effects = self._effects(masks, scores)
-        outcomes = Outcomes(
-            phi=self.objective.potential(effects).float(),
-            asr=effects.asr.float(),
-            expected_acc_loss=effects.expected_acc_loss.float(),
-            acc_loss=effects.acc_loss.float(),
-            acc=scores.acc.float(),
-            acceptable=self.objective.acceptable(effects),
-        )
-        self._scored.update((key, outcomes.at(row)) for row, key in enumerate(mask_keys(masks)))
+        self._scored.update((key, effects.at(row)) for row, key in enumerate(mask_keys(masks)))
         self.evaluations += len(masks)
 
     def _effects(self, masks: Tensor, scores: Scores) -> MaskEffects:

@@ -27,6 +27,7 @@ from onp.search.unit_statistics import (
     run_pass,
     saliency_gap,
     selectivity,
+    shape_of_activation,
 )
 
 #: The node features of the paper as far as it is known: the distribution of a filter's activations on clean images.
@@ -186,6 +187,7 @@ def node_features(victim: Victim, batches: FeatureBatches, bn_shift: Tensor | No
         "entropy": entropy(base.mean),
         "selectivity": selectivity(base.mean, clean.labels),
         **moments(base),
+        **shape_of_activation(base),
     }
     measured = {name: _in_layer(victim.layers, raw) for name, raw in within_layers.items()}
     return assembled_features(victim.layers, Attributions(attack, acc, bn_shift), measured)

@@ -44,7 +44,7 @@ class SearchResult:
     @property
     def works(self) -> bool:
         """Whether the mask is within the ACC budget and removes `REMOVED` of the surrogate ASR."""
-        return bool(self.outcome.acceptable) and float(self.outcome.asr) <= (1 - REMOVED) * self.asr_before
+        return _works(self.outcome, self.asr_before)
 
 
 def search_mask(victim: Victim, splits: Splits, bank: Bank, bn: BnStatistics | None, run: SearchRun) -> SearchResult:
@@ -65,8 +65,12 @@ def search_mask(victim: Victim, splits: Splits, bank: Bank, bn: BnStatistics | N
         agent = replace(run.config.agent, seed=run.agent_seed, max_evaluations=run.config.agent.max_evaluations // rounds)
         problem = build_env(victim, splits, bank, bn, run)
         asr_before = float(problem.env.outcome.asr)
-        results.append(train(problem, build_policies(problem, agent), agent, run.progress))
-        evaluations += results[-1].evaluations
+        for part in run.config.budget_parts:
+            problem.env.reset(run.config.objective.part(part))
+            results.append(train(problem, build_policies(problem, agent), agent, run.progress))
+            evaluations += results[-1].evaluations
+            if _works(results[-1].outcome, asr_before):
+                break
         seconds += problem.env.evaluator.seconds
         mask = Mask.of(victim, results[-1].keep)
         if run.extend_bank is None or not isinstance(bank, TriggerBank) or number + 1 == rounds:
@@ -77,6 +81,10 @@ def search_mask(victim: Victim, splits: Splits, bank: Bank, bn: BnStatistics | N
         bank = extended
     required = problem.env.required_budget((1 - REMOVED) * asr_before)
     return SearchResult(mask, bank, problem.graph, tuple(results), asr_before, evaluations, seconds, required)
+
+
+def _works(outcome: Outcomes, asr_before: float) -> bool:
+    return bool(outcome.acceptable) and float(outcome.asr) <= (1 - REMOVED) * asr_before
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 # ACC that unseen images lose for each nat of KL divergence: 0.24 to 0.33 over about 100 masks each of three repairs, with rank
@@ -24,6 +26,17 @@ class MaskEffects:
     augment_loss: Tensor  #: share of the augmented clean images that were right and no longer are
     pruned: Tensor  #: share of the units
     backdoor_left: Tensor  #: sum of the backdoor scores of the units that are kept
+
+    @staticmethod
+    def joined(effects: Sequence[MaskEffects]) -> MaskEffects:
+        """Those of several sets of masks, one after the other."""
+        names = MaskEffects.__dataclass_fields__
+        return MaskEffects(*(torch.cat([getattr(each, name) for each in effects]) for name in names))
+
+    def at(self, index: int) -> MaskEffects:
+        """Those of one mask, as B = 1."""
+        part = slice(index, index + 1)
+        return MaskEffects(*(getattr(self, name)[part] for name in MaskEffects.__dataclass_fields__))
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,10 @@ class Objective:
     def with_budget(self, share: float) -> Objective:
         """The same with another ACC budget, as a share."""
         return replace(self, acc_budget=share, counted_acc_drop=COUNTED_SHARE * share)
+
+    def part(self, share: float) -> Objective:
+        """The same with a part of the ACC budget, 0 to 1."""
+        return replace(self, acc_budget=share * self.acc_budget, counted_acc_drop=share * self.counted_acc_drop)
 
     def after_loss(self, share: float) -> Objective:
         """The same when `share` of the ACC is lost already."""

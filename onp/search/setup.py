@@ -35,6 +35,8 @@ class SearchConfig:
     objective: Objective = Objective()
     augmentations: int = 2  #: of each clean image; those the network gets right are to stay right
     target_augmentations: int = 8  #: the same for images of the target class, which are few and suffer first
+    #: Parts of the ACC budget that masks may cost: the next one is tried where no mask works within those before it.
+    budget_parts: tuple[float, ...] = (1.0,)
     rounds: int = 1  #: agent runs; each after the first adds the triggers that survived the repair before it
     anomalous: float = 3.0  #: anomaly index from which a trigger that survived a repair counts as the backdoor's
 

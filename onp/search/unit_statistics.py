@@ -83,9 +83,19 @@ def effect(changed: Tensor, base: Tensor) -> Tensor:
 
 
 def moments(base: Pass) -> dict[str, Tensor]:
-    mean, std = base.mean.mean(0), base.mean.std(0)
+    mean, std, peak = base.mean.mean(0), base.mean.std(0), base.peak.amax(0)
     skew = ((base.mean - mean) ** 3).mean(0) / std.clamp_min(1e-6) ** 3
-    return {"act_mean": mean, "act_std": std, "act_skew": skew, "act_zero": base.zero, "act_max": base.peak.amax(0)}
+    return {"act_mean": mean, "act_std": std, "act_skew": skew, "act_zero": base.zero, "act_max": peak}
+
+
+def shape_of_activation(base: Pass) -> dict[str, Tensor]:
+    """What does not change with the scale of a unit, [V] each: all in standard deviations of the mean activation."""
+    std = base.mean.std(0).clamp_min(1e-6)
+    return {
+        "act_ratio": base.mean.mean(0) / std,
+        "act_peak": base.peak.amax(0) / std,
+        "negentropy": std.log() - entropy(base.mean),
+    }
 
 
 def selectivity(mean: Tensor, labels: Tensor) -> Tensor:
