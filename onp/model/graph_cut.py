@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor, fx
@@ -43,7 +44,7 @@ class GraphCut:
 
     def features(self, x: Tensor) -> Tensor:
         """The value at the cut of normalised images `[N, C, H, W]`."""
-        return self._run(_image(self.program.graph), self.node, x, {})
+        return self._run(self._early, self.node, {_image(self.program.graph): x}, {})
 
     def logits(self, features: Tensor, replaced: Mapping[str, Tensor] | None = None) -> Tensor:
         """The logits, `[N, classes]`, of the value at the cut.
@@ -54,24 +55,30 @@ class GraphCut:
         """
         own = operator.attrgetter
         used = {own(key)(self.program).data_ptr(): tensor for key, tensor in (replaced or {}).items()}
-        return self._run(self.node, logits_node(self.program.graph), features, used)
+        return self._run(self._late, logits_node(self.program.graph), {self.node: features}, used)
 
     def late_parameters(self) -> dict[str, Tensor]:
         """The parameters that only the part behind the cut reads, by state-dict key; one that has two keys is there once."""
-        image, logits = _image(self.program.graph), logits_node(self.program.graph)
-        early = {constant(self.program, node).data_ptr() for node in _between(image, self.node) if node.op == "get_attr"}
+        early = {constant(self.program, node).data_ptr() for node in self._early if node.op == "get_attr"}
         names = dict(self.program.named_parameters(remove_duplicate=False))
         late: dict[int, str] = {}
-        for node in _between(self.node, logits):
+        for node in self._late:
             key = str(node.target)
             if node.op == "get_attr" and key in names and names[key].data_ptr() not in early:
                 late.setdefault(names[key].data_ptr(), key)
         return {key: names[key].detach() for key in late.values()}
 
-    def _run(self, start: fx.Node, end: fx.Node, x: Tensor, used: Mapping[int, Tensor]) -> Tensor:
-        """The value of `end` where that of `start` is `x`; `used` replaces tensors, by their address."""
-        values: dict[fx.Node, Any] = {start: x}
-        steps = _between(start, end)
+    @cached_property
+    def _early(self) -> list[fx.Node]:
+        return _between(_image(self.program.graph), self.node)
+
+    @cached_property
+    def _late(self) -> list[fx.Node]:
+        return _between(self.node, logits_node(self.program.graph))
+
+    def _run(self, steps: Sequence[fx.Node], end: fx.Node, values: dict[fx.Node, Any], used: Mapping[int, Tensor]) -> Tensor:
+        """The value of `end`, by steps from one known value; `used` replaces tensors, by their address."""
+        (x,) = values.values()
         last = {source: node for node in steps for source in node.all_input_nodes}
         for node in steps:
             if node.op == "get_attr":

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import os
-import warnings
 from collections.abc import Mapping
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import torch
 from safetensors.torch import save as serialise
 from torch import Tensor
 
 from onp.errors import InputError
 from onp.files import write_atomically
+from onp.model.edit import edited
 from onp.model.mask import Mask
 from onp.model.victim import Victim
 
@@ -35,28 +33,7 @@ def prune(victim: Victim, mask: Mask) -> Victim:
         InputError: the mask is one of another model.
     """
     mask.check(victim)
-    rows = pruned_rows(victim, mask)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecations inside torch's copy of graphs
-        # One copy for both, so that the new program still shares the tensors of the new model.
-        model, program = copy.deepcopy((victim.model, victim.program))
-    state = model.state_dict(keep_vars=True)
-    with torch.no_grad():
-        for key, pruned in rows.items():
-            state[key][pruned.to(state[key].device)] = 0
-    checkpoint = victim.checkpoint
-    if checkpoint is not None:
-        names: dict[int, list[str]] = {}
-        for key, tensor in state.items():
-            names.setdefault(tensor.data_ptr(), []).append(key)
-        edits: dict[str, Tensor] = {}
-        for key, pruned in rows.items():
-            # One tensor may be stored under several names; whichever is loaded last would win.
-            for name in names[state[key].data_ptr()]:
-                if name in checkpoint.state:
-                    edits[name] = _without(checkpoint.state[name], pruned)
-        checkpoint = checkpoint.with_edits(edits)
-    return replace(victim, model=model, program=program, checkpoint=checkpoint)
+    return edited(victim, {key: partial(_without, pruned=pruned) for key, pruned in pruned_rows(victim, mask).items()})
 
 
 def pruned_rows(victim: Victim, mask: Mask) -> Mapping[str, Tensor]:
@@ -69,9 +46,9 @@ def pruned_rows(victim: Victim, mask: Mask) -> Mapping[str, Tensor]:
 
 
 def _without(tensor: Tensor, pruned: Tensor) -> Tensor:
-    edited = tensor.clone()
-    edited[pruned] = 0
-    return edited
+    left = tensor.clone()
+    left[pruned.to(tensor.device)] = 0
+    return left
 
 
 def save_checkpoint(victim: Victim, path: Path | str) -> None:
