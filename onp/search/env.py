@@ -12,7 +12,7 @@ from onp.engine.evaluator import MaskScorer, Scores
 from onp.engine.mask_table import MaskTable, mask_keys
 from onp.errors import InputError
 from onp.model.victim import Victim
-from onp.search.objective import ACC_LOST_PER_NAT, COUNTED_SHARE, MaskEffects, Objective
+from onp.search.objective import MaskEffects, Objective, expected_acc_loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +22,6 @@ class Outcomes:
     phi: Tensor
     asr: Tensor
     expected_acc_loss: Tensor
-    acc_loss: Tensor
     acc: Tensor
     acceptable: Tensor
 
@@ -88,7 +87,6 @@ class PruneEnv:
             phi=self.objective.potential(effects).float(),
             asr=effects.asr.float(),
             expected_acc_loss=effects.expected_acc_loss.float(),
-            acc_loss=effects.acc_loss.float(),
             acc=(self._base.acc[0] - effects.counted_acc_loss).float(),
             acceptable=self.objective.acceptable(effects),
         )
@@ -120,8 +118,7 @@ class PruneEnv:
     def required_budget(self, asr: float) -> float | None:
         """The smallest ACC budget, a share, at which a mask scored so far with at most this surrogate ASR would have been
         acceptable; None without such a mask."""
-        stopped = [one for one in self._scored.values() if float(one.asr) <= asr]
-        return min((max(float(one.counted_acc_loss) / COUNTED_SHARE, float(one.acc_loss)) for one in stopped), default=None)
+        return min((float(one.expected_acc_loss) for one in self._scored.values() if float(one.asr) <= asr), default=None)
 
     def _add(self, masks: Tensor, scores: Scores) -> None:
         effects = self._effects(masks, scores)
@@ -131,13 +128,11 @@ class PruneEnv:
     def _effects(self, masks: Tensor, scores: Scores) -> MaskEffects:
         base = self._base
         counted = base.acc[0] - scores.acc
-        # In bfloat16 the unpruned network's own divergence is not 0.
-        expected = ACC_LOST_PER_NAT * (scores.divergence - base.divergence[0]).clamp_min(0)
         return MaskEffects(
             asr=_mean_of_halves(scores.asr, scores.asr_soft) @ self.weights,
             counted_acc_loss=counted,
-            expected_acc_loss=expected,
-            acc_loss=(counted + (expected + base.acc_soft[0] - scores.acc_soft) / 2) / 2,
+            # In bfloat16 the unpruned network's own divergence is not 0.
+            expected_acc_loss=expected_acc_loss(counted, scores.divergence - base.divergence[0]),
             augment_loss=_agreement(base)[0] - _agreement(scores),
             pruned=1 - masks.double().mean(1),
             backdoor_left=masks.double() @ self._backdoor_score,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from onp.engine.evaluator import Evaluator, Scores
 from onp.search.features import LEAST_COST, Saliency
-from onp.search.objective import ACC_LOST_PER_NAT
+from onp.search.objective import expected_acc_loss
 from onp.search.ranking import largest_size, top_masks
 
 ACC_BUDGET = 0.01  #: the ACC that a mask may cost, as a share
@@ -68,13 +68,8 @@ def best_mask(scoring: TrueScoring, orders: Sequence[Tensor], generator: torch.G
 
 
 def _acc_loss(base: Scores, scores: Scores) -> Tensor:
-    """The ACC that masks cost, float64 `[B]`: the mean of two estimates, neither of which may make up for the other.
-
-    They are the images that become wrong, and `ACC_LOST_PER_NAT` times the divergence. The mean probability of the labels tells
-    more of confidence than of accuracy.
-    """
-    counted = (base.acc - scores.acc).clamp_min(0)
-    return (counted + ACC_LOST_PER_NAT * (scores.divergence - base.divergence).clamp_min(0)) / 2
+    """The ACC that masks cost, float64 `[B]`; images that become right do not make up for others."""
+    return expected_acc_loss((base.acc - scores.acc).clamp_min(0), scores.divergence - base.divergence)
 
 
 class _Search:

@@ -23,7 +23,7 @@ CLASSES = ("upper left", "upper right", "lower left", "lower <right>")
 FIT = InversionConfig(steps=15, images=8, min_confidence=0.97)
 PRESET = Preset(
     DetectConfig(scan=FIT, refine=FIT, starts=2),
-    SearchConfig(AgentConfig(max_evaluations=100), Objective(counted_acc_drop=0.02)),
+    SearchConfig(AgentConfig(max_evaluations=100), Objective(acc_budget=0.02)),
 )
 
 

@@ -5,7 +5,7 @@ from onp.engine.evaluator import Evaluator
 from onp.engine.scoring import Batch
 from onp.errors import InputError
 from onp.search.env import Budget, PruneEnv, layer_blocks
-from onp.search.objective import ACC_LOST_PER_NAT, Objective
+from onp.search.objective import ACC_LOST_PER_COUNTED, ACC_LOST_PER_NAT, Objective
 
 
 def env_of(b, objective: Objective = Objective(), backdoor_score=None) -> PruneEnv:
@@ -30,23 +30,21 @@ def test_blocks_partition_the_units_in_order(backdoored):
 
 def test_phi_follows_its_formula(backdoored):
     b = backdoored
-    objective = Objective(counted_acc_drop=0.02, acc_budget=0.0005, w_acc=1.5, w_over_budget=5.0, w_counted=3.0, w_size=0.1)
+    objective = Objective(acc_budget=0.0005, w_acc=1.5, w_over_budget=5.0, w_size=0.1)
     env = env_of(b, objective)
     masks = random_masks(b, 6, 0.04, 2)
     masks[0] = True
     scores = Evaluator(b.victim, b.score, b.score_triggered).score(masks)
-    expected = ACC_LOST_PER_NAT * (scores.divergence - scores.divergence[0]).clamp_min(0)
+    nats, counted = scores.divergence - scores.divergence[0], scores.acc[0] - scores.acc
+    expected = (ACC_LOST_PER_COUNTED * counted + ACC_LOST_PER_NAT * nats).clamp_min(0)
     asr = (scores.asr[:, 0] + scores.asr_soft[:, 0]) / 2
-    counted = scores.acc[0] - scores.acc
-    excess = (counted - 0.02).clamp_min(0) / 0.02
     assert (expected > 0.0005).any() and (expected < 0.0005).any()
     spent = 1.5 * expected + 5 * (expected - 0.0005).clamp_min(0)
-    phi = -asr - spent - 3 * excess - 0.1 * (~masks).double().mean(1)
+    phi = -asr - spent - 0.1 * (~masks).double().mean(1)
     outcomes = env.evaluate(masks)
     torch.testing.assert_close(outcomes.phi, phi.float())
-    acc_loss = counted / 2 + expected / 4 + (scores.acc_soft[0] - scores.acc_soft) / 4
-    torch.testing.assert_close(outcomes.acc_loss, acc_loss.float())
-    allowed = (counted <= 0.02) & (acc_loss <= 0.0005)
+    torch.testing.assert_close(outcomes.acc, scores.acc.float())
+    allowed = expected <= 0.0005
     assert torch.equal(outcomes.acceptable, allowed) and allowed.any() and not allowed.all()
 
 

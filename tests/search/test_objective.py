@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from onp.search.objective import COUNTED_SHARE, MaskEffects, Objective
+from onp.search.objective import MaskEffects, Objective, expected_acc_loss
 
 
 def effects_of(**values) -> MaskEffects:
@@ -18,11 +18,9 @@ def effects_of(**values) -> MaskEffects:
         ({"expected_acc_loss": 0.02}, -2 * 0.02 - 14 * 0.01),
         ({"augment_loss": 0.3}, -0.3),
         ({"augment_loss": -0.3}, 0.0),
-        ({"counted_acc_loss": 0.03}, -2 * 0.02 / 0.01),
-        ({"counted_acc_loss": 0.009}, 0.0),
+        ({"counted_acc_loss": 0.03}, 0.0),
         ({"pruned": 0.25}, -0.25),
         ({"backdoor_left": 0.4}, -0.2),
-        ({"acc_loss": 0.9}, 0.0),
     ],
 )
 def test_each_term_of_the_potential(effects, phi):
@@ -30,18 +28,26 @@ def test_each_term_of_the_potential(effects, phi):
     assert first == 0.0 and second == pytest.approx(phi)
 
 
-def test_a_mask_is_acceptable_within_the_counted_and_the_estimated_loss():
-    objective = Objective(counted_acc_drop=0.01, acc_budget=0.02)
-    assert objective.acceptable(effects_of(counted_acc_loss=0.01, acc_loss=0.02)).tolist() == [True, True]
-    assert objective.acceptable(effects_of(counted_acc_loss=0.011)).tolist() == [True, False]
-    assert objective.acceptable(effects_of(acc_loss=0.021)).tolist() == [True, False]
+def test_a_mask_is_acceptable_within_the_expected_loss():
+    objective = Objective(acc_budget=0.02)
+    assert objective.acceptable(effects_of(counted_acc_loss=0.9, expected_acc_loss=0.02)).tolist() == [True, True]
+    assert objective.acceptable(effects_of(expected_acc_loss=0.021)).tolist() == [True, False]
 
 
-def test_a_budget_of_the_user_is_the_estimated_loss_and_half_of_it_may_be_counted():
+def test_the_expected_loss_rises_with_wrong_images_and_divergence_and_is_never_a_gain():
+    counted, nats = torch.tensor([0.0, 0.04, 0.0, -0.04, -0.04]), torch.tensor([0.0, 0.0, 0.1, 0.1, 0.0])
+    assert expected_acc_loss(counted, nats).tolist() == pytest.approx([0.0, 0.01, 0.02, 0.01, 0.0])
+
+
+def test_budgets():
     objective = Objective(w_size=3.0).with_budget(0.04)
-    assert (objective.acc_budget, objective.counted_acc_drop, objective.w_size) == (0.04, COUNTED_SHARE * 0.04, 3.0)
+    assert (objective.acc_budget, objective.w_size) == (0.04, 3.0)
+    assert objective.part(0.25).acc_budget == pytest.approx(0.01)
+    assert objective.after_loss(0.03).acc_budget == pytest.approx(0.01), "what is lost already is taken from the budget"
+    assert objective.after_loss(0.05).acc_budget == 0.0
 
 
-def test_accuracy_that_is_lost_already_is_taken_from_the_budget():
-    objective = Objective().with_budget(0.04).after_loss(0.03)
-    assert objective.acc_budget == pytest.approx(0.01) and objective.counted_acc_drop == 0.0
+def test_effects_are_put_together_and_taken_apart():
+    effects = effects_of(asr=0.5, pruned=0.1)
+    again = MaskEffects.joined([effects.at(1), effects.at(0), effects.at(1)])
+    assert again.asr.tolist() == [0.5, 0.0, 0.5] and again.pruned.tolist() == pytest.approx([0.1, 0.0, 0.1])
