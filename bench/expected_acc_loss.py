@@ -35,7 +35,7 @@ ESTIMATES = {
     "counted": ("counted",),
     "label probability": ("probability",),
     "counted, divergence and label probability": ("counted", "divergence", "probability"),
-    "counted, divergence and augmented copies": ("counted", "divergence", "copies", "copies of the target"),
+    "counted, divergence and augmented copies": ("counted", "divergence", "copies"),
 }
 
 Array = NDArray[np.float64]
@@ -61,7 +61,6 @@ def measured(dossier: SearchDossier) -> Measured:
             "divergence": change["divergence"],
             "probability": -change["acc_soft"],
             "copies": -change["agreement"].mean(1),
-            "copies of the target": -change["agreement"][:, -1],
             "lost": (truth.acc[0] - truth.acc[1:])[known.masks].double().numpy(),
         }
         for name, values in row.items():

@@ -84,7 +84,6 @@ def affordable(victim: Victim, preset: Preset, expensive: float = EXPENSIVE) -> 
     search = replace(
         search,
         agent=replace(search.agent, max_evaluations=min(search.agent.max_evaluations, FEWEST_MASKS)),
-        augmentations=_half(search.augmentations),
         target_augmentations=_half(search.target_augmentations),
     )
     starts = min(detect.starts, FEWEST_STARTS)

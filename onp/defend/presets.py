@@ -36,12 +36,12 @@ class Preset:
         """The same for a known trigger.
 
         The ASR is then that of the attack itself, so its last per cent counts for more than accuracy within the budget,
-        agreement on augmented images and the number of units; the backdoor score, which stands for what surrogate triggers
-        miss, counts nothing.
+        agreement on augmented images of the target class and the number of units; the backdoor score, which stands for what
+        surrogate triggers miss, counts nothing.
         """
         objective = self.search.objective
-        w_acc, w_augment, w_size = objective.w_acc / 2, objective.w_augment / 16, objective.w_size / 16
-        return self.with_objective(replace(objective, w_acc=w_acc, w_augment=w_augment, w_size=w_size, w_backdoor=0.0))
+        w_acc, w_target, w_size = objective.w_acc / 2, objective.w_target / 16, objective.w_size / 16
+        return self.with_objective(replace(objective, w_acc=w_acc, w_target=w_target, w_size=w_size, w_backdoor=0.0))
 
 
 _FAST = DetectConfig(refine=InversionConfig(steps=40, images=12, min_confidence=0.97), starts=3)

@@ -133,7 +133,7 @@ class PruneEnv:
             counted_acc_loss=counted,
             # In bfloat16 the unpruned network's own divergence is not 0.
             expected_acc_loss=expected_acc_loss(counted, scores.divergence - base.divergence[0]),
-            augment_loss=_agreement(base)[0] - _agreement(scores),
+            target_loss=_agreement(base)[0] - _agreement(scores),
             pruned=1 - masks.double().mean(1),
             backdoor_left=masks.double() @ self._backdoor_score,
         )

@@ -21,7 +21,7 @@ class MaskEffects:
     asr: Tensor  #: surrogate ASR, weighted over the trigger families
     counted_acc_loss: Tensor  #: share of the clean images that became wrong, net
     expected_acc_loss: Tensor  #: ACC that unseen images are expected to lose, see `expected_acc_loss`
-    augment_loss: Tensor  #: share of the augmented clean images that were right and no longer are
+    target_loss: Tensor  #: share of the augmented images of the target class that were right and no longer are
     pruned: Tensor  #: share of the units
     backdoor_left: Tensor  #: sum of the backdoor scores of the units that are kept
 
@@ -42,9 +42,9 @@ class Objective:
     """The potential Phi; a reward is a difference of it (potential-based shaping).
 
     Phi = -asr - w_acc * expected_acc_loss - w_over_budget * max(0, expected_acc_loss - acc_budget)
-          - w_augment * max(0, augment_loss)
+          - w_target * max(0, target_loss)
           - w_size * pruned - w_backdoor * backdoor_left,
-    with the terms of `MaskEffects`. `asr` and `augment_loss` are the mean of a share of images and of a mean probability: the
+    with the terms of `MaskEffects`. `asr` and `target_loss` are the mean of a share of images and of a mean probability: the
     share is what counts, the probability is smooth. The term of the backdoor neurons is there because the smallest mask that
     stops the surrogate triggers may leave units that the attacker's trigger still uses.
     """
@@ -52,7 +52,7 @@ class Objective:
     acc_budget: float = 0.01  #: largest `expected_acc_loss` of an acceptable mask: the ACC that the user would give, as a share
     w_acc: float = 2.0  #: ACC against ASR while no more than the budget is expected to be lost
     w_over_budget: float = 14.0  #: added to `w_acc` beyond the budget
-    w_augment: float = 1.0
+    w_target: float = 0.5
     w_size: float = 1.0
     w_backdoor: float = 0.5
 
@@ -74,7 +74,7 @@ class Objective:
             -effects.asr
             - self.w_acc * effects.expected_acc_loss
             - self.w_over_budget * (effects.expected_acc_loss - self.acc_budget).clamp_min(0)
-            - self.w_augment * effects.augment_loss.clamp_min(0)
+            - self.w_target * effects.target_loss.clamp_min(0)
             - self.w_size * effects.pruned
             - self.w_backdoor * effects.backdoor_left
         )

@@ -33,8 +33,8 @@ class SearchConfig:
 
     agent: AgentConfig = AgentConfig()
     objective: Objective = Objective()
-    augmentations: int = 2  #: of each clean image; those the network gets right are to stay right
-    target_augmentations: int = 8  #: the same for images of the target class, which are few and suffer first
+    #: Of each clean image of the target class, which suffers first and has few; those the network gets right are to stay right.
+    target_augmentations: int = 8
     #: Parts of the ACC budget that masks may cost: the next one is tried where no mask works within those before it.
     budget_parts: tuple[float, ...] = (1.0,)
     rounds: int = 1  #: agent runs; each after the first adds the triggers that survived the repair before it
@@ -80,7 +80,7 @@ def build_env(victim: Victim, splits: Splits, bank: Bank, bn: BnStatistics | Non
     batches = FeatureBatches.of(batch_of(victim, splits.build), attacks, bank.weights)
     features = node_features(victim, batches, shift)
     scored = bank.batches(victim, bank.scoring_images(splits))
-    agreeing = augmented_batches(victim, images, bank.target, run)
+    agreeing = target_batches(victim, images, bank.target, run)
     evaluator: MaskScorer = Evaluator(victim, batch_of(victim, images), scored, agreeing)
     if run.store is not None:
         evaluator = RecordedEvaluator(evaluator, run.store, f"scores-{run.agent_seed}")
@@ -105,19 +105,18 @@ def batch_of(victim: Victim, images: ImageSet) -> Batch:
     return Batch(victim.normalisation(images.pixels().to(victim.device)), images.labels.to(victim.device))
 
 
-def augmented_batches(victim: Victim, images: ImageSet, target: int, run: SearchRun) -> list[Batch]:
-    """Augmented images that the unpruned network still gets right, labelled with their own class.
+def target_batches(victim: Victim, images: ImageSet, target: int, run: SearchRun) -> list[Batch]:
+    """Augmented images of the target class that the unpruned network still gets right; no batch where it gets none right.
 
-    A batch of the other classes and one of the target class, so that the target class, which pruning damages first, counts as
-    much as all others together; a batch is missing where the network gets every augmented image wrong. Wrong ones are left out:
-    a backdoor responds to many changes of an image, and agreement with those responses would reward keeping it.
+    What they lose foretells what the class loses on unseen images. Wrong ones are left out: a backdoor responds to many
+    changes of an image, and agreement with those responses would reward keeping it.
     """
-    pixels, labels = images.pixels(), images.labels
-    batches = []
-    for chosen, count in ((labels != target, run.config.augmentations), (labels == target, run.config.target_augmentations)):
-        inputs = victim.normalisation(augmented(pixels[chosen], count, run.seed).to(victim.device))
-        wanted = labels[chosen].repeat(count).to(victim.device)
-        right = predictions(victim.model, inputs) == wanted
-        if right.any():
-            batches.append(Batch(inputs[right], wanted[right]))
-    return batches
+    chosen = images.labels == target
+    if not chosen.any():
+        return []
+    inputs = victim.normalisation(
+        augmented(images.pixels()[chosen], run.config.target_augmentations, run.seed).to(victim.device)
+    )
+    labels = images.labels[chosen].repeat(run.config.target_augmentations).to(victim.device)
+    right = predictions(victim.model, inputs) == labels
+    return [Batch(inputs[right], labels[right])] if right.any() else []

@@ -21,7 +21,7 @@ def test_an_expensive_one_takes_half_the_images_and_masks(backdoored):
     less = affordable(backdoored.victim, FAST, expensive=0.0)
     assert (less.detect.scan.images, less.detect.refine.images, less.detect.starts) == (4, 6, 2)
     assert less.search.agent.max_evaluations == 50
-    assert (less.search.augmentations, less.search.target_augmentations) == (1, 4)
+    assert less.search.target_augmentations == 4
     scan, refine = (replace(config, images=0) for config in (less.detect.scan, less.detect.refine))
     assert (scan, refine) == tuple(replace(config, images=0) for config in (FAST.detect.scan, FAST.detect.refine))
     assert less.search.objective == FAST.search.objective

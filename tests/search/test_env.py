@@ -58,7 +58,7 @@ def test_augmented_images_that_become_wrong_cost_their_share_each_batch_alike(ba
     agreement = ((scores.agreement + scores.agreement_soft) / 2).mean(1)
     loss = (agreement[0] - agreement[1:]).clamp_min(0)
     assert loss.max() > 0.01
-    env = PruneEnv(b.victim, evaluator, (1.0,), Objective(w_augment=2.0))
+    env = PruneEnv(b.victim, evaluator, (1.0,), Objective(w_target=2.0))
     torch.testing.assert_close(plain - env.evaluate(masks).phi, (2 * loss).float(), rtol=0, atol=1e-6)
 
 

@@ -16,8 +16,8 @@ def effects_of(**values) -> MaskEffects:
     [
         ({"asr": 0.5}, -0.5),
         ({"expected_acc_loss": 0.02}, -2 * 0.02 - 14 * 0.01),
-        ({"augment_loss": 0.3}, -0.3),
-        ({"augment_loss": -0.3}, 0.0),
+        ({"target_loss": 0.3}, -0.15),
+        ({"target_loss": -0.3}, 0.0),
         ({"counted_acc_loss": 0.03}, 0.0),
         ({"pruned": 0.25}, -0.25),
         ({"backdoor_left": 0.4}, -0.2),

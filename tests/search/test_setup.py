@@ -13,7 +13,7 @@ from onp.detect.known_trigger import KnownTrigger
 from onp.engine.metrics import predictions
 from onp.search.agent import AgentConfig, PolicyConfig
 from onp.search.neuron_graph import build_graph
-from onp.search.setup import SearchConfig, SearchRun, augmented_batches, build_env
+from onp.search.setup import SearchConfig, SearchRun, build_env, target_batches
 
 INVERTED = TriggerBank((Surrogate("patch", 0, 1.0, 1.0, 0.0, None, stamp),), (1.0,), 0)
 
@@ -23,28 +23,23 @@ def images_of(batch) -> ImageSet:
     return ImageSet((batch.images * 255).round().to(torch.uint8), batch.labels, CLASSES)
 
 
-def test_augmented_images_that_the_network_gets_wrong_are_left_out(backdoored):
+def test_augmented_images_of_the_target_that_the_network_gets_wrong_are_left_out(backdoored):
     images = images_of(backdoored.score)
-    # A wrong label stands for an image that the network gets wrong however it is changed.
-    wrong = torch.arange(len(images)) < 40
-    spoilt = ImageSet(images.images, torch.where(wrong, (images.labels + 1) % 4, images.labels), CLASSES)
-    run = SearchRun(SearchConfig(augmentations=3, target_augmentations=5))
-    others, target = augmented_batches(backdoored.victim, spoilt, 2, run)
-    members = int((images.labels[~wrong] == 2).sum())
-    assert 1.5 * (60 - members) < len(others.images) <= 3 * (60 - members) + 12
-    assert 2.5 * members < len(target.images) <= 5 * members + 12
-    assert bool((target.labels == 2).all()) and not bool((others.labels == 2).any())
-    for batch in (others, target):
-        assert torch.equal(predictions(backdoored.victim.model, batch.images), batch.labels)
+    members = images.labels == 2
+    # Images of another class stand for members that the network gets wrong however they are changed.
+    spoilt = ImageSet(images.images, torch.where(images.labels == 1, 2, images.labels), CLASSES)
+    (found,) = target_batches(backdoored.victim, spoilt, 2, SearchRun(SearchConfig(target_augmentations=5)))
+    assert 2.5 * int(members.sum()) < len(found.images) <= 5 * int(members.sum()) + 12
+    assert bool((found.labels == 2).all()) and torch.equal(predictions(backdoored.victim.model, found.images), found.labels)
 
 
-def test_no_batch_where_every_augmented_image_is_wrong(backdoored):
+def test_no_batch_where_every_augmented_image_is_wrong_or_there_is_none(backdoored):
     images = images_of(backdoored.score)
     first = images.subset(predictions(backdoored.victim.model, backdoored.score.images) == 1)
     relabelled = ImageSet(first.images, torch.full_like(first.labels, 3), CLASSES)
-    run = SearchRun(SearchConfig(augmentations=1, target_augmentations=1))
-    assert [int(batch.labels[0]) for batch in augmented_batches(backdoored.victim, first, 2, run)] == [1]
-    assert augmented_batches(backdoored.victim, relabelled.subset([0]), 2, run) == []
+    run = SearchRun(SearchConfig(target_augmentations=1))
+    assert target_batches(backdoored.victim, relabelled.subset([0]), 3, run) == []
+    assert target_batches(backdoored.victim, first, 2, run) == []
 
 
 @pytest.mark.parametrize("bank", [INVERTED, KnownTrigger(Stamp(), 0)])
@@ -57,7 +52,7 @@ def test_masks_are_scored_on_images_that_no_trigger_was_inverted_on(backdoored, 
     expected = int((predictions(backdoored.victim.model, stamp(others.pixels())) == 0).sum())
     assert int(scores.asr_count) == expected and float(scores.asr) == pytest.approx(expected / len(others))
     assert float(scores.acc) * (len(splits.build) + len(splits.score)) == pytest.approx(int(scores.acc_count))
-    assert scores.agreement.shape == (1, 2) and bool((scores.agreement == 1).all())
+    assert scores.agreement.shape == (1, 1) and bool((scores.agreement == 1).all())
 
 
 def test_the_graph_has_the_relations_that_the_policy_is_configured_with(backdoored):
