@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import beta, binomtest
+from scipy.special import betaincinv
 from torch import Tensor, nn
 
 from onp.data.images import ImageSet
@@ -33,13 +33,14 @@ class Share:
         """Lower and upper 95 % bound of the share; (0, 1) without images."""
         if not self.n:
             return 0.0, 1.0
-        bounds = binomtest(self.hits, self.n).proportion_ci(0.95, "exact")
-        return float(bounds.low), float(bounds.high)
+        low = betaincinv(self.hits, self.n - self.hits + 1, 0.025) if self.hits else 0.0
+        high = betaincinv(self.hits + 1, self.n - self.hits, 0.975) if self.hits < self.n else 1.0
+        return float(low), float(high)
 
 
 def lower_bound(hits: int, n: int, confidence: float) -> float:
     """One-sided lower bound of a share of `hits` in `n` (Clopper-Pearson 1934); 0 where there are none."""
-    return float(beta.ppf(1 - confidence, hits, n - hits + 1)) if hits else 0.0
+    return float(betaincinv(hits, n - hits + 1, 1 - confidence)) if hits else 0.0
 
 
 def accuracy(labels: Tensor, predicted: Tensor) -> Share:
