@@ -1,13 +1,13 @@
-"""How well a few hundred images foretell the accuracy that a mask costs others:
-`python bench/expected_acc_loss.py --dossiers DIR ...`.
+"""How well a few hundred images foretell the accuracy that a mask costs others: `python bench/expected_acc_loss.py`.
 
-`--dossiers`: folders of search dossiers (`onp zoo dossiers --search`). Each holds masks that a repair's search has scored on
-300 clean images, with surrogate triggers, and what they truly cost 700 test images that no search has seen. Masks that lose
-more than `MOST` count nowhere, and every network counts alike. For each estimate: the factors that explain best what is lost,
-fitted by least squares on all networks but the one they are judged on, without negative ones; the root mean square of what is
-left, in points; and the area under the ROC curve for "loses more than one point", within each network, with its mean. The first
-estimate is that of `onp.search.objective`, with its own factors. `--after` leaves out the networks up to a number: those on
-which factors were chosen. Writes bench/results/expected_acc_loss.json and prints the table as Markdown.
+`--dossiers`: folders of search dossiers (`onp zoo dossiers --search`), by default those of the repository. Each holds masks
+that a search has scored on 300 clean images, with surrogate triggers, and what they truly cost 700 test images that no
+search has seen. Masks that lose more than `MOST` count nowhere, and every network counts alike. For each estimate: the factors
+that explain best what is lost, fitted by least squares on all networks but the one they are judged on, without negative ones;
+the root mean square of what is left, in points; and the area under the ROC curve for "loses more than one point", within each
+network, with its mean. The first estimate is that of `onp.search.objective`, with its own factors. `--after` leaves out the
+networks up to a number: those on which factors were chosen. Writes bench/results/expected_acc_loss.json and prints the table as
+Markdown.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def judged(networks: list[Measured], kind: str) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dossiers", type=Path, nargs="+", required=True)
+    parser.add_argument("--dossiers", type=Path, nargs="+", default=[Path(__file__).parent / "dossiers" / "search"])
     parser.add_argument("--after", type=int, default=-1)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "expected_acc_loss.json")
     options = parser.parse_args()
