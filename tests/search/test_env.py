@@ -132,3 +132,15 @@ def test_backdoor_neurons_left_lower_the_potential_by_their_score(backdoored):
     difference = env_of(backdoored).evaluate(masks).phi - env_of(backdoored, backdoor_score=score).evaluate(masks).phi
     expected = Objective().w_backdoor * torch.tensor([1.0, 0.6, 0.5])
     torch.testing.assert_close(difference, expected, rtol=0, atol=1e-5)
+
+
+def test_another_objective_starts_over_with_all_that_is_known(backdoored):
+    env = env_of(backdoored, Objective().with_budget(0.05))
+    masks = random_masks(backdoored, 6, 0.1, 3)
+    before = env.evaluate(masks)
+    env.commit(masks[0])
+    env.reset(Objective(w_size=3.0).with_budget(0.0))
+    assert env.keep.all() and env.evaluations == 7 and not env.new(masks).any()
+    after = env.evaluate(masks)
+    torch.testing.assert_close(after.asr, before.asr)
+    assert not torch.allclose(after.phi, before.phi) and not torch.equal(after.acceptable, before.acceptable)

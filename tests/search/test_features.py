@@ -1,5 +1,8 @@
+import copy
+
 import pytest
 import torch
+from helpers import small_backdoor
 from torch import nn
 
 from onp.data.normalisation import Normalisation
@@ -125,3 +128,18 @@ def test_select_keeps_the_named_columns(features):
 def test_weights_must_match_the_batches(backdoored, weights):
     with pytest.raises(InputError, match="weights"):
         FeatureBatches.of(backdoored.build, backdoored.build_triggered, weights)
+
+
+def test_the_shape_of_activations_does_not_change_with_the_scale_of_a_unit(backdoored, features):
+    batches = FeatureBatches.of(backdoored.build, backdoored.build_triggered, (1.0,))
+    scaled = copy.deepcopy(backdoored.victim.model)
+    _, norm, _, second = list(scaled)[:4]
+    with torch.no_grad():
+        norm.weight[3] *= 4
+        norm.bias[3] *= 4
+        second.weight[:, 3] /= 4
+    after = node_features(small_backdoor.victim_of(scaled), batches)
+    for name in ("act_ratio", "act_peak", "negentropy"):
+        torch.testing.assert_close(after.column(name), features.column(name), atol=0.05, rtol=0.0)
+    for name in ("act_mean", "act_max", "entropy"):
+        assert abs(float((after.column(name) - features.column(name))[3])) > 0.05

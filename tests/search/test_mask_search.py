@@ -1,5 +1,7 @@
 """The search as a whole: agent runs, banks that grow, and what its result is measured with."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.small_backdoor import clean_images, stamp
@@ -64,3 +66,17 @@ def test_the_result_has_the_graph_of_its_policy(backdoored, splits):
 def test_the_required_budget_is_known_where_a_mask_removes_enough(backdoored, splits):
     result = search_mask(backdoored.victim, splits, BANK, None, SearchRun(CONFIG))
     assert result.works and result.required_budget <= CONFIG.objective.acc_budget + 1e-6
+
+
+def test_the_next_part_of_the_budget_is_tried_only_where_no_mask_works(backdoored, splits):
+    def with_parts(*parts):
+        run = SearchRun(replace(CONFIG, objective=CONFIG.objective.with_budget(0.05), budget_parts=parts))
+        return search_mask(backdoored.victim, splits, BANK, None, run)
+
+    whole = with_parts(1.0)
+    assert whole.works and float(whole.outcome.expected_acc_loss) > 0
+    first, second = with_parts(1.0, 0.5), with_parts(0.0, 1.0)
+    assert len(first.results) == 1 and torch.equal(first.mask.keep, whole.mask.keep)
+    assert second.works and len(second.results) == 2 and second.outcome is second.results[1].outcome
+    assert second.evaluations == sum(each.evaluations for each in second.results) > whole.evaluations
+    assert float(second.results[0].outcome.expected_acc_loss) == 0.0, "no accuracy was to be lost"
