@@ -12,7 +12,7 @@ from onp.engine.evaluator import MaskScorer, Scores
 from onp.engine.mask_table import MaskTable, mask_keys
 from onp.errors import InputError
 from onp.model.victim import Victim
-from onp.search.objective import MaskEffects, Objective, expected_acc_loss
+from onp.search.objective import SELECTION, MaskEffects, Objective, expected_acc_loss
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +118,8 @@ class PruneEnv:
     def required_budget(self, asr: float) -> float | None:
         """The smallest ACC budget, a share, at which a mask scored so far with at most this surrogate ASR would have been
         acceptable; None without such a mask."""
-        return min((float(one.expected_acc_loss) for one in self._scored.values() if float(one.asr) <= asr), default=None)
+        losses = (float(one.expected_acc_loss) for one in self._scored.values() if float(one.asr) <= asr)
+        return min((SELECTION * loss for loss in losses), default=None)
 
     def _add(self, masks: Tensor, scores: Scores) -> None:
         effects = self._effects(masks, scores)

@@ -12,6 +12,8 @@ from torch import Tensor
 # (`bench/expected_acc_loss.py`, docs/ablations.md). Of the images that became wrong most are chance, the divergence is not.
 ACC_LOST_PER_COUNTED = 0.25
 ACC_LOST_PER_NAT = 0.2
+# The best of some hundred masks owes part of its low expected loss to these images: what it truly costs is up to twice as much.
+SELECTION = 1.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +43,7 @@ class MaskEffects:
 class Objective:
     """The potential Phi; a reward is a difference of it (potential-based shaping).
 
-    Phi = -asr - w_acc * expected_acc_loss - w_over_budget * max(0, expected_acc_loss - acc_budget)
+    Phi = -asr - w_acc * expected_acc_loss - w_over_budget * max(0, expected_acc_loss - limit)
           - w_target * max(0, target_loss)
           - w_size * pruned - w_backdoor * backdoor_left,
     with the terms of `MaskEffects`. `asr` and `target_loss` are the mean of a share of images and of a mean probability: the
@@ -49,12 +51,17 @@ class Objective:
     stops the surrogate triggers may leave units that the attacker's trigger still uses.
     """
 
-    acc_budget: float = 0.01  #: largest `expected_acc_loss` of an acceptable mask: the ACC that the user would give, as a share
+    acc_budget: float = 0.01  #: the ACC that the user would give, as a share
     w_acc: float = 2.0  #: ACC against ASR while no more than the budget is expected to be lost
     w_over_budget: float = 14.0  #: added to `w_acc` beyond the budget
     w_target: float = 0.5
     w_size: float = 1.0
     w_backdoor: float = 0.5
+
+    @property
+    def limit(self) -> float:
+        """The largest `expected_acc_loss` of an acceptable mask, a share: less than the budget, by `SELECTION`."""
+        return self.acc_budget / SELECTION
 
     def with_budget(self, share: float) -> Objective:
         """The same with another ACC budget, as a share."""
@@ -73,15 +80,15 @@ class Objective:
         return (
             -effects.asr
             - self.w_acc * effects.expected_acc_loss
-            - self.w_over_budget * (effects.expected_acc_loss - self.acc_budget).clamp_min(0)
+            - self.w_over_budget * (effects.expected_acc_loss - self.limit).clamp_min(0)
             - self.w_target * effects.target_loss.clamp_min(0)
             - self.w_size * effects.pruned
             - self.w_backdoor * effects.backdoor_left
         )
 
     def acceptable(self, effects: MaskEffects) -> Tensor:
-        """bool `[B]`: the expected ACC loss is within the budget."""
-        return effects.expected_acc_loss <= self.acc_budget + 1e-9
+        """bool `[B]`: the expected ACC loss is within the limit."""
+        return effects.expected_acc_loss <= self.limit + 1e-9
 
 
 def expected_acc_loss(counted: Tensor, divergence: Tensor) -> Tensor:

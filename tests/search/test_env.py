@@ -5,7 +5,7 @@ from onp.engine.evaluator import Evaluator
 from onp.engine.scoring import Batch
 from onp.errors import InputError
 from onp.search.env import Budget, PruneEnv, layer_blocks
-from onp.search.objective import ACC_LOST_PER_COUNTED, ACC_LOST_PER_NAT, Objective
+from onp.search.objective import ACC_LOST_PER_COUNTED, ACC_LOST_PER_NAT, SELECTION, Objective
 
 
 def env_of(b, objective: Objective = Objective(), backdoor_score=None) -> PruneEnv:
@@ -30,7 +30,7 @@ def test_blocks_partition_the_units_in_order(backdoored):
 
 def test_phi_follows_its_formula(backdoored):
     b = backdoored
-    objective = Objective(acc_budget=0.0005, w_acc=1.5, w_over_budget=5.0, w_size=0.1)
+    objective = Objective(acc_budget=0.0005 * SELECTION, w_acc=1.5, w_over_budget=5.0, w_size=0.1)
     env = env_of(b, objective)
     masks = random_masks(b, 6, 0.04, 2)
     masks[0] = True
