@@ -18,7 +18,7 @@ from onp.model.victim import Victim
 from onp.search.mask_search import REMOVED
 from onp.search.setup import batch_of
 
-PRUNING_SHARE = 0.45  # of the accuracy budget that a mask may cost where healing follows
+PRUNING_SHARE = 0.3  # of the accuracy budget that a mask may cost where healing follows
 # By which healing may be worse than pruning alone, on the images that both have seen: three images of 300 are within chance.
 ACC_NOISE, ASR_NOISE = 0.01, 0.02
 
