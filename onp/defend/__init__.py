@@ -6,8 +6,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from onp.defend.after_repair import shrink_repaired, tune_repaired
 from onp.defend.case import Case
 from onp.defend.config import DefendConfig
@@ -92,8 +90,7 @@ def run_pipeline(case: Case, run: Run) -> Outcome:
     mask = repairs.mask if repairs is not None and repairs.works else Mask.of(victim)
 
     # What did the repair do? Images and triggers that neither detection nor search has seen.
-    auditing = replace(run, preset=run.preset.for_audit())
-    held_out = held_out_triggers(case, detection, target_classes(case, detection, repairs), bn, auditing)
+    held_out = held_out_triggers(case, detection, target_classes(case, detection, repairs), bn, run)
     data = AuditSet.of(victim, clean, held_out, case.evaluation)
     with run.stage("measuring the result", data.images if repaired is victim else 2 * data.images) as stage:
         audit = audit_repair(victim, repaired, data, stage.advance)

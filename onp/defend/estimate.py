@@ -117,8 +117,7 @@ def estimate(case: Case, preset: Preset, seconds: float, repairing: bool = True)
         repairing: whether a backdoor is to be repaired, and not only measured.
     """
     detect, known = preset.detect, case.known_trigger is not None
-    starts = preset.for_audit().detect.starts + repairing * detect.starts
-    inverted = 0 if known else starts * len(FAMILIES) * detect.refine.steps * detect.refine.images
+    inverted = 0 if known else (1 + repairing) * len(FAMILIES) * detect.starts * detect.refine.steps * detect.refine.images
     healed = 0.0
     if repairing and preset.heal is not None:
         healed = HEALING * heal_images(len(case.searched), preset.heal)

@@ -10,8 +10,6 @@ from onp.search.agent import PAPER, AgentConfig
 from onp.search.objective import Objective
 from onp.search.setup import SearchConfig
 
-AUDIT_STARTS = 2  #: triggers of a family that a report's audit inverts anew: it measures a mask, and searches none
-
 
 @dataclass(frozen=True)
 class Preset:
@@ -33,10 +31,6 @@ class Preset:
     def with_budget_parts(self, parts: tuple[float, ...]) -> Preset:
         """The same with other parts of the accuracy budget that masks may cost, see `SearchConfig.budget_parts`."""
         return replace(self, search=replace(self.search, budget_parts=parts))
-
-    def for_audit(self) -> Preset:
-        """The same with fewer triggers of a family."""
-        return replace(self, detect=replace(self.detect, starts=min(AUDIT_STARTS, self.detect.starts)))
 
     def with_known_trigger(self) -> Preset:
         """The same for a known trigger.
