@@ -50,6 +50,8 @@ class SearchResult:
 def search_mask(victim: Victim, splits: Splits, bank: Bank, bn: BnStatistics | None, run: SearchRun) -> SearchResult:
     """Run the agent, and again with the triggers that survived its repair as long as some do and `SearchConfig.rounds` allows.
 
+    Each round tries one part of the accuracy budget after the other, `SearchConfig.budget_parts`, until a mask works.
+
     Args:
         victim: the network to be pruned.
         splits: clean images; the holdout split is not used.
