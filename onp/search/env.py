@@ -28,11 +28,6 @@ class Outcomes:
     def __len__(self) -> int:
         return len(self.phi)
 
-    def at(self, index: int) -> Outcomes:
-        """The outcome of one mask, as B = 1."""
-        part = slice(index, index + 1)
-        return Outcomes(*(getattr(self, name)[part] for name in Outcomes.__dataclass_fields__))
-
 
 class PruneEnv:
     """Masks of one victim; deterministic, and every search starts from the unpruned network.

@@ -83,9 +83,9 @@ def effect(changed: Tensor, base: Tensor) -> Tensor:
 
 
 def moments(base: Pass) -> dict[str, Tensor]:
-    mean, std, peak = base.mean.mean(0), base.mean.std(0), base.peak.amax(0)
+    mean, std = base.mean.mean(0), base.mean.std(0)
     skew = ((base.mean - mean) ** 3).mean(0) / std.clamp_min(1e-6) ** 3
-    return {"act_mean": mean, "act_std": std, "act_skew": skew, "act_zero": base.zero, "act_max": peak}
+    return {"act_mean": mean, "act_std": std, "act_skew": skew, "act_zero": base.zero, "act_max": base.peak.amax(0)}
 
 
 def shape_of_activation(base: Pass) -> dict[str, Tensor]:
