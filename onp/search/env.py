@@ -25,9 +25,6 @@ class Outcomes:
     acc: Tensor
     acceptable: Tensor
 
-    def __len__(self) -> int:
-        return len(self.phi)
-
 
 class PruneEnv:
     """Masks of one victim; deterministic, and every search starts from the unpruned network.
