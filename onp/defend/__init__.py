@@ -9,7 +9,7 @@ from __future__ import annotations
 from onp.defend.after_repair import shrink_repaired, tune_repaired
 from onp.defend.case import Case
 from onp.defend.config import DefendConfig
-from onp.defend.estimate import announce, scaled_down
+from onp.defend.estimate import announce, announce_repair, scaled_down
 from onp.defend.healing import Repaired, repaired_network
 from onp.defend.inputs import read_case
 from onp.defend.outcome import Outcome
@@ -24,7 +24,7 @@ from onp.defend.run import Run
 from onp.defend.verdict import Findings, decide, is_to_repair
 from onp.defend.verify import verify_pipeline
 from onp.detect.bn_statistics import bn_statistics
-from onp.detect.targets import detect_targets
+from onp.detect.targets import STAGE, detect_targets
 from onp.errors import UnsafeCheckpointError
 from onp.model.mask import Mask
 from onp.model.tuning import check_tuning
@@ -73,7 +73,7 @@ def run_pipeline(case: Case, run: Run) -> Outcome:
     victim, clean = case.victim, case.clean
     check_tuning(run.config.tune, victim)
     run = scaled_down(run, victim)
-    announce(case, run)
+    ahead = announce(case, run)
 
     # Is there a backdoor, and towards which class? BN statistics are measured once, for all stages.
     bn = bn_statistics(victim, case.searched)
@@ -85,6 +85,8 @@ def run_pipeline(case: Case, run: Run) -> Outcome:
     # Which neurons carry it? For each target class: triggers, environment, agent, mask. They are pruned, and what is left is
     # taught to ignore the triggers.
     to_repair = is_to_repair(case, run.config)
+    if detection is not None and detection.backdoored:
+        announce_repair(ahead, run.monitor.seconds.get(STAGE, 0.0), run)
     result = repaired_network(case, detection, bn, run) if to_repair else Repaired(victim, None)
     repairs, repaired = result.repairs, result.network
     mask = repairs.mask if repairs is not None and repairs.works else Mask.of(victim)

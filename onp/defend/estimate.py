@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from dataclasses import dataclass, replace
 
@@ -29,6 +30,7 @@ from onp.model.victim import Victim
 EXPENSIVE = 2e9
 LONG = 120.0  # seconds from which the estimate is shown
 BATCH = 16  # images that are timed together
+BATCHES = 5  # of which the median counts: other work on the machine comes and goes
 FORWARD = 1 / 3  # of the time of a pass forwards and back
 HEALING = 1 / 3  # of the time of a pass forwards and back that an image takes in healing, half of the network as a rule
 NOT_REUSED = 0.5  # share of a mask's passes that the activation cache and the table of masks leave to be computed
@@ -92,19 +94,36 @@ def affordable(victim: Victim, preset: Preset, expensive: float = EXPENSIVE) -> 
     return replace(preset, detect=detect, search=search, heal=heal)
 
 
-def announce(case: Case, run: Run, seconds: float | None = None) -> None:
+def announce(case: Case, run: Run, seconds: float | None = None) -> Estimate:
     """Say how long the run will take, where that is long.
 
     Args:
         case: what it works on.
         run: its settings.
         seconds: that one image takes forwards and back; measured where it is None.
+
+    Returns:
+        The estimate, for `announce_repair`.
     """
     each = seconds_an_image(case.victim, case.clean.build) if seconds is None else seconds
     ahead = estimate(case, run.preset, each, is_to_repair(case, run.config))
     if ahead.total >= LONG:
         quicker = "a GPU is" if run.config.preset == "fast" else "--preset fast or a GPU are"
         run.monitor.note(f"About {ahead}, on {case.victim.device}; {quicker} quicker.")
+    return ahead
+
+
+def announce_repair(ahead: Estimate, took: float, run: Run) -> None:
+    """Say how long the rest of the run will take, where that is long, at the pace that detection had.
+
+    Args:
+        ahead: what was foretold.
+        took: seconds of detection; 0 where a resumed run read what an earlier one had found.
+        run: of which detection has ended.
+    """
+    left = ahead.repair * took / ahead.detection if ahead.detection else 0.0
+    if left >= LONG:
+        run.monitor.note(f"About {_rounded(left)} more, as fast as it went so far.")
 
 
 def estimate(case: Case, preset: Preset, seconds: float, repairing: bool = True) -> Estimate:
@@ -127,15 +146,19 @@ def estimate(case: Case, preset: Preset, seconds: float, repairing: bool = True)
 
 
 def seconds_an_image(victim: Victim, images: ImageSet) -> float:
-    """Time one image forwards and back, to its pixels, in a small batch."""
-    logits = fitting_logits(victim)
-    for count in (1, at_once(images.images, BATCH)):  # the first time warms up
+    """Time one image forwards and back, to its pixels, in small batches."""
+    logits, size = fitting_logits(victim), at_once(images.images, BATCH)
+
+    def timed(count: int) -> float:
         pixels = images.subset(range(min(count, len(images)))).pixels().to(victim.device).requires_grad_()
         start = time.monotonic()
         (gradient,) = torch.autograd.grad(logits(pixels).sum(), pixels)
         float(gradient.sum())  # waits for a GPU
-        seconds = (time.monotonic() - start) / len(pixels)
-    return seconds
+        return (time.monotonic() - start) / len(pixels)
+
+    timed(1)  # the first time warms up
+    first = timed(size)
+    return statistics.median([first, *(timed(size) for _ in range(BATCHES - 1))]) if first * size < 1 else first
 
 
 def _detection_passes(classes: int, images: int, config: DetectConfig) -> float:

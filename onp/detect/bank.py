@@ -16,6 +16,7 @@ from onp.detect.bn_match import BnMatch
 from onp.detect.config import DetectConfig, DetectRun
 from onp.detect.inversion import InversionTask, InvertedTriggers, invert, success_rate
 from onp.detect.pgd import PGD, pgd_radius, targeted_examples
+from onp.detect.side_by_side import side_by_side
 from onp.detect.trigger_families import FAMILIES, Family
 from onp.engine.differentiable import Logits, fitting_logits
 from onp.engine.scoring import TriggeredBatch
@@ -149,16 +150,18 @@ def invert_triggers(
         # Other families lead to any class of many networks, in ways that only a mask which ruins the network stops.
         anomalous = {name: (1 - reliability) * (name in FALLBACK_FAMILIES) for name in anomalous}
     task = InversionTask(models, pixels, labels, (target.label,) * config.starts, match)
+
+    def of_family(family: Family, run: DetectRun) -> Surrogate | None:
+        triggers = _with_stronger(invert(family, task, config.refine, run), target.scores.log_costs[family.name])
+        return _surrogate(triggers, indices[family.name], validation, match, config.minimum_success)
+
+    chosen = [family for family in FAMILIES if anomalous[family.name] or match is not None]
     surrogates: list[Surrogate] = []
     weights: list[float] = []
-    for family in FAMILIES:
-        if not anomalous[family.name] and match is None:
-            continue
-        triggers = _with_stronger(invert(family, task, config.refine, run), target.scores.log_costs[family.name])
-        surrogate = _surrogate(triggers, indices[family.name], validation, match, config.minimum_success)
+    for surrogate in side_by_side([partial(of_family, family) for family in chosen], run, victim.device):
         if surrogate is None:
             continue
-        weight = anomalous[family.name] + MATCH_WEIGHT * reliability * max(surrogate.bn_match or 0.0, 0.0) ** 4
+        weight = anomalous[surrogate.family] + MATCH_WEIGHT * reliability * max(surrogate.bn_match or 0.0, 0.0) ** 4
         if weight:  # 0 where the family is not anomalous and its triggers change the features the opposite way
             surrogates.append(surrogate)
             weights.append(weight)

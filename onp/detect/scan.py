@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -21,6 +22,7 @@ from onp.detect.head import head_costs
 from onp.detect.inversion import InversionTask, invert, success_rate
 from onp.detect.pgd import PGD, target_probability
 from onp.detect.probes import probe_costs
+from onp.detect.side_by_side import side_by_side
 from onp.detect.spectrum import Spectrum
 from onp.detect.trigger_families import FAMILIES, Family
 from onp.engine.differentiable import fitting_logits
@@ -107,21 +109,28 @@ def _costs_by_inversion(
         found = dict(zip(classes, log_costs(cost, success), strict=True))
         return tuple(found.get(k, float("nan")) for k in range(victim.classes))
 
-    costs = {}
     logits, settings = fitting_logits(victim), run.config.scan
     task = InversionTask((logits,), pixels, labels, classes)
-    for family in SCANNED:
+
+    def of_family(family: Family, run: DetectRun) -> dict[str, tuple[float, ...]]:
         triggers = invert(family, task, settings, run)
         rates = [
             success_rate(logits, partial(triggers.apply, row=row), validation, validation_labels, k)
             for row, k in enumerate(classes)
         ]
-        costs[family.name] = of_all(triggers.cost.cpu(), torch.tensor(rates))
-    early = early_feature_costs(victim, clean, classes, settings, run)
-    if early is None:
-        run.progress(settings.steps, known=True)
-    else:
-        costs[EARLY_FEATURES] = of_all(early[0], torch.tensor(early[1]))
-    reached = target_probability(victim, pixels, labels, classes, run)
-    costs[PGD] = of_all(torch.ones_like(reached), reached)
-    return costs
+        return {family.name: of_all(triggers.cost.cpu(), torch.tensor(rates))}
+
+    def of_early_features(run: DetectRun) -> dict[str, tuple[float, ...]]:
+        early = early_feature_costs(victim, clean, classes, settings, run)
+        if early is None:
+            run.progress(settings.steps, known=True)
+            return {}
+        return {EARLY_FEATURES: of_all(early[0], torch.tensor(early[1]))}
+
+    def of_examples(run: DetectRun) -> dict[str, tuple[float, ...]]:
+        reached = target_probability(victim, pixels, labels, classes, run)
+        return {PGD: of_all(torch.ones_like(reached), reached)}
+
+    tasks: list[Callable[[DetectRun], dict[str, tuple[float, ...]]]] = [partial(of_family, family) for family in SCANNED]
+    parts = side_by_side([*tasks, of_early_features, of_examples], run, victim.device)
+    return {name: values for part in parts for name, values in part.items()}

@@ -30,6 +30,7 @@ from onp.detect.scan import inverted, scan, scan_steps, with_inversion
 from onp.model.victim import Victim
 from onp.numerics import derive_seed
 
+STAGE = "detecting the target class"  # of the first pass
 FURTHER = 4  # classes, at most, that triggers are inverted for because other detectors alone make them the probable target
 
 Stages = Callable[[str, int], AbstractContextManager[progress.Stage]]
@@ -138,7 +139,7 @@ def detect_targets(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectR
     splits = (clean, replace(clean, build=clean.score, score=clean.build))
     found = Detection((), verdict, bn.pruned)
     for number in range(run.config.passes):
-        name = "detecting the target class" + (f", pass {number + 1}" if number else "")
+        name = STAGE + (f", pass {number + 1}" if number else "")
         seed = derive_seed(run.seed, "pass", number) if number else run.seed
         with stages(name, scan_steps(run.config)) as stage:
             one = replace(run, seed=seed, progress=stage.advance)

@@ -5,7 +5,15 @@ from dataclasses import replace
 import pytest
 
 from onp.defend.config import DefendConfig
-from onp.defend.estimate import Estimate, affordable, announce, estimate, scaled_down, seconds_an_image
+from onp.defend.estimate import (
+    Estimate,
+    affordable,
+    announce,
+    announce_repair,
+    estimate,
+    scaled_down,
+    seconds_an_image,
+)
 from onp.defend.monitor import Monitor
 from onp.defend.presets import PRESETS
 from onp.defend.run import Run
@@ -60,3 +68,20 @@ def test_a_long_run_says_so_first(backdoored, small, capsys):
     announce(case, Run(DefendConfig(), small.PRESET, Monitor()), seconds=1e-6)
     (line,) = capsys.readouterr().err.splitlines()
     assert "to look for a backdoor and, if there is one," in line and line.endswith("--preset fast or a GPU are quicker.")
+
+
+def test_a_long_repair_is_foretold_again_at_the_pace_of_detection(capsys, small):
+    run = Run(DefendConfig(), small.PRESET, Monitor())
+    ahead = Estimate(10.0, 100.0)
+    announce_repair(ahead, 50.0, run)  # five times as long as foretold
+    announce_repair(ahead, 10.0, run)
+    announce_repair(ahead, 0.0, run)  # read from an earlier run
+    announce_repair(Estimate(0.0, 1000.0), 0.0, run)  # a known trigger
+    assert capsys.readouterr().err.splitlines() == ["About 8 minutes more, as fast as it went so far."]
+
+
+def test_the_median_of_several_batches_counts(backdoored, small, monkeypatch):
+    took = (0.5, 0.16, 9.0, 0.32, 0.16, 8.0)  # the first warms up
+    clock = iter([moment for start, seconds in enumerate(took) for moment in (100.0 * start, 100.0 * start + seconds)])
+    monkeypatch.setattr("onp.defend.estimate.time.monotonic", lambda: next(clock))
+    assert seconds_an_image(backdoored.victim, small.case(backdoored.victim).clean.build) == pytest.approx(0.32 / 16)

@@ -19,8 +19,8 @@ from onp.engine.steps import ConvStep, Run, Step, bind_torch, narrowed
 from onp.engine.torch_backend import winograd
 from onp.engine.torch_backend.onednn import bind_onednn
 from onp.engine.torch_backend.tap_gemm import bind_small_map, suits
-from onp.engine.torch_backend.threads import run_all
 from onp.errors import InputError
+from onp.threads import run_all
 
 _log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Chunks of images side by side: one chunk a thread beats one chunk on all threads, which wait for each other at every step."""
+"""Work side by side: one piece a thread beats one piece on all threads, which wait for each other at every step."""
 
 from __future__ import annotations
 
@@ -21,20 +21,25 @@ def run_all(task: Callable[[int], Result], items: Iterable[int], workers: int) -
     if workers == 1:
         with torch.no_grad():
             return [task(item) for item in items]
+    return list(pool(workers).map(torch.no_grad()(task), items))
+
+
+def pool(workers: int) -> ThreadPoolExecutor:
+    """`workers` threads that share the caller's cores; gradients are on in them."""
     threads = torch.get_num_threads()
-    return list(_pool(workers, max(1, threads // workers), threads).map(torch.no_grad()(task), items))
+    return _pool(workers, max(1, threads // workers), threads)
 
 
 @cache
 def _pool(workers: int, each: int, threads: int) -> ThreadPoolExecutor:
     """`workers` threads with `each` cores; the caller keeps its `threads`."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix=f"onp-{workers}", initializer=_limit, initargs=(each,))
+    made = ThreadPoolExecutor(workers, thread_name_prefix=f"onp-{workers}", initializer=_limit, initargs=(each,))
     started = Barrier(workers)
-    for waiting in [pool.submit(started.wait) for _ in range(workers)]:
+    for waiting in [made.submit(started.wait) for _ in range(workers)]:
         waiting.result()
     # A thread that starts later takes over the last number set, by whichever thread.
     torch.set_num_threads(threads)
-    return pool
+    return made
 
 
 def _limit(threads: int) -> None:

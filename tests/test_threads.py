@@ -9,9 +9,9 @@ from onp.data.normalisation import Normalisation
 from onp.engine.evaluator import Evaluator
 from onp.engine.scoring import Batch
 from onp.engine.settings import EvaluatorSettings
-from onp.engine.torch_backend.threads import run_all
 from onp.model.archs import build_network
 from onp.model.victim import victim_from_module
+from onp.threads import run_all
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
