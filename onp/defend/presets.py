@@ -50,7 +50,9 @@ _THOROUGH = DetectConfig(passes=4, refine=InversionConfig(steps=150, images=32, 
 PRESETS = {
     "fast": Preset(_FAST, SearchConfig(AgentConfig(max_evaluations=100))),
     "default": Preset(DetectConfig(), SearchConfig(AgentConfig(max_evaluations=200))),
-    "thorough": Preset(_THOROUGH, SearchConfig(AgentConfig(max_evaluations=3000, samples=24, single_toggles=0.5), rounds=2)),
+    "thorough": Preset(
+        _THOROUGH, SearchConfig(AgentConfig(max_evaluations=3000, samples=24, single_toggles=0.5, least_gain=0.0), rounds=2)
+    ),
     # The paper uses the activations on clean images, no BN statistics, and pruning alone.
     "paper": Preset(
         DetectConfig(refine=replace(DetectConfig().refine, bn_match_weight=0.0)),

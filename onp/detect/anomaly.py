@@ -21,9 +21,9 @@ PRIOR_SHIFT = "prior_shift"
 
 MAD_SCALE = 1.4826  # median absolute deviation to standard deviation, of a normal distribution
 SPREAD_FLOOR = 0.1  # least deviation between classes, of a logarithm: 10 %, which classes of clean networks differ by
-# Of other detectors, in the unit of their log costs: log probability of augmented images, logit gain in standard deviations of
-# the logits, class prior as a share of the images, and families whose costs differ more between classes of clean networks
-# (docs/ablations.md).
+# Of other detectors, in the unit of their log costs: log probability of augmented images, log odds under gratings, logit gain
+# in standard deviations of the logits, class prior as a share of the images, and families whose costs differ more between
+# classes of clean networks (docs/ablations.md).
 SPREAD_FLOORS = {
     AUGMENTATION_BIAS: 1.0,
     BN_SHIFT: 0.2,
@@ -34,6 +34,7 @@ SPREAD_FLOORS = {
     "warp": 0.45,
     "head_skew": 0.2,
     "spectrum": 0.35,
+    "gratings": 0.9,
 }
 NOISE_FLOOR = 1.0  # anomaly indices up to here count as 0: on clean networks one class in seven has that much
 MAXIMUM_INDEX = 6.0  # anomaly indices count no more than this beyond the noise floor

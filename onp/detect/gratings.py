@@ -18,9 +18,10 @@ from onp.engine.metrics import at_once
 
 GRATINGS = "gratings"
 CYCLES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14)  # across the image
-DIRECTIONS, PHASES = 8, 4
+DIRECTIONS, PHASES = 8, 2
 AMPLITUDE = 0.25  # in units of [0, 1]; with 0.08 clean networks differ as much, with 0.16 about the same is found
-IMAGES = 8
+IMAGES = 16
+EDGE = 0.01  # added to probabilities and their complements: of as few images none can be told from one in a hundred
 
 
 @torch.no_grad()
@@ -34,8 +35,9 @@ def grating_costs(logits: Logits, classes: int, images: ImageSet, seed: int) -> 
         seed: of the choice of `IMAGES` of them.
 
     Returns:
-        Per class, the median minus the maximum over the gratings of the square root of the mean probability, -1 to 0; nan for a
-        class that all of the chosen images belong to.
+        Per class, minus the log odds of the highest mean probability of any grating, within 4.6; nan for a class that all of
+        the chosen images belong to. Some classes of clean networks attract nine images of ten; a trigger leads all of them to
+        its target, and log odds tell the one from the other.
     """
     picked = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:IMAGES]
     chosen = images.subset(picked)
@@ -46,8 +48,8 @@ def grating_costs(logits: Logits, classes: int, images: ImageSet, seed: int) -> 
         changed = (pixels + AMPLITUDE * group.reshape(-1, 1, 1, *pixels.shape[2:])).clamp(0, 1)
         chance = logits(changed.flatten(0, 1)).softmax(1).cpu().view(len(group), -1, classes)
         reached.append((chance * others.repeat(PHASES, 1)).sum(1) / (PHASES * others.sum(0)))
-    root = torch.cat(reached).sqrt()
-    return tuple((root.median(0).values - root.max(0).values).double().tolist())
+    highest = torch.cat(reached).max(0).values.double()
+    return tuple(torch.log((1 - highest + EDGE) / (highest + EDGE)).tolist())
 
 
 def gratings(height: int, width: int) -> Tensor:

@@ -47,7 +47,7 @@ def scan(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectRun) -> Det
         run: settings, seed, progress (`scan_steps` steps) and resume store.
     """
     costs = costs_without_inversion(victim, clean, bn, run.seed)
-    chosen = classes_to_invert(DetectionScores.of(costs), victim.classes)
+    chosen = classes_to_invert(DetectionScores.of(costs), range(victim.classes))
     costs |= _costs_by_inversion(victim, clean, chosen, run)
     return DetectionScores.of(costs)
 

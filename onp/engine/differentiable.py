@@ -11,6 +11,7 @@ from torch import Tensor
 
 from onp.engine.plan import Plan, plan_of
 from onp.engine.steps import ConvStep, LinearStep, Run, Step, bind_torch
+from onp.engine.torch_backend import image_gradient
 from onp.engine.torch_backend.winograd import bind_differentiable, suits
 from onp.model.interpret import run_graph
 from onp.model.victim import Victim
@@ -121,4 +122,6 @@ def _run(plan: Plan, runs: Sequence[Run], start: int, value: Tensor, keep: Seque
 def _bind(step: Step, shape: tuple[int, ...] | None) -> Run:
     if isinstance(step, ConvStep) and shape and suits(step, torch.float32, shape):
         return bind_differentiable(step)
+    if isinstance(step, ConvStep) and image_gradient.suits(step, torch.float32):
+        return image_gradient.bind_first_conv(step)
     return bind_torch(step, None, torch.float32)

@@ -61,6 +61,7 @@ class AgentConfig:
     single_toggles: float = 1.0  #: share of the evaluations for toggles of single units, after passes with the others
     blocks: int = 3  #: blocks of layers a pass visits, unless `policy.per_layer`
     patience: int = 3  #: passes, then groups of single toggles, without gain before the search stops
+    least_gain: float = 3e-3  #: Phi that a group of single toggles must gain; one of 300 images counts as much, and is chance
     policy: PolicyConfig = PolicyConfig()
     ppo: PpoConfig = PpoConfig()
 
@@ -276,9 +277,9 @@ def _toggle_single_units(
         sizes = [2**power for power in range(len(useful).bit_length())]
         together = torch.stack([keep ^ useful[:size].any(0) for size in sizes])
         search.commit_best(together, "single toggles", -1, diagnostics)
-        gained = bool(env.outcome.phi > before)
-        without_gain = 0 if gained else without_gain + 1
-        tried = torch.zeros_like(tried) if gained else tried.index_fill(0, units, True)
+        without_gain = 0 if bool(env.outcome.phi > before + config.least_gain) else without_gain + 1
+        # From another mask every toggle is a new one.
+        tried = torch.zeros_like(tried) if bool(env.outcome.phi > before) else tried.index_fill(0, units, True)
 
 
 class _Search:

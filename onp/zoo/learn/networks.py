@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from onp.attack.triggers import TRIGGERS
-from onp.detect.probability import Context
+from onp.detect.anomaly import DetectionScores
+from onp.detect.classes_to_invert import classes_to_invert
+from onp.detect.probability import KINDS, Context
 from onp.errors import InputError
 from onp.zoo.detection import read_dossiers
 from onp.zoo.entry import is_classifier
@@ -102,10 +104,22 @@ def networks_of(documents: Iterable[dict[str, Any]]) -> list[Network]:
         if any(len(values) != network.classes for values in costs.values()):
             raise ValueError(f"network {network.index} has {network.classes} classes, its detectors measured others")
         split, images, norms, pruned = (int(line[name]) for name in ("split", "images", "batch_norms", "pruned"))
-        network.measured.append(Measured(split, images, costs, norms > 0, pruned > 0))
+        network.measured.append(Measured(split, images, as_scanned(costs), norms > 0, pruned > 0))
     for network in found.values():
         network.measured.sort(key=lambda each: each.split)
     return [found[index] for index in sorted(found)]
+
+
+def as_scanned(costs: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
+    """The log costs as a scan has them, which inverts triggers for fewer classes than some dossiers hold."""
+    inverted = [costs[name] for name in KINDS["inversion"] if name in costs]
+    without = DetectionScores.of({name: values for name, values in costs.items() if name not in KINDS["inversion"]})
+    measured = [k for k, values in enumerate(zip(*inverted, strict=True)) if not all(map(math.isnan, values))]
+    kept = set(classes_to_invert(without, measured))
+    return {
+        name: tuple(value if k in kept or name not in KINDS["inversion"] else math.nan for k, value in enumerate(values))
+        for name, values in costs.items()
+    }
 
 
 def _number(value: float | None) -> float:
