@@ -21,7 +21,7 @@ CYCLES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14)  # across the image
 DIRECTIONS, PHASES = 8, 2
 AMPLITUDE = 0.25  # in units of [0, 1]; with 0.08 clean networks differ as much, with 0.16 about the same is found
 IMAGES = 16
-EDGE = 0.01  # added to probabilities and their complements: of as few images none can be told from one in a hundred
+EDGE = 0.01  # added to probabilities and their complements: of as few images none differs from one in a hundred
 
 
 @torch.no_grad()
