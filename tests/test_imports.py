@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1] / "onp"
 GROUND = {
     *("command", "config_file", "errors", "files", "numerics", "options"),
-    *("plugins", "pool", "progress", "resume", "version"),
+    *("plugins", "pool", "progress", "resume", "threads", "version"),
 }
 #: What each package may import beside itself and the ground floor.
 ALLOWED = {
