@@ -3,8 +3,8 @@
 Each stage's seconds (medians of `--runs` runs of the command in processes of their own), the products that it computes
 (GFLOP; a multiplication and an addition are two), and their rate as a share of this machine's: that of the product of two
 float32 matrices 1024 x 1024, timed here on as many threads. Products are counted in one more run on one thread, through torch's
-operators and the compiled convolution. With `--before`, runs of another checkout of the repository, with its compiled module
-beside it, alternate with those of this one, and the ratio of the medians is printed. Adds a row to
+operators and the functions of the compiled module. With `--before`, runs of another checkout of the repository, with its
+compiled module beside it, alternate with those of this one, and the ratio of the medians is printed. Adds a row to
 bench/results/whole_run.json.
 """
 
@@ -36,7 +36,7 @@ from onp.defend import defend
 from onp.defend.__main__ import COMMAND
 from onp.defend.monitor import Monitor
 from onp.defend.report.environment import hardware, versions
-from onp.engine.torch_backend import winograd
+from onp.engine.torch_backend import image_gradient, winograd
 from onp.files import write_atomically
 
 RESULTS = Path(__file__).parent / "results" / "whole_run.json"
@@ -78,14 +78,19 @@ def timed(checkout: Path, options: list[str]) -> Timed:
 def counted(options: list[str]) -> dict[str, float]:
     """Products of each stage of a run in this process, in GFLOP."""
     found: dict[str, float] = defaultdict(float)
-    compiled = 0.0  # products of the compiled convolution, which torch does not see
-    own, original = winograd.conv, Monitor.stage
+    compiled = 0.0  # products of the compiled module, which torch does not see
+    own, own_gradient, original = winograd.conv, image_gradient.image_gradient, Monitor.stage
 
     def conv(x: Tensor, filters: Tensor, *arguments: Any) -> Tensor:
         nonlocal compiled
         y = own(x, filters, *arguments)
         compiled += 2 * 9 * x.shape[1] * y.numel()
         return y
+
+    def gradient(grad: Tensor, weight: Tensor, *arguments: Any) -> Tensor:
+        nonlocal compiled
+        compiled += 2 * weight[0].numel() * grad.numel()
+        return own_gradient(grad, weight, *arguments)
 
     @contextmanager
     def stage(self: Monitor, name: str, total: int = 0) -> Iterator[Any]:
@@ -97,7 +102,11 @@ def counted(options: list[str]) -> dict[str, float]:
             found[name] += (counter.get_total_flops() + compiled - before) / 1e9
 
     torch.set_num_threads(1)
-    with mock.patch.object(winograd, "conv", conv), mock.patch.object(Monitor, "stage", stage):
+    with (
+        mock.patch.object(winograd, "conv", conv),
+        mock.patch.object(image_gradient, "image_gradient", gradient),
+        mock.patch.object(Monitor, "stage", stage),
+    ):
         defend(COMMAND.options([*options, "--quiet"]))
     return dict(found)
 
@@ -130,7 +139,9 @@ def table(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--before", type=Path)
     parser.add_argument("--name", default="embedded default", help="of the row")

@@ -1,7 +1,8 @@
 """Whether a repaired network still obeys triggers: `onp verify`.
 
 The repair is recognised from the weights. A mask.json beside the checkpoint is what its supplier says of the repair: it is
-compared with the weights, and has no other part. Triggers are inverted for every class on the network as it is.
+compared with the weights, and has no other part. Triggers are inverted on the network as it is, for the classes that a
+scan chooses.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ MASK = "mask.json"
 
 
 def verify_pipeline(case: Case, run: Run) -> Outcome:
-    """Invert triggers for every class of a repaired network, and tell whether one of them is the target of a backdoor.
+    """Invert triggers on a repaired network, and tell whether one of its classes is the target of a backdoor.
 
     Seeds are others than those of a repair, so the triggers are new ones. Batch-norm statistics have no part. A known trigger
     is measured too.

@@ -24,7 +24,7 @@ class DetectConfig:
     """How classes are scored and how the trigger bank of a target class is built."""
 
     scan: InversionConfig = InversionConfig(steps=60, images=8)
-    """For every class, to find the target; the verdict was learned from costs that were measured like this."""
+    """For the classes that `classes_to_invert` chooses; the verdict was learned from costs that were measured like this."""
     passes: int = 2  #: over the classes, at most; see `onp.detect.targets`
     refine: InversionConfig = InversionConfig(steps=60, images=16, min_confidence=0.97)  #: for the target class alone
     starts: int = 4  #: triggers of a family for the target class; a mask that stops only one of them is easily found

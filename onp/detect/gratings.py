@@ -26,7 +26,7 @@ EDGE = 0.01  # added to probabilities and their complements: of as few images no
 
 @torch.no_grad()
 def grating_costs(logits: Logits, classes: int, images: ImageSet, seed: int) -> tuple[float, ...]:
-    """How far some grating leads images of other classes to each class, beyond what most gratings do.
+    """How far some grating leads images of other classes to each class.
 
     Args:
         logits: of the network.
