@@ -60,9 +60,17 @@ def timed(checkout: Path, options: list[str]) -> Timed:
         for name, source in (("onp", "onp"), ("onp_kernels", "kernels")):
             (aliases / name).symlink_to(checkout.resolve() / source)
         environment = os.environ | {"PYTHONPATH": os.pathsep.join((str(aliases), str(checkout.resolve())))}
-        command = [sys.executable, "-m", "onp.defend", "--json", *options, "--out", str(Path(folder) / "out")]
+
+        def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, *arguments]
+            # Elsewhere than in a checkout, whose code Python would find first.
+            return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+
+        found = run("-c", "import os, onp; print(os.path.realpath(onp.__file__))").stdout.strip()
+        if not found.startswith(f"{checkout.resolve()}{os.sep}"):
+            sys.exit(f"{checkout} was to run, and {found or 'nothing'} would.")
         before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        done = run("-m", "onp.defend", "--json", *options, "--out", str(Path(folder) / "out"))
         seconds, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode not in (0, 1):
         sys.exit(done.stderr)
