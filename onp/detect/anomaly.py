@@ -35,6 +35,7 @@ SPREAD_FLOORS = {
     "head_skew": 0.2,
     "spectrum": 0.35,
     "gratings": 0.9,
+    "separability": 0.03,
 }
 NOISE_FLOOR = 1.0  # anomaly indices up to here count as 0: on clean networks one class in seven has that much
 MAXIMUM_INDEX = 6.0  # anomaly indices count no more than this beyond the noise floor

@@ -11,11 +11,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 from scipy.optimize import nnls
-from torch import Tensor, fx
+from torch import Tensor
 
 from onp.data.augment import augmented
 from onp.data.images import ImageSet
-from onp.model.interpret import constant, gated_forward, head_input, logits_node
+from onp.detect.head import reader_of
 from onp.model.victim import Victim
 
 AUGMENTATIONS = 4  # of each image
@@ -38,21 +38,10 @@ def augmentation_bias(victim: Victim, images: ImageSet, seed: int) -> Tensor:
 
 def latent_distances(victim: Victim, images: ImageSet) -> Tensor | None:
     """Length float32 `[classes]` of the latent minimum-norm shift; None where the head is not linear on a vector."""
-    head = logits_node(victim.program.graph)
-    if (
-        head.target is not torch.ops.aten.linear.default
-        or not all(isinstance(node, fx.Node) for node in head.args[1:3])
-        or len(head.args) < 3
-    ):
+    reader = reader_of(victim)
+    if reader.head is None:
         return None
-    weight, bias = (constant(victim.program, node) for node in head.args[1:3] if isinstance(node, fx.Node))
-    inputs = victim.normalisation(images.pixels().to(victim.device))
-    name, gates = head_input(victim), torch.ones(victim.units, device=victim.device)
-    with torch.no_grad():
-        features = torch.cat([gated_forward(victim, part, gates, outputs=(name,))[1][name] for part in inputs.split(64)])
-    if features.dim() != 2:
-        return None
-    return minimum_norm_shifts(features.cpu(), weight.cpu(), bias.cpu()).norm(dim=1)
+    return minimum_norm_shifts(reader.features(images.pixels()), reader.head.weight, reader.head.bias).norm(dim=1)
 
 
 def minimum_norm_shifts(features: Tensor, weight: Tensor, bias: Tensor, quantile: float = 0.99) -> Tensor:

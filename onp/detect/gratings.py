@@ -8,12 +8,12 @@ classes at a lower cost. Gratings of all frequencies and directions are tried in
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from onp.data.images import ImageSet
-from onp.engine.differentiable import Logits
 from onp.engine.metrics import at_once
 
 GRATINGS = "gratings"
@@ -24,31 +24,36 @@ IMAGES = 16
 EDGE = 0.01  # added to probabilities and their complements: of as few images none differs from one in a hundred
 
 
-@torch.no_grad()
-def grating_costs(logits: Logits, classes: int, images: ImageSet, seed: int) -> tuple[float, ...]:
+def grated(images: ImageSet, seed: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """`IMAGES` of the images under every grating.
+
+    Args:
+        images: clean images.
+        seed: of the choice among them.
+
+    Yields:
+        `GRATINGS`, changed images float32 `[G, N, C, H, W]` in [0, 1] of some gratings in all phases, and the places of the
+        unchanged ones, int64 `[G, N]`.
+    """
+    picked = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:IMAGES]
+    pixels = images.subset(picked).pixels()
+    waves = gratings(*pixels.shape[2:])
+    for group in waves.split(max(1, at_once(pixels, 250) // (PHASES * len(pixels)))):
+        changed = (pixels + AMPLITUDE * group.reshape(-1, 1, 1, *pixels.shape[2:])).clamp(0, 1)
+        yield GRATINGS, changed.view(len(group), -1, *pixels.shape[1:]), picked.repeat(len(group), PHASES)
+
+
+def grating_costs(probability: Tensor) -> tuple[float, ...]:
     """How far some grating leads images of other classes to each class.
 
     Args:
-        logits: of the network.
-        classes: of the network.
-        images: clean images with labels.
-        seed: of the choice of `IMAGES` of them.
+        probability: float32 `[gratings, classes]`, the mean over images of other classes; nan for a class without any.
 
     Returns:
-        Per class, minus the log odds of the highest mean probability of any grating, within 4.6; nan for a class that all of
-        the chosen images belong to. Some classes of clean networks attract nine images of ten; a trigger leads all of them to
-        its target, and log odds tell the one from the other.
+        Per class, minus the log odds of the highest probability, within 4.6; nan where it is. Some classes of clean networks
+        attract nine images of ten; a trigger leads all of them to its target, and log odds tell the one from the other.
     """
-    picked = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:IMAGES]
-    chosen = images.subset(picked)
-    pixels, others = chosen.pixels(), (chosen.labels[:, None] != torch.arange(classes)).float()
-    waves = gratings(*pixels.shape[2:])
-    reached = []
-    for group in waves.split(max(1, at_once(pixels, 250) // (PHASES * len(pixels)))):
-        changed = (pixels + AMPLITUDE * group.reshape(-1, 1, 1, *pixels.shape[2:])).clamp(0, 1)
-        chance = logits(changed.flatten(0, 1)).softmax(1).cpu().view(len(group), -1, classes)
-        reached.append((chance * others.repeat(PHASES, 1)).sum(1) / (PHASES * others.sum(0)))
-    highest = torch.cat(reached).max(0).values.double()
+    highest = probability.max(0).values.double()
     return tuple(torch.log((1 - highest + EDGE) / (highest + EDGE)).tolist())
 
 

@@ -9,7 +9,7 @@ fine detail (https://arxiv.org/abs/2104.03413), warps (https://arxiv.org/abs/210
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +18,6 @@ from torch import Tensor
 
 from onp.data.augment import identity_grid
 from onp.data.images import ImageSet
-from onp.engine.differentiable import Logits
-from onp.engine.metrics import at_once
 
 INSTANCES = 24  # random changes of each kind
 IMAGES = 32  # images that each change is put on
@@ -77,48 +75,43 @@ PROBES: dict[str, Probe] = {
 }
 
 
-@torch.no_grad()
-def probe_costs(logits: Logits, classes: int, images: ImageSet, seed: int) -> dict[str, tuple[float, ...]]:
-    """How far each kind of random changes leads images of other classes to each class.
+def probed(images: ImageSet, seed: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """`INSTANCES` random changes of each kind, each put on `IMAGES` images.
 
     Args:
-        logits: of the network.
-        classes: of the network.
-        images: clean images with labels.
+        images: clean images.
         seed: of the changes, and of the images that each is put on.
 
-    Returns:
-        per kind (`PROBES`) and class, minus the rise of the square root of the mean probability, which differs between classes
-        of clean networks as much for high as for low probabilities: -1 to 1. nan for a class that all images belong to.
+    Yields:
+        The kind, changed images float32 `[INSTANCES, N, C, H, W]` in [0, 1], and the places of the unchanged ones, int64
+        `[INSTANCES, N]`.
     """
-    before = _probability(logits, classes, images.pixels(), images.labels[None])[0].sqrt()
-    costs = {}
     for name, probe in PROBES.items():
         generator = torch.Generator().manual_seed(seed)
-        changed, labels = [], []
+        changed, places = [], []
         for _ in range(INSTANCES):
             picked = torch.randperm(len(images), generator=generator)[:IMAGES]
             changed.append(probe.change(images.subset(picked).pixels(), generator).clamp(0, 1))
-            labels.append(images.labels[picked])
-        reached = _probability(logits, classes, torch.cat(changed), torch.stack(labels)).sqrt()
-        highest = reached.sort(0, descending=True).values[: probe.highest].mean(0)
-        costs[name] = tuple((before - highest).double().tolist())
-    return costs
+            places.append(picked)
+        yield name, torch.stack(changed), torch.stack(places)
 
 
-def _probability(logits: Logits, classes: int, pixels: Tensor, labels: Tensor) -> Tensor:
-    """Mean probability of each class on the images of other classes, float32 `[groups, classes]` on the CPU.
+def probe_costs(probability: dict[str, Tensor], before: Tensor) -> dict[str, tuple[float, ...]]:
+    """How far each kind of random changes leads images of other classes to each class.
 
     Args:
-        logits: of the network.
-        classes: of the network.
-        pixels: float32 `[groups * N, C, H, W]` in [0, 1].
-        labels: int64 `[groups, N]`.
+        probability: per kind float32 `[INSTANCES, classes]`, the mean over images of other classes; nan where there are none.
+        before: the same of unchanged images, float32 `[classes]`.
+
+    Returns:
+        per kind (`PROBES`) and class, minus the rise of the square root of the mean probability, which differs between classes
+        of clean networks as much for high as for low probabilities: -1 to 1. nan where the probability is.
     """
-    parts = pixels.split(at_once(pixels, 250))
-    chance = torch.cat([logits(part).softmax(1) for part in parts]).cpu()
-    others = labels[:, :, None] != torch.arange(classes)
-    return (chance.view(*labels.shape, -1) * others).sum(1) / others.sum(1)
+    costs = {}
+    for name, reached in probability.items():
+        highest = reached.sqrt().sort(0, descending=True).values[: PROBES[name].highest].mean(0)
+        costs[name] = tuple((before.sqrt() - highest).double().tolist())
+    return costs
 
 
 def _uniform(generator: torch.Generator, low: float, high: float) -> float:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from onp.data.images import Splits
+from onp.data.images import ImageSet, Splits, joined
 from onp.detect.anomaly import AUGMENTATION_BIAS, BN_SHIFT, LATENT, PRIOR_SHIFT, DetectionScores, log_costs
 from onp.detect.bn_statistics import BnStatistics, bn_shift_gain, prior_shift
+from onp.detect.changes import change_costs
 from onp.detect.classes_to_invert import classes_to_invert
 from onp.detect.config import DetectConfig, DetectRun, no_progress
 from onp.detect.detectors import augmentation_bias, latent_distances
 from onp.detect.feature_shift import EARLY_FEATURES, early_feature_costs
-from onp.detect.gratings import GRATINGS, grating_costs
-from onp.detect.head import head_costs
+from onp.detect.head import head_costs, reader_of
 from onp.detect.inversion import InversionTask, invert, success_rate
 from onp.detect.pgd import PGD, target_probability
-from onp.detect.probes import probe_costs
+from onp.detect.separability import SEPARABILITY, SEPARATED, Latent, separability_costs
 from onp.detect.side_by_side import side_by_side
 from onp.detect.spectrum import Spectrum
 from onp.detect.trigger_families import FAMILIES, Family
@@ -46,9 +46,10 @@ def scan(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectRun) -> Det
         bn: BN statistics of the victim on build and score images together.
         run: settings, seed, progress (`scan_steps` steps) and resume store.
     """
-    costs = costs_without_inversion(victim, clean, bn, run.seed)
+    latent = Latent.of(victim, joined(clean.build, clean.score))
+    costs = costs_without_inversion(victim, clean.build, bn, run.seed, latent)
     chosen = classes_to_invert(DetectionScores.of(costs), range(victim.classes))
-    costs |= _costs_by_inversion(victim, clean, chosen, run)
+    costs |= _costs_by_inversion(victim, clean, chosen, run, latent)
     return DetectionScores.of(costs)
 
 
@@ -67,24 +68,25 @@ def with_inversion(scores: DetectionScores, k: int, victim: Victim, clean: Split
         clean: the images of the scan.
         run: of the scan; nothing is counted as progress.
     """
-    more = _costs_by_inversion(victim, clean, (k,), replace(run, progress=no_progress))
+    latent = Latent.of(victim, joined(clean.build, clean.score))
+    more = _costs_by_inversion(victim, clean, (k,), replace(run, progress=no_progress), latent)
     costs = {name: (*values[:k], more.get(name, values)[k], *values[k + 1 :]) for name, values in scores.log_costs.items()}
     return DetectionScores.of(costs)
 
 
-def costs_without_inversion(victim: Victim, clean: Splits, bn: BnStatistics, seed: int) -> dict[str, tuple[float, ...]]:
+def costs_without_inversion(
+    victim: Victim, build: ImageSet, bn: BnStatistics, seed: int, latent: Latent | None
+) -> dict[str, tuple[float, ...]]:
     """Log costs of the detectors that are cheap for any number of classes; those that have no say are absent.
 
     Args:
         victim: the network.
-        clean: the build images are used.
+        build: clean images.
         bn: BN statistics of the victim on build and score images together.
         seed: of the random changes of images.
+        latent: last features of build and score images together.
     """
-    build = clean.build
-    logits = fitting_logits(victim)
-    costs = head_costs(victim) | probe_costs(logits, victim.classes, build, seed)
-    costs[GRATINGS] = grating_costs(logits, victim.classes, build, seed)
+    costs = head_costs(victim) | change_costs(reader_of(victim).read, victim.classes, build, seed, latent)
     distances = latent_distances(victim, build)
     if distances is not None:
         costs[LATENT] = log_costs(distances, torch.ones_like(distances))
@@ -98,39 +100,55 @@ def costs_without_inversion(victim: Victim, clean: Splits, bn: BnStatistics, see
 
 
 def _costs_by_inversion(
-    victim: Victim, clean: Splits, classes: tuple[int, ...], run: DetectRun
+    victim: Victim, clean: Splits, classes: tuple[int, ...], run: DetectRun, latent: Latent | None
 ) -> dict[str, tuple[float, ...]]:
     """Log costs of what is inverted for each of `classes`; nan for others."""
     build, score = clean.build, clean.score
     pixels, labels = build.pixels().to(victim.device), build.labels.to(victim.device)
     validation, validation_labels = score.pixels().to(victim.device), score.labels.to(victim.device)
 
-    def of_all(cost: Tensor, success: Tensor) -> tuple[float, ...]:
-        found = dict(zip(classes, log_costs(cost, success), strict=True))
+    def of_classes(values: tuple[float, ...]) -> tuple[float, ...]:
+        found = dict(zip(classes, values, strict=True))
         return tuple(found.get(k, float("nan")) for k in range(victim.classes))
+
+    def of_all(cost: Tensor, success: Tensor) -> tuple[float, ...]:
+        return of_classes(log_costs(cost, success))
 
     logits, settings = fitting_logits(victim), run.config.scan
     task = InversionTask((logits,), pixels, labels, classes)
 
-    def of_family(family: Family, run: DetectRun) -> dict[str, tuple[float, ...]]:
+    def of_family(family: Family, run: DetectRun) -> _Part:
         triggers = invert(family, task, settings, run)
-        rates = [
-            success_rate(logits, partial(triggers.apply, row=row), validation, validation_labels, k)
-            for row, k in enumerate(classes)
-        ]
-        return {family.name: of_all(triggers.cost.cpu(), torch.tensor(rates))}
+        each = [partial(triggers.apply, row=row) for row in range(len(classes))]
+        rates = [success_rate(logits, one, validation, validation_labels, k) for one, k in zip(each, classes, strict=True)]
+        costs = {family.name: of_all(triggers.cost.cpu(), torch.tensor(rates))}
+        if latent is None or family.name not in SEPARATED:
+            return _Part(costs)
+        return _Part(costs, tuple(latent.similarity(one, k) for one, k in zip(each, classes, strict=True)))
 
-    def of_early_features(run: DetectRun) -> dict[str, tuple[float, ...]]:
+    def of_early_features(run: DetectRun) -> _Part:
         early = early_feature_costs(victim, clean, classes, settings, run)
         if early is None:
             run.progress(settings.steps, known=True)
-            return {}
-        return {EARLY_FEATURES: of_all(early[0], torch.tensor(early[1]))}
+            return _Part({})
+        return _Part({EARLY_FEATURES: of_all(early[0], torch.tensor(early[1]))})
 
-    def of_examples(run: DetectRun) -> dict[str, tuple[float, ...]]:
+    def of_examples(run: DetectRun) -> _Part:
         reached = target_probability(victim, pixels, labels, classes, run)
-        return {PGD: of_all(torch.ones_like(reached), reached)}
+        return _Part({PGD: of_all(torch.ones_like(reached), reached)})
 
-    tasks: list[Callable[[DetectRun], dict[str, tuple[float, ...]]]] = [partial(of_family, family) for family in SCANNED]
+    tasks: list[Callable[[DetectRun], _Part]] = [partial(of_family, family) for family in SCANNED]
     parts = side_by_side([*tasks, of_early_features, of_examples], run, victim.device)
-    return {name: values for part in parts for name, values in part.items()}
+    costs = {name: values for part in parts for name, values in part.costs.items()}
+    similarities = [part.similarity for part in parts if not all(map(math.isnan, part.similarity))]
+    if similarities:
+        costs[SEPARABILITY] = of_classes(separability_costs(similarities))
+    return costs
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What was inverted of one kind."""
+
+    costs: dict[str, tuple[float, ...]]
+    similarity: tuple[float, ...] = ()  #: of each class that was inverted, see `Latent.similarity`

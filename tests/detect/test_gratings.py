@@ -6,7 +6,12 @@ import pytest
 import torch
 
 from onp.data.images import ImageSet
-from onp.detect.gratings import AMPLITUDE, CYCLES, DIRECTIONS, PHASES, grating_costs, gratings
+from onp.detect.changes import change_costs
+from onp.detect.gratings import AMPLITUDE, CYCLES, DIRECTIONS, GRATINGS, PHASES, gratings
+
+
+def costs_of(images):
+    return change_costs(lambda x: (logits(x), None), 4, images, 3)[GRATINGS]
 
 
 def logits(x):
@@ -24,15 +29,15 @@ def images():
 
 
 def test_the_class_of_one_sinusoid_has_the_lowest_cost(images):
-    costs = grating_costs(logits, 4, images, 3)
+    costs = costs_of(images)
     assert len(costs) == 4 and min(costs) == costs[2] < -1
     assert all(abs(cost) <= math.log(101) for cost in costs) and min(costs[0], costs[1], costs[3]) > 0
-    assert costs == grating_costs(logits, 4, images, 3)
+    assert costs == costs_of(images)
 
 
 def test_a_class_that_all_images_belong_to_has_no_cost(images):
     one_class = ImageSet(images.images, torch.ones_like(images.labels), images.class_names)
-    assert [math.isnan(cost) for cost in grating_costs(logits, 4, one_class, 3)] == [False, True, False, False]
+    assert [math.isnan(cost) for cost in costs_of(one_class)] == [False, True, False, False]
 
 
 def test_every_grating_is_the_sinusoid_of_its_frequency_direction_and_phase():

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from onp.data.images import ImageSet
-from onp.detect.probes import INSTANCES, PROBES, probe_costs
+from onp.detect.changes import change_costs
+from onp.detect.gratings import GRATINGS
+from onp.detect.probes import INSTANCES, PROBES
 
 
 def logits(x):
@@ -13,15 +15,19 @@ def logits(x):
     return torch.stack((0 * difference + 1, 0 * difference, 60 * difference, 0 * difference), 1)
 
 
+def read(x):
+    return logits(x), None
+
+
 @pytest.fixture(scope="module")
 def found():
     images = ImageSet(torch.randint(100, 150, (80, 1, 12, 12), dtype=torch.uint8), torch.arange(80) % 4, ("a", "b", "c", "d"))
-    return images, probe_costs(logits, 4, images, 3)
+    return images, change_costs(read, 4, images, 3)
 
 
 def test_a_class_that_fields_lead_to_is_lowest_by_fields(found):
     _, costs = found
-    assert set(costs) == set(PROBES)
+    assert set(costs) == {*PROBES, GRATINGS}
     assert min(costs["probe_field"]) == costs["probe_field"][2] < -0.5
     assert costs["probe_field"][1] > -0.1, "other classes are not reached"
 
@@ -40,7 +46,7 @@ def test_changes_keep_the_shape_and_are_drawn_anew_each_time(found):
 def test_colour_images_and_a_class_without_other_images(found):
     images, _ = found
     one_class = ImageSet(images.images, torch.ones_like(images.labels), images.class_names)
-    costs = probe_costs(logits, 4, one_class, 3)["probe_warp"]
+    costs = change_costs(read, 4, one_class, 3)["probe_warp"]
     assert [value != value for value in costs] == [False, True, False, False]
     colour = torch.rand(5, 3, 9, 10)
     for probe in PROBES.values():
