@@ -21,7 +21,7 @@ SEPARATED = (GRATINGS, "probe_field", "probe_texture", "probe_colours")
 """Changes whose features are compared with those of the classes; warps lead few images anywhere."""
 
 Read = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-"""Images float32 `[N, C, H, W]` in [0, 1] to logits and last features, see `onp.detect.head.Reader.read`."""
+"""Images float32 `[N, C, H, W]` in [0, 1] to logits and last features, see `onp.detect.last_features.Reader.read`."""
 
 
 @dataclass(frozen=True, eq=False)

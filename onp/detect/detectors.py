@@ -15,7 +15,7 @@ from torch import Tensor
 
 from onp.data.augment import augmented
 from onp.data.images import ImageSet
-from onp.detect.head import reader_of
+from onp.detect.last_features import reader_of
 from onp.model.victim import Victim
 
 AUGMENTATIONS = 4  # of each image

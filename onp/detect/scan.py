@@ -18,8 +18,9 @@ from onp.detect.classes_to_invert import classes_to_invert
 from onp.detect.config import DetectConfig, DetectRun, no_progress
 from onp.detect.detectors import augmentation_bias, latent_distances
 from onp.detect.feature_shift import EARLY_FEATURES, early_feature_costs
-from onp.detect.head import head_costs, reader_of
+from onp.detect.head import head_costs
 from onp.detect.inversion import InversionTask, invert, success_rate
+from onp.detect.last_features import reader_of
 from onp.detect.pgd import PGD, target_probability
 from onp.detect.separability import SEPARABILITY, SEPARATED, Latent, separability_costs
 from onp.detect.side_by_side import side_by_side

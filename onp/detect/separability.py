@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from onp.data.images import ImageSet
-from onp.detect.head import Head, Reader, reader_of
+from onp.detect.head import Head
+from onp.detect.last_features import Reader, reader_of
 from onp.model.victim import Victim
 
 SEPARABILITY = "separability"

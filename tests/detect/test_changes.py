@@ -8,7 +8,8 @@ import torch
 from onp.data.images import ImageSet
 from onp.detect.changes import PROBE_SEPARABILITY, change_costs
 from onp.detect.gratings import GRATINGS
-from onp.detect.head import Head, Reader
+from onp.detect.head import Head
+from onp.detect.last_features import Reader
 from onp.detect.separability import LEAST_OWN, Latent
 
 SIZE, CLASSES = 16, 4

@@ -6,6 +6,7 @@ from torch import nn
 
 from onp.data.normalisation import Normalisation
 from onp.detect.head import HEAD, head_costs, head_of
+from onp.detect.last_features import reader_of
 from onp.model.victim import victim_from_module
 
 
@@ -43,3 +44,20 @@ def test_a_network_without_a_linear_head_has_no_indicators():
 
     victim = victim_of(Scaled(network(torch.randn(4, 8))))
     assert head_of(victim) is None and head_costs(victim) == {}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_last_layer_gives_the_logits_of_the_features_that_are_read(bias):
+    victim = victim_of(network(torch.randn(4, 8), bias))
+    reader, pixels = reader_of(victim), torch.rand(300, 1, 8, 8)
+    logits, features = reader.read(pixels)
+    assert features.shape == (300, 8)
+    torch.testing.assert_close(logits, victim.logits(pixels), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(reader.head.logits(features), logits, rtol=1e-4, atol=1e-4)
+
+
+def test_without_a_linear_head_the_logits_alone_are_read():
+    convolution = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    victim = victim_of(convolution)
+    logits, features = reader_of(victim).read(torch.rand(3, 1, 8, 8))
+    assert features is None and logits.shape == (3, 4)
