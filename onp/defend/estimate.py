@@ -14,7 +14,7 @@ from onp.defend.presets import Preset
 from onp.defend.run import Run
 from onp.defend.verdict import is_to_repair
 from onp.detect import gratings, pgd, probes
-from onp.detect.classes_to_invert import INVERTED
+from onp.detect.classes_to_invert import most_inverted
 from onp.detect.config import DetectConfig, InversionConfig
 from onp.detect.detectors import AUGMENTATIONS
 from onp.detect.scan import scan_steps
@@ -162,7 +162,7 @@ def seconds_an_image(victim: Victim, images: ImageSet) -> float:
 
 
 def _detection_passes(classes: int, images: int, config: DetectConfig) -> float:
-    inverted = min(classes, INVERTED) * (config.scan.images * scan_steps(config) + pgd.IMAGES * pgd.STEPS)
+    inverted = most_inverted(classes) * (config.scan.images * scan_steps(config) + pgd.IMAGES * pgd.STEPS)
     probed = len(probes.PROBES) * probes.INSTANCES * min(probes.IMAGES, images)
     probed += len(gratings.CYCLES) * gratings.DIRECTIONS * gratings.PHASES * min(gratings.IMAGES, images)
     return inverted + ((AUGMENTATIONS + 2) * images + probed) * FORWARD
