@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import evaluator_cases as CASES
 
+from onp.engine import backend
 from onp.engine.backend import Machine
 from onp.engine.evaluator import Evaluator
 from onp.engine.settings import EvaluatorSettings, Tuning
@@ -143,3 +144,23 @@ def test_automatic_precision_falls_back_when_labels_disagree(preact, caplog):
         with caplog.at_level(logging.INFO, logger="onp"):
             assert Evaluator(preact, clean, triggered, settings=settings).precision == precision
         assert "Masks are scored in float32" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "amx, dots, vendor, faster",
+    [
+        (True, True, "GenuineIntel", True),
+        (False, True, "GenuineIntel", False),
+        (False, True, backend.AMD, True),
+        (False, False, backend.AMD, False),
+        (False, True, None, False),
+    ],
+)
+def test_bfloat16_is_taken_where_it_is_faster(amx, dots, vendor, faster, tmp_path, monkeypatch):
+    info = tmp_path / "cpuinfo"
+    if vendor is not None:
+        info.write_text(f"processor\t: 0\nvendor_id\t: {vendor}\nflags\t\t: fpu\n\n")
+    monkeypatch.setattr(backend, "CPUINFO", info)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: dots)
+    assert Machine.here().matrix_units == faster
