@@ -120,8 +120,8 @@ def test_bfloat16_stays_close(preact):
     clean, triggered = CASES.batches(100, (100,))
     masks = CASES.random_masks(preact, 2)
     exact = Evaluator(preact, clean, triggered, settings=FLOAT32).score(masks)
-    for backend in ("torch", "onednn") if MACHINE.bfloat16 else ("torch",):
-        evaluator = Evaluator(preact, clean, triggered, settings=EvaluatorSettings(backend=backend, precision="bfloat16"))
+    for name in ("torch", "onednn") if MACHINE.bfloat16 else ("torch",):
+        evaluator = Evaluator(preact, clean, triggered, settings=EvaluatorSettings(backend=name, precision="bfloat16"))
         assert evaluator.precision == "bfloat16"
         rough = evaluator.score(masks)
         torch.testing.assert_close(rough.divergence, exact.divergence, rtol=0, atol=0.02)
