@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from onp.data.images import ImageSet
 from onp.data.normalisation import Normalisation
 from onp.engine.scoring import Batch, TriggeredBatch
+from onp.threads import run_all
 
 VALUES_AT_ONCE = 2**22  # of a batch: 27 images of 3x224x224, whose activations take some 3 GB in a ResNet-50 with gradients
 
@@ -163,7 +165,18 @@ def measure_attack(
 
 
 def _logits(model: nn.Module, inputs: Tensor, advance: Advance) -> Iterator[Tensor]:
-    """Logits of the images, a few at once."""
-    for part in inputs.split(at_once(inputs, 250)):
-        yield model(part)
-        advance(len(part))
+    """Logits of the images, a few at once; on a CPU each thread runs a copy of the network, which may keep values in itself."""
+    workers = torch.get_num_threads() if inputs.device.type == "cpu" else 1
+    together = at_once(inputs, 250)
+    parts = inputs.split(max(1, -(-min(together, len(inputs)) // workers)))
+    models = [model, *(copy.deepcopy(model) for _ in range(min(workers, len(parts)) - 1))]
+
+    def run(place: int) -> Tensor:
+        logits: Tensor = models[place % len(models)](parts[place])
+        return logits
+
+    for first in range(0, len(parts), len(models)):
+        places = range(first, min(first + len(models), len(parts)))
+        for logits in run_all(run, places, len(places)):
+            yield logits
+            advance(len(logits))

@@ -77,3 +77,20 @@ def test_batches_are_normalised_and_few_large_images_run_together():
     (batch,) = batches_of(images, normalisation, torch.device("cpu"))
     assert torch.equal(batch.images, normalisation(images.pixels())) and torch.equal(batch.labels, images.labels)
     assert at_once(images.images, 250) == 250 and at_once(images.images, 250, values=32) == 2
+
+
+def test_a_network_that_keeps_values_in_itself_is_measured_in_threads():
+    class Keeping(nn.Module):
+        def forward(self, x):
+            self.kept = x.mean((2, 3))
+            x.square().sum().exp()  # others run meanwhile
+            return self.kept * torch.tensor([1.0, -1.0])
+
+    images, threads, done = torch.randn(700, 2, 40, 40), torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+        found = predictions(Keeping(), images, done.append)
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(found, (images.mean((2, 3)) * torch.tensor([1.0, -1.0])).argmax(1))
+    assert sum(done) == 700 and len(done) > 3
