@@ -12,6 +12,7 @@ from onp.engine.differentiable import Forward, forward_of
 from onp.engine.metrics import at_once
 from onp.model.interpret import logits_node
 from onp.model.victim import Victim
+from onp.threads import run_all
 
 MOST_READ = 250  # images at once
 
@@ -23,6 +24,7 @@ class Reader:
     forward: Forward
     head: Head | None  #: None where the last layer is not linear on a vector
     name: str  #: of the features
+    on_cpu: bool = True
 
     @torch.no_grad()
     def read(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -31,9 +33,12 @@ class Reader:
         Args:
             pixels: float32 `[N, C, H, W]` in [0, 1].
         """
-        parts = [self.forward(part) for part in pixels.split(at_once(pixels, MOST_READ))]
-        logits = torch.cat([part[0] for part in parts]).cpu()
-        return logits, None if self.head is None else torch.cat([part[1][self.name] for part in parts]).cpu()
+        together = at_once(pixels, MOST_READ)
+        workers = torch.get_num_threads() if self.on_cpu else 1
+        parts = pixels.split(max(1, -(-min(together, len(pixels)) // workers)))
+        read = run_all(lambda place: self.forward(parts[place]), range(len(parts)), workers)
+        logits = torch.cat([part[0] for part in read]).cpu()
+        return logits, None if self.head is None else torch.cat([part[1][self.name] for part in read]).cpu()
 
     def features(self, pixels: Tensor) -> Tensor:
         """Of a network with a head."""
@@ -49,4 +54,4 @@ def reader_of(victim: Victim) -> Reader:
         features = logits_node(victim.program.graph).args[0]
         assert isinstance(features, fx.Node)
         head, name = (head if features.meta["val"].dim() == 2 else None), features.name
-    return Reader(forward_of(victim, () if head is None else (name,)), head, name)
+    return Reader(forward_of(victim, () if head is None else (name,)), head, name, victim.device.type == "cpu")

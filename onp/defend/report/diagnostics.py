@@ -16,11 +16,13 @@ from onp.defend.report.audit import Audit, AuditSet, HeldOutTriggers
 from onp.detect.known_trigger import KnownTriggeredImages
 from onp.engine.evaluator import Evaluator
 from onp.engine.metrics import Share
+from onp.engine.scoring import TriggeredBatch
 from onp.model.mask import Mask
 from onp.model.victim import Victim
 from onp.search.setup import batch_of
 
 PATH_STEPS = 32  # most points of the pruning path
+ORDER_IMAGES = 25  # of each family, that order the path
 CHANGED_IMAGES = 24  # most changed images that are shown
 BINS = 10  # of the confidence histogram
 
@@ -146,7 +148,7 @@ def _path(victim: Victim, mask: Mask, data: AuditSet) -> tuple[PathPoint, ...]:
     units = (~mask.keep).nonzero()[:, 0]
     if not len(units) or not data.triggers:
         return ()
-    evaluator = Evaluator(victim, batch_of(victim, data.holdout), data.batches)
+    clean = batch_of(victim, data.holdout)
     # Every target class has the same share, and within it each family that of its bank.
     shares = [weight / len(data.triggers) for triggers in data.triggers for weight in triggers.bank.weights]
     weights = torch.tensor(shares, dtype=torch.float64)
@@ -155,12 +157,20 @@ def _path(victim: Victim, mask: Mask, data: AuditSet) -> tuple[PathPoint, ...]:
     for row, part in zip(alone, parts, strict=True):
         row[part] = False
     # What a unit removes alone only orders the path; its end, the whole mask, is the same in any order.
-    order = (evaluator.score(alone).asr_soft @ weights).argsort(stable=True).tolist()
+    rough = Evaluator(victim, clean, [_thinned(batch) for batch in data.batches])
+    order = (rough.score(alone).asr_soft @ weights).argsort(stable=True).tolist()
     together = torch.cat((torch.ones(1, victim.units, dtype=torch.bool), alone[order].cumprod(0).bool()))
-    scores = evaluator.score(together)
+    scores = Evaluator(victim, clean, data.batches).score(together)
     names = ["", *(_unit_names(mask, parts[index]) for index in order)]
     pruned, asr = (~together).sum(1).tolist(), (scores.asr @ weights).tolist()
     return tuple(PathPoint(*point) for point in zip(pruned, names, scores.acc.tolist(), asr, strict=True))
+
+
+def _thinned(batch: TriggeredBatch) -> TriggeredBatch:
+    """`ORDER_IMAGES` or a few more of the images that count."""
+    counted = (batch.labels != batch.target).nonzero()[:, 0].cpu()
+    places = counted[:: max(1, len(counted) // ORDER_IMAGES)]
+    return TriggeredBatch(batch.family, batch.images[places], batch.labels[places], batch.target[places])
 
 
 def _unit_names(mask: Mask, units: Tensor) -> str:
