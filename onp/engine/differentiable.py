@@ -93,7 +93,11 @@ def halves(victim: Victim, depth: float) -> Halves | None:
 
 
 def _input(victim: Victim, images: Tensor) -> Tensor:
-    return victim.normalisation(images.to(victim.device)).contiguous(memory_format=torch.channels_last)
+    inputs = victim.normalisation(images.to(victim.device)).contiguous(memory_format=torch.channels_last)
+    if inputs.shape[1] > 1:
+        return inputs
+    # Of one channel the strides of both formats hold: only those of channels-last make the first layer's output so.
+    return inputs.flatten(1).view(len(inputs), *inputs.shape[2:], 1).permute(0, 3, 1, 2)
 
 
 def _bound(plan: Plan) -> list[Run]:

@@ -63,3 +63,11 @@ def test_a_deeper_cut_holds_more_layers_and_a_network_of_two_has_none(preact):
     assert halves(preact, 0.1).depth < halves(preact, 0.7).depth
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3))
     assert halves(victim_from_module(network, Normalisation.parse("none"), (3, 8, 8)), 0.5) is None
+
+
+def test_the_values_of_a_network_of_one_channel_are_channels_last():
+    network = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(192, 4))
+    victim = victim_from_module(network, Normalisation.parse("half"), (1, 6, 8))
+    (name,) = (node.name for node in victim.program.graph.nodes if node.op == "call_function" and "pool" in node.name)
+    _, found = forward_of(victim, (name,))(torch.rand(3, 1, 6, 8, requires_grad=True))
+    assert found[name].shape == (3, 16, 3, 4) and found[name].is_contiguous(memory_format=torch.channels_last)
