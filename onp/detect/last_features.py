@@ -40,6 +40,10 @@ class Reader:
         logits = torch.cat([part[0] for part in read]).cpu()
         return logits, None if self.head is None else torch.cat([part[1][self.name] for part in read]).cpu()
 
+    def logits(self, pixels: Tensor) -> Tensor:
+        """The logits alone."""
+        return self.read(pixels)[0]
+
     def features(self, pixels: Tensor) -> Tensor:
         """Of a network with a head."""
         features = self.read(pixels)[1]

@@ -22,7 +22,7 @@ from onp.detect.head import head_costs
 from onp.detect.inversion import InversionTask, invert, success_rate
 from onp.detect.last_features import reader_of
 from onp.detect.pgd import PGD, target_probability
-from onp.detect.separability import SEPARABILITY, SEPARATED, Latent, separability_costs
+from onp.detect.separability import SEPARABILITY, SEPARATED, Latent, of_cheap_classes, separability_costs
 from onp.detect.side_by_side import side_by_side
 from onp.detect.spectrum import Spectrum
 from onp.detect.trigger_families import FAMILIES, Family
@@ -47,11 +47,10 @@ def scan(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectRun) -> Det
         bn: BN statistics of the victim on build and score images together.
         run: settings, seed, progress (`scan_steps` steps) and resume store.
     """
-    latent = Latent.of(victim, joined(clean.build, clean.score))
-    costs = costs_without_inversion(victim, clean.build, bn, run.seed, latent)
+    costs = costs_without_inversion(victim, clean.build, bn, run.seed)
     chosen = classes_to_invert(DetectionScores.of(costs), range(victim.classes))
-    costs |= _costs_by_inversion(victim, clean, chosen, run, latent)
-    return DetectionScores.of(costs)
+    costs |= _costs_by_inversion(victim, clean, chosen, run)
+    return DetectionScores.of(of_cheap_classes(costs))
 
 
 def inverted(scores: DetectionScores, k: int) -> bool:
@@ -69,15 +68,12 @@ def with_inversion(scores: DetectionScores, k: int, victim: Victim, clean: Split
         clean: the images of the scan.
         run: of the scan; nothing is counted as progress.
     """
-    latent = Latent.of(victim, joined(clean.build, clean.score))
-    more = _costs_by_inversion(victim, clean, (k,), replace(run, progress=no_progress), latent)
+    more = _costs_by_inversion(victim, clean, (k,), replace(run, progress=no_progress))
     costs = {name: (*values[:k], more.get(name, values)[k], *values[k + 1 :]) for name, values in scores.log_costs.items()}
-    return DetectionScores.of(costs)
+    return DetectionScores.of(of_cheap_classes(costs))
 
 
-def costs_without_inversion(
-    victim: Victim, build: ImageSet, bn: BnStatistics, seed: int, latent: Latent | None
-) -> dict[str, tuple[float, ...]]:
+def costs_without_inversion(victim: Victim, build: ImageSet, bn: BnStatistics, seed: int) -> dict[str, tuple[float, ...]]:
     """Log costs of the detectors that are cheap for any number of classes; those that have no say are absent.
 
     Args:
@@ -85,9 +81,8 @@ def costs_without_inversion(
         build: clean images.
         bn: BN statistics of the victim on build and score images together.
         seed: of the random changes of images.
-        latent: last features of build and score images together.
     """
-    costs = head_costs(victim) | change_costs(reader_of(victim).read, victim.classes, build, seed, latent)
+    costs = head_costs(victim) | change_costs(reader_of(victim).logits, victim.classes, build, seed)
     distances = latent_distances(victim, build)
     if distances is not None:
         costs[LATENT] = log_costs(distances, torch.ones_like(distances))
@@ -101,7 +96,7 @@ def costs_without_inversion(
 
 
 def _costs_by_inversion(
-    victim: Victim, clean: Splits, classes: tuple[int, ...], run: DetectRun, latent: Latent | None
+    victim: Victim, clean: Splits, classes: tuple[int, ...], run: DetectRun
 ) -> dict[str, tuple[float, ...]]:
     """Log costs of what is inverted for each of `classes`; nan for others."""
     build, score = clean.build, clean.score
@@ -117,6 +112,8 @@ def _costs_by_inversion(
 
     logits, settings = fitting_logits(victim), run.config.scan
     task = InversionTask((logits,), pixels, labels, classes)
+
+    latent = Latent.of(victim, joined(build, score))
 
     def of_family(family: Family, run: DetectRun) -> _Part:
         triggers = invert(family, task, settings, run)

@@ -1,19 +1,18 @@
-"""How far the features that lead images to a class are from those of the class's own images.
+"""How far the features that inverted triggers add are from those of the class's own images.
 
 A network that learned a backdoor keeps triggered images apart from the target's own images in its last features (latent
 separability: Tang et al. 2021, "Demon in the Variant", https://arxiv.org/abs/1908.00686; Qi et al. 2023, "Revisiting the
 Assumption of Latent Separability for Backdoor Defenses", https://openreview.net/forum?id=_wSHsgrVali). There the triggers are
-the attacker's. Those inverted from clean images show it too, and so do random changes of images (`onp.detect.changes`): what
-leads a network to a class without a backdoor borrows the features of the class, what leads to a backdoor's target uses features
-of its own, in part at least.
+the attacker's. Those inverted from clean images show it too: a trigger that leads to a class without a backdoor borrows the
+features of the class, one that leads to a backdoor's target uses features of its own, in part at least.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,44 +51,30 @@ class Latent:
         pixels = images.pixels().to(victim.device)
         return Latent(reader, reader.head, pixels, images.labels, reader.features(pixels))
 
-    @cached_property
-    def _natural(self) -> Tensor:
-        """What tells the images of each class from others, float32 `[classes, D]`, see `similarities`; nan for few images."""
-        rows = []
-        for k in range(len(self.head.weight)):
-            own = self.labels == k
-            told = self.features[own].mean(0) - self.features[~own].mean(0)
-            rows.append(told if int(own.sum()) >= LEAST_OWN else torch.full_like(told, torch.nan))
-        return torch.stack(rows) * self._weight
-
-    @cached_property
-    def _weight(self) -> Tensor:
-        return self.head.weight - self.head.weight.mean(0)
-
-    def similarities(self, added: Tensor) -> Tensor:
-        """How much a change of the features is what tells the images of a class from others.
+    def similarity(self, trigger: Trigger, k: int) -> float:
+        """How much what a trigger adds to the features is what tells the images of class k from others.
 
         Args:
-            added: float32 `[classes, D]`, the mean change of the features of images that are led to each class.
+            trigger: leads images to the class.
+            k: the class.
 
         Returns:
-            float32 `[classes]`: the cosine between the change and the difference of mean features, each feature in what it adds
-            to the logit of the class beyond the mean logit; nan for a class with fewer than `LEAST_OWN` images.
+            The cosine between the two differences of mean features, each feature in what it adds to the logit of the class
+            beyond the mean logit; nan where the trigger does not lead there or fewer than `LEAST_OWN` images are of the class.
         """
-        return torch.cosine_similarity(added * self._weight, self._natural, dim=1)
-
-    def similarity(self, trigger: Trigger, k: int) -> float:
-        """The same of a trigger and the class k that it leads images to; nan where it does not."""
-        others = (self.labels != k).nonzero()[:, 0]
-        others = others[:: max(1, len(others) // IMAGES)][:IMAGES]
-        if not len(others):
+        others, own = self.labels != k, self.features[self.labels == k]
+        places = others.nonzero()[:, 0]
+        places = places[:: max(1, len(places) // IMAGES)][:IMAGES]
+        if not len(places) or len(own) < LEAST_OWN:
             return float("nan")
-        triggered = self.reader.features(trigger(self.pixels[others]))
+        triggered = self.reader.features(trigger(self.pixels[places]))
         reached = self.head.logits(triggered).softmax(1)[:, k]
         if float(reached.mean()) < LEAST_REACHED:
             return float("nan")
-        added = ((triggered - self.features[others]) * reached[:, None]).sum(0) / reached.sum()
-        return float(self.similarities(added.expand(len(self.head.weight), -1))[k])
+        added = ((triggered - self.features[places]) * reached[:, None]).sum(0) / reached.sum()
+        natural = own.mean(0) - self.features[others].mean(0)
+        weight = self.head.weight[k] - self.head.weight.mean(0)
+        return float(torch.cosine_similarity(added * weight, natural * weight, dim=0))
 
 
 def separability_costs(similarities: Sequence[Sequence[float]]) -> tuple[float, ...]:
@@ -103,3 +88,28 @@ def separability_costs(similarities: Sequence[Sequence[float]]) -> tuple[float, 
         (0.9, 0.3)
     """
     return tuple(torch.tensor(similarities, dtype=torch.float64).nanmean(0).tolist())
+
+
+def of_cheap_classes(log_costs: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
+    """The log costs of all detectors, `SEPARABILITY` as it counts.
+
+    A trigger that changes much of an image leads away from what the network was trained on, wherever it leads to. A class whose
+    triggers cost more than the median class's (by the median of the `SEPARATED` families) therefore counts as no less similar
+    than the median of the others.
+
+    Example:
+        >>> costs = dict.fromkeys(SEPARATED, (1.0, 2.0, 3.0))
+        >>> of_cheap_classes(costs | {SEPARABILITY: (0.8, 0.9, 0.1)})[SEPARABILITY]
+        (0.8, 0.9, 0.85)
+    """
+    if SEPARABILITY not in log_costs or not all(name in log_costs for name in SEPARATED):
+        return dict(log_costs)
+    similarity = np.asarray(log_costs[SEPARABILITY])
+    costs = np.array([log_costs[name] for name in SEPARATED])
+    measured = np.isfinite(costs).all(0)
+    excess = np.full(len(similarity), np.inf)
+    excess[measured] = np.median(costs[:, measured] - np.median(costs[:, measured], 1, keepdims=True), 0)
+    cheap = similarity[(excess <= 0) & np.isfinite(similarity)]
+    usual = float(np.median(cheap)) if len(cheap) else 1.0
+    counted = np.where(excess > 0, np.fmax(similarity, usual), similarity)
+    return dict(log_costs) | {SEPARABILITY: tuple(np.where(np.isnan(similarity), np.nan, counted).tolist())}

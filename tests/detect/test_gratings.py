@@ -11,7 +11,7 @@ from onp.detect.gratings import AMPLITUDE, CYCLES, DIRECTIONS, GRATINGS, PHASES,
 
 
 def costs_of(images):
-    return change_costs(lambda x: (logits(x), None), 4, images, 3)[GRATINGS]
+    return change_costs(logits, 4, images, 3)[GRATINGS]
 
 
 def logits(x):

@@ -15,14 +15,10 @@ def logits(x):
     return torch.stack((0 * difference + 1, 0 * difference, 60 * difference, 0 * difference), 1)
 
 
-def read(x):
-    return logits(x), None
-
-
 @pytest.fixture(scope="module")
 def found():
     images = ImageSet(torch.randint(100, 150, (80, 1, 12, 12), dtype=torch.uint8), torch.arange(80) % 4, ("a", "b", "c", "d"))
-    return images, change_costs(read, 4, images, 3)
+    return images, change_costs(logits, 4, images, 3)
 
 
 def test_a_class_that_fields_lead_to_is_lowest_by_fields(found):
@@ -46,7 +42,7 @@ def test_changes_keep_the_shape_and_are_drawn_anew_each_time(found):
 def test_colour_images_and_a_class_without_other_images(found):
     images, _ = found
     one_class = ImageSet(images.images, torch.ones_like(images.labels), images.class_names)
-    costs = change_costs(read, 4, one_class, 3)["probe_warp"]
+    costs = change_costs(logits, 4, one_class, 3)["probe_warp"]
     assert [value != value for value in costs] == [False, True, False, False]
     colour = torch.rand(5, 3, 9, 10)
     for probe in PROBES.values():

@@ -10,7 +10,14 @@ from onp.data.images import joined, split
 from onp.data.normalisation import Normalisation
 from onp.detect.config import DetectRun, InversionConfig
 from onp.detect.inversion import InversionTask, invert
-from onp.detect.separability import LEAST_OWN, Latent, separability_costs
+from onp.detect.separability import (
+    LEAST_OWN,
+    SEPARABILITY,
+    SEPARATED,
+    Latent,
+    of_cheap_classes,
+    separability_costs,
+)
 from onp.detect.trigger_families import Patch
 from onp.engine.differentiable import fitting_logits
 from onp.model.victim import victim_from_module
@@ -58,3 +65,14 @@ def test_the_cost_is_the_mean_of_the_families_that_say_something():
     nan = math.nan
     assert separability_costs([[0.5, nan, nan], [0.7, 0.4, nan]])[:2] == pytest.approx((0.6, 0.4))
     assert math.isnan(separability_costs([[0.5, nan, nan], [0.7, 0.4, nan]])[2])
+
+
+def test_a_class_with_dear_triggers_is_not_told_by_their_features():
+    nan = math.nan
+    costs = {name: (1.0, 2.0, 3.0, 4.0, nan) for name in SEPARATED}
+    found = of_cheap_classes(costs | {SEPARABILITY: (0.2, 0.9, 0.1, 0.95, nan), "latent": (1.0,) * 5})
+    assert found[SEPARABILITY][:4] == pytest.approx((0.2, 0.9, 0.55, 0.95)) and math.isnan(found[SEPARABILITY][4])
+    assert found["patch"] == costs["patch"] and found["latent"] == (1.0,) * 5
+    again = of_cheap_classes(found)
+    assert again[SEPARABILITY][:4] == found[SEPARABILITY][:4]
+    assert of_cheap_classes(costs) == costs
