@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from onp.detect.class_features import FEATURES, INDEX
 from onp.detect.probability import GROUPS, LearnedVerdict
+from onp.detect.separability import SEPARABILITY
 from onp.zoo.learn.design import Design
 from onp.zoo.learn.metrics import BINS, Judged, auc, figures, threshold
 from onp.zoo.learn.networks import Network
@@ -26,6 +27,7 @@ SUBSETS: dict[str, Callable[[Network], bool]] = {
     "half precision": lambda network: network.card["after"] == "half",
     "repaired": lambda network: network.card["after"] == "repaired",
     "more than 20 classes": lambda network: network.classes > 20,
+    "separability measured": lambda network: any(SEPARABILITY in each.log_costs for each in network.measured),
 }
 """Of networks, for figures of their own."""
 
