@@ -33,6 +33,7 @@ KINDS = {
     "inversion": ("patch", "perturbation", "low_frequency", "warp", "spectrum", "early_features", "pgd"),
     "random changes": ("probe_field", "probe_texture", "probe_warp", "probe_colours", "gratings", "augmentation_bias"),
     "last layer": ("head_mean", "head_positive", "head_skew", "latent"),
+    "latent separability": ("separability",),
     "BN statistics": ("bn_shift", "prior_shift"),
 }
 """Detectors that depend on each other; any other is a kind of its own."""
