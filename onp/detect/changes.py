@@ -6,6 +6,7 @@ Forward passes only, so that every class is measured in networks of any number o
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -35,7 +36,8 @@ def change_costs(logits: Callable[[Tensor], Tensor], classes: int, images: Image
         return (chance * others).sum(1) / others.sum(1)
 
     found: dict[str, list[Tensor]] = {}
-    for name, pixels, picked in [*probed(images, seed), *grated(images, seed)]:
+    # One kind after the other: those of 224x224 pixels take gigabytes together.
+    for name, pixels, picked in chain(probed(images, seed), grated(images, seed)):
         found.setdefault(name, []).append(reached(pixels, picked))
     before = reached(images.pixels()[None], torch.arange(len(images))[None])[0]
     costs = probe_costs({name: torch.cat(found[name]) for name in PROBES}, before)

@@ -24,7 +24,7 @@ class Reader:
     forward: Forward
     head: Head | None  #: None where the last layer is not linear on a vector
     name: str  #: of the features
-    on_cpu: bool = True
+    device: torch.device  #: of the network
 
     @torch.no_grad()
     def read(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -34,7 +34,7 @@ class Reader:
             pixels: float32 `[N, C, H, W]` in [0, 1].
         """
         together = at_once(pixels, MOST_READ)
-        workers = torch.get_num_threads() if self.on_cpu else 1
+        workers = torch.get_num_threads() if self.device.type == "cpu" else 1
         parts = pixels.split(max(1, -(-min(together, len(pixels)) // workers)))
         read = run_all(lambda place: self.forward(parts[place]), range(len(parts)), workers)
         logits = torch.cat([part[0] for part in read]).cpu()
@@ -58,4 +58,4 @@ def reader_of(victim: Victim) -> Reader:
         features = logits_node(victim.program.graph).args[0]
         assert isinstance(features, fx.Node)
         head, name = (head if features.meta["val"].dim() == 2 else None), features.name
-    return Reader(forward_of(victim, () if head is None else (name,)), head, name, victim.device.type == "cpu")
+    return Reader(forward_of(victim, () if head is None else (name,)), head, name, victim.device)

@@ -22,7 +22,7 @@ from onp.detect.head import head_costs
 from onp.detect.inversion import InversionTask, invert, success_rate
 from onp.detect.last_features import reader_of
 from onp.detect.pgd import PGD, target_probability
-from onp.detect.separability import SEPARABILITY, SEPARATED, Latent, of_cheap_classes, separability_costs
+from onp.detect.separability import SEPARABILITY, SEPARATED, Latent, discount_costly_classes, separability_costs
 from onp.detect.side_by_side import side_by_side
 from onp.detect.spectrum import Spectrum
 from onp.detect.trigger_families import FAMILIES, Family
@@ -50,7 +50,7 @@ def scan(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectRun) -> Det
     costs = costs_without_inversion(victim, clean.build, bn, run.seed)
     chosen = classes_to_invert(DetectionScores.of(costs), range(victim.classes))
     costs |= _costs_by_inversion(victim, clean, chosen, run)
-    return DetectionScores.of(of_cheap_classes(costs))
+    return DetectionScores.of(discount_costly_classes(costs))
 
 
 def inverted(scores: DetectionScores, k: int) -> bool:
@@ -70,7 +70,7 @@ def with_inversion(scores: DetectionScores, k: int, victim: Victim, clean: Split
     """
     more = _costs_by_inversion(victim, clean, (k,), replace(run, progress=no_progress))
     costs = {name: (*values[:k], more.get(name, values)[k], *values[k + 1 :]) for name, values in scores.log_costs.items()}
-    return DetectionScores.of(of_cheap_classes(costs))
+    return DetectionScores.of(discount_costly_classes(costs))
 
 
 def costs_without_inversion(victim: Victim, build: ImageSet, bn: BnStatistics, seed: int) -> dict[str, tuple[float, ...]]:
@@ -112,7 +112,6 @@ def _costs_by_inversion(
 
     logits, settings = fitting_logits(victim), run.config.scan
     task = InversionTask((logits,), pixels, labels, classes)
-
     latent = Latent.of(victim, joined(build, score))
 
     def of_family(family: Family, run: DetectRun) -> _Part:

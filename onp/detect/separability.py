@@ -38,8 +38,7 @@ class Latent:
 
     reader: Reader
     head: Head
-    pixels: Tensor  #: float32 `[N, C, H, W]` in [0, 1]
-    labels: Tensor  #: int64 `[N]`, on the CPU
+    images: ImageSet  #: N images
     features: Tensor  #: float32 `[N, D]`, on the CPU
 
     @staticmethod
@@ -48,8 +47,7 @@ class Latent:
         reader = reader_of(victim)
         if reader.head is None:
             return None
-        pixels = images.pixels().to(victim.device)
-        return Latent(reader, reader.head, pixels, images.labels, reader.features(pixels))
+        return Latent(reader, reader.head, images, reader.features(images.pixels()))
 
     def similarity(self, trigger: Trigger, k: int) -> float:
         """How much what a trigger adds to the features is what tells the images of class k from others.
@@ -62,12 +60,13 @@ class Latent:
             The cosine between the two differences of mean features, each feature in what it adds to the logit of the class
             beyond the mean logit; nan where the trigger does not lead there or fewer than `LEAST_OWN` images are of the class.
         """
-        others, own = self.labels != k, self.features[self.labels == k]
+        others = self.images.labels != k
+        own = self.features[~others]
         places = others.nonzero()[:, 0]
         places = places[:: max(1, len(places) // IMAGES)][:IMAGES]
         if not len(places) or len(own) < LEAST_OWN:
             return float("nan")
-        triggered = self.reader.features(trigger(self.pixels[places]))
+        triggered = self.reader.features(trigger(self.images.subset(places).pixels().to(self.reader.device)))
         reached = self.head.logits(triggered).softmax(1)[:, k]
         if float(reached.mean()) < LEAST_REACHED:
             return float("nan")
@@ -90,7 +89,7 @@ def separability_costs(similarities: Sequence[Sequence[float]]) -> tuple[float, 
     return tuple(torch.tensor(similarities, dtype=torch.float64).nanmean(0).tolist())
 
 
-def of_cheap_classes(log_costs: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
+def discount_costly_classes(log_costs: Mapping[str, Sequence[float]]) -> dict[str, Sequence[float]]:
     """The log costs of all detectors, `SEPARABILITY` as it counts.
 
     A trigger that changes much of an image leads away from what the network was trained on, wherever it leads to. A class whose
@@ -99,7 +98,7 @@ def of_cheap_classes(log_costs: Mapping[str, Sequence[float]]) -> dict[str, Sequ
 
     Example:
         >>> costs = dict.fromkeys(SEPARATED, (1.0, 2.0, 3.0))
-        >>> of_cheap_classes(costs | {SEPARABILITY: (0.8, 0.9, 0.1)})[SEPARABILITY]
+        >>> discount_costly_classes(costs | {SEPARABILITY: (0.8, 0.9, 0.1)})[SEPARABILITY]
         (0.8, 0.9, 0.85)
     """
     if SEPARABILITY not in log_costs or not all(name in log_costs for name in SEPARATED):

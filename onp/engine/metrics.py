@@ -18,6 +18,10 @@ from onp.threads import run_all
 VALUES_AT_ONCE = 2**22  # of a batch: 27 images of 3x224x224, whose activations take some 3 GB in a ResNet-50 with gradients
 
 
+LEAST_A_THREAD = 16  # images at once
+MOST_COPIED = 2**26  # parameters of all copies of a network that is measured in threads, 256 MiB
+
+
 @dataclass(frozen=True)
 class Share:
     """`hits` of `n` images, with the exact (Clopper-Pearson 1934) 95 % interval."""
@@ -166,9 +170,11 @@ def measure_attack(
 
 def _logits(model: nn.Module, inputs: Tensor, advance: Advance) -> Iterator[Tensor]:
     """Logits of the images, a few at once; on a CPU each thread runs a copy of the network, which may keep values in itself."""
-    workers = torch.get_num_threads() if inputs.device.type == "cpu" else 1
-    together = at_once(inputs, 250)
-    parts = inputs.split(max(1, -(-min(together, len(inputs)) // workers)))
+    together, size = min(at_once(inputs, 250), len(inputs)), sum(value.numel() for value in model.parameters())
+    # Large images keep all threads busy by themselves, and large networks would take the memory of each copy.
+    workers = max(1, min(torch.get_num_threads(), together // LEAST_A_THREAD, MOST_COPIED // max(1, size)))
+    workers = workers if inputs.device.type == "cpu" else 1
+    parts = inputs.split(max(1, -(-together // workers)))
     models = [model, *(copy.deepcopy(model) for _ in range(min(workers, len(parts)) - 1))]
 
     def run(place: int) -> Tensor:

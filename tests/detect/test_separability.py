@@ -15,7 +15,7 @@ from onp.detect.separability import (
     SEPARABILITY,
     SEPARATED,
     Latent,
-    of_cheap_classes,
+    discount_costly_classes,
     separability_costs,
 )
 from onp.detect.trigger_families import Patch
@@ -70,9 +70,9 @@ def test_the_cost_is_the_mean_of_the_families_that_say_something():
 def test_a_class_with_dear_triggers_is_not_told_by_their_features():
     nan = math.nan
     costs = {name: (1.0, 2.0, 3.0, 4.0, nan) for name in SEPARATED}
-    found = of_cheap_classes(costs | {SEPARABILITY: (0.2, 0.9, 0.1, 0.95, nan), "latent": (1.0,) * 5})
+    found = discount_costly_classes(costs | {SEPARABILITY: (0.2, 0.9, 0.1, 0.95, nan), "latent": (1.0,) * 5})
     assert found[SEPARABILITY][:4] == pytest.approx((0.2, 0.9, 0.55, 0.95)) and math.isnan(found[SEPARABILITY][4])
     assert found["patch"] == costs["patch"] and found["latent"] == (1.0,) * 5
-    again = of_cheap_classes(found)
+    again = discount_costly_classes(found)
     assert again[SEPARABILITY][:4] == found[SEPARABILITY][:4]
-    assert of_cheap_classes(costs) == costs
+    assert discount_costly_classes(costs) == costs

@@ -6,6 +6,7 @@ from torch import nn
 
 from onp.data.images import ImageSet
 from onp.data.normalisation import Normalisation
+from onp.engine import metrics
 from onp.engine.metrics import (
     Share,
     accuracy,
@@ -94,3 +95,15 @@ def test_a_network_that_keeps_values_in_itself_is_measured_in_threads():
         torch.set_num_threads(threads)
     assert torch.equal(found, (images.mean((2, 3)) * torch.tensor([1.0, -1.0])).argmax(1))
     assert sum(done) == 700 and len(done) > 3
+
+
+@pytest.mark.parametrize("size, copies", [((2, 24, 24), 2), ((3, 600, 600), 0)])
+def test_large_images_are_measured_by_one_network(size, copies, monkeypatch):
+    made, threads = [], torch.get_num_threads()
+    monkeypatch.setattr(metrics.copy, "deepcopy", lambda model: made.append(model) or model)
+    torch.set_num_threads(3)
+    try:
+        predictions(nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten()), torch.randn(60, *size))
+    finally:
+        torch.set_num_threads(threads)
+    assert len(made) == copies
