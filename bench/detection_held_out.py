@@ -21,8 +21,9 @@ from onp.defend.presets import PRESETS
 from onp.defend.report.environment import hardware, versions
 from onp.detect.bn_statistics import bn_statistics
 from onp.detect.config import DetectRun
-from onp.detect.probability import Context, learned_verdict, target_probabilities
+from onp.detect.probability import learned_verdict, target_probabilities
 from onp.detect.scan import scan
+from onp.detect.targets import context_of
 from onp.files import write_atomically
 from onp.model.victim import Victim, load_victim
 
@@ -69,7 +70,7 @@ def main() -> None:
             splits = split(images, seed)
             bn = bn_statistics(victim, joined(splits.build, splits.score))
             scores = scan(victim, splits, bn, DetectRun(PRESETS[options.preset].detect, seed))
-            context = Context(victim.classes, len(images), bn.norms > 0, bn.pruned > 0)
+            context = context_of(victim, bn, len(images))
             found = target_probabilities(scores, context, verdict)
             row: dict[str, Any] = card | {"preset": options.preset, "defence_seed": seed}
             row |= {"probability": round(found.backdoor, 4), "decision": verdict.decision(found.backdoor)}

@@ -1,6 +1,7 @@
 """What the log costs of a detector say of each class among the classes of its network, whatever the order of the classes.
 
-Features are in multiples of the spread among the other classes, so that they mean the same for costs in any unit.
+The anomaly index is in multiples of the spread among the other classes, so that it means the same for costs in any unit. The
+cost itself is compared with what classes of other networks cost, which takes a unit that they share.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from numpy.typing import NDArray
 
 from onp.detect.anomaly import MAD_SCALE
 
-INDEX = "index"
-FEATURES = (INDEX,)
+INDEX, CHEAPNESS = "index", "cheapness"
+FEATURES = (INDEX, CHEAPNESS)
 """Per detector and class: the anomaly index, which is how far it lies below the median of the others in multiples of their
-spread."""
+spread; and minus the log cost, whatever the others cost."""
 
 FEWEST = 4  #: classes with a cost; among fewer there is no spread of the others
 
@@ -29,25 +30,26 @@ class Place:
 
     below_median: Array  #: median of the others minus its own
     spread: Array  #: robust standard deviation of the others (MAD)
+    cheapness: Array  #: minus its own
 
     @staticmethod
     def of(values: Sequence[float] | Array) -> Place:
         """Of the log cost of each class; nan everywhere where fewer than `FEWEST` classes were measured."""
         costs = np.asarray(values, dtype=np.float64)
         measured = np.flatnonzero(np.isfinite(costs))
-        found = np.full((2, len(costs)), np.nan)
+        found = np.full((3, len(costs)), np.nan)
         if len(measured) >= FEWEST:
             kept = costs[measured]
             median, spread = _others(kept, _middle(len(kept) - 1)), np.empty(len(kept))
             for each in set(median.tolist()):  # two at most
                 deviations = _others(np.abs(kept - each), _middle(len(kept) - 1))
                 spread = np.where(median == each, MAD_SCALE * deviations, spread)
-            found[:, measured] = median - kept, spread
+            found[:, measured] = median - kept, spread, -kept
         return Place(*found)
 
     def features(self, floor: float | Array) -> Array:
         """The `FEATURES`, `[classes, features]`; spreads below `floor` count as `floor`."""
-        return np.stack((self.below_median / np.fmax(self.spread, floor),), -1)
+        return np.stack((self.below_median / np.fmax(self.spread, floor), self.cheapness), -1)
 
 
 def class_features(values: Sequence[float] | Array, floor: float) -> dict[str, Array]:

@@ -3,8 +3,10 @@
 A conditional logit with an outside option (McFadden 1974, "Conditional logit analysis of qualitative choice behavior"): every
 class has a score, the sum of what its detectors add; the network without a backdoor has the score 0. What a detector has to say
 is a piecewise linear function of the class's anomaly index and rises with it; it was learned on networks of which it is known
-whether they have a backdoor (`python -m onp.zoo learn`, docs/detection.md). Detectors of one kind see much the same, so what
-they add together is the Euclidean norm of what each has to say.
+whether they have a backdoor (`python -m onp.zoo learn`, docs/detection.md). Costs of inverted triggers mean the same in every
+network: there it is the geometric mean of that function and of another one, of the cost itself, so that only a class counts
+that is cheap among the classes of its network and among those of other networks. Detectors of one kind see much the same, so
+what they add together is the Euclidean norm of what each has to say.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from onp.detect.anomaly import DetectionScores
-from onp.detect.class_features import Array, class_features
+from onp.detect.class_features import FEATURES, INDEX, Array, class_features
 from onp.errors import InputError
 
 BACKDOOR, INCONCLUSIVE, NO_EVIDENCE = "backdoor", "inconclusive", "no-evidence"
@@ -37,6 +39,8 @@ KINDS = {
     "BN statistics": ("bn_shift", "prior_shift"),
 }
 """Detectors that depend on each other; any other is a kind of its own."""
+SIZES = range(16, 97)
+"""Sides of images, in pixels, for which costs of inverted triggers are compared between networks; the zoo has 28 and 32."""
 USUAL_CLASSES = 10
 LIMIT = 2**20  #: bytes of the file that are read
 
@@ -52,6 +56,7 @@ class Context:
     images: int  #: clean images that the detectors had
     batch_norms: bool  #: it has batch norms, and their statistics have a say
     pruned: bool = False  #: units are pruned already
+    comparable: bool = True  #: its images have `SIZES`, so that costs of inverted triggers mean what they do elsewhere
 
     @property
     def group(self) -> str:
@@ -66,16 +71,15 @@ class DetectorTerm:
     points: dict[str, Points]  #: per feature of `onp.detect.class_features`: rises with the feature
     missing: float  #: of every class where the detector measured none of them
 
-    def of(self, features: dict[str, Array]) -> Array:
-        """The sum over the features, `[classes]`; 0 for a class that was not measured among measured ones."""
-        total = np.zeros(len(next(iter(features.values()))))
-        for name, points in self.points.items():
-            values = features[name]
-            if np.isnan(values).all():
-                return np.full(len(values), self.missing)
-            corners, heights = zip(*points, strict=True)
-            total += np.where(np.isnan(values), 0.0, np.interp(values, corners, heights))
-        return total
+    def of(self, features: dict[str, Array], comparable: bool = True) -> Array:
+        """The geometric mean over the features, `[classes]`; 0 for a class that was not measured among measured ones.
+
+        Args:
+            features: of `onp.detect.class_features`, each `[classes]`.
+            comparable: see `Context.comparable`; where not, the anomaly index alone counts.
+        """
+        counted = {name: points for name, points in self.points.items() if comparable or name == INDEX}
+        return rarity([heights(features[name], points) for name, points in counted.items()], self.missing)
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ def target_probabilities(
     nats = {}
     for name, term in model.terms.items():
         costs = scores.log_costs.get(name, (math.nan,) * context.classes)
-        nats[name] = term.of(class_features(costs, verdict.floors[name]))
+        nats[name] = term.of(class_features(costs, verdict.floors[name]), context.comparable)
     together = np.stack(list(nats.values()), -1) if nats else np.zeros((context.classes, 0))
     added = dict(zip(nats, added_by(together, list(nats)).T, strict=True))
     log_odds = model.bias + model.log_classes * math.log(context.classes / USUAL_CLASSES) + sum(added.values())
@@ -144,6 +148,31 @@ def target_probabilities(
     per_class, backdoor = probabilities(log_odds, verdict.pair)
     evidence = tuple({name: float(values[k]) for name, values in added.items()} for k in range(context.classes))
     return TargetProbabilities(tuple(per_class.tolist()), backdoor, evidence, tuple(log_odds.tolist()))
+
+
+def heights(values: Array, points: Points) -> Array:
+    """A piecewise linear function of each value; nan where the value is."""
+    corners, found = zip(*points, strict=True)
+    return np.where(np.isnan(values), np.nan, np.interp(values, corners, found))
+
+
+def rarity(of_features: Sequence[Array], missing: float) -> Array:
+    """What a detector has to say, from what it says by each feature.
+
+    Args:
+        of_features: of each feature `[..., classes]`, 0 or more; nan of a class that was not measured.
+        missing: of every class of a network in which none was measured.
+
+    Returns:
+        float64 `[..., classes]`: the geometric mean; 0 for a class that was not measured among measured ones.
+
+    Example:
+        >>> rarity([np.array([4.0, 0.0, np.nan]), np.array([1.0, 9.0, np.nan])], 0.5).tolist()
+        [2.0, 0.0, 0.0]
+    """
+    mean = np.prod(of_features, 0) ** (1 / len(of_features))
+    unmeasured = np.isnan(mean).all(-1, keepdims=True)
+    return np.where(unmeasured, missing, np.nan_to_num(mean))
 
 
 def kind_of(detector: str) -> str:
@@ -253,6 +282,8 @@ def _group(document: Any) -> GroupModel:
             for corners in points.values()
         ):
             raise ValueError(f"what {name} says does not rise")
+        if INDEX not in points or not set(points) <= set(FEATURES):
+            raise ValueError(f"what {name} says depends on other features")
         if any(y < 0 for corners in points.values() for _, y in corners) or float(value["missing"]) < 0:
             raise ValueError(f"what {name} says is below 0")
         terms[str(name)] = DetectorTerm(points, float(value["missing"]))

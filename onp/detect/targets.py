@@ -19,6 +19,7 @@ from onp.detect.anomaly import DetectionScores
 from onp.detect.bn_statistics import BnStatistics
 from onp.detect.config import DetectRun
 from onp.detect.probability import (
+    SIZES,
     Context,
     LearnedVerdict,
     TargetProbabilities,
@@ -57,8 +58,7 @@ class Pass:
             verdict: what was learned.
         """
         scores = scan(victim, clean, bn, run)
-        images, batch_norms = len(clean.build) + len(clean.score), bool(bn.norms) and not bn.left_out
-        context = Context(victim.classes, images, batch_norms, bn.pruned > 0)
+        context = context_of(victim, bn, len(clean.build) + len(clean.score))
         found = target_probabilities(scores, context, verdict)
         for _ in range(FURTHER):
             if found.backdoor < verdict.none_below or inverted(scores, found.predicted_target):
@@ -66,6 +66,18 @@ class Pass:
             scores = with_inversion(scores, found.predicted_target, victim, clean, run)
             found = target_probabilities(scores, context, verdict)
         return Pass(scores, found)
+
+
+def context_of(victim: Victim, bn: BnStatistics, images: int) -> Context:
+    """What is known of a network beside its scores.
+
+    Args:
+        victim: the network.
+        bn: its BN statistics on the clean images.
+        images: how many clean images the detectors have.
+    """
+    batch_norms, comparable = bool(bn.norms) and not bn.left_out, all(side in SIZES for side in victim.input_shape[1:])
+    return Context(victim.classes, images, batch_norms, bn.pruned > 0, comparable)
 
 
 @dataclass(frozen=True, eq=False)

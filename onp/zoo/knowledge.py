@@ -15,8 +15,9 @@ from onp.detect.bank import TargetClass, TriggerBank, invert_triggers
 from onp.detect.bn_match import bn_match
 from onp.detect.bn_statistics import bn_statistics
 from onp.detect.config import DetectConfig, DetectRun
-from onp.detect.probability import Context, target_probabilities
+from onp.detect.probability import target_probabilities
 from onp.detect.scan import scan
+from onp.detect.targets import context_of
 from onp.model.victim import Victim
 from onp.search.agent import AgentConfig, PolicyConfig
 from onp.search.features import NodeFeatures
@@ -82,8 +83,7 @@ def split_images(victim: Victim, number: int, clean: ImageSet, stored: Mapping[s
     splits = split(clean, number)
     bn = bn_statistics(victim, joined(splits.build, splits.score))
     scores = scan(victim, splits, bn, DetectRun(seed=number)) if stored is None else DetectionScores.of(stored)
-    images, batch_norms = len(splits.build) + len(splits.score), bool(bn.norms) and not bn.left_out
-    context = Context(victim.classes, images, batch_norms, bn.pruned > 0)
+    context = context_of(victim, bn, len(splits.build) + len(splits.score))
     return SplitImages(number, clean, scores, target_probabilities(scores, context).predicted_target)
 
 

@@ -40,11 +40,12 @@ def found(costs, **options):
     return target_probabilities(scores, Context(classes, 500, True), verdict(**options))
 
 
-def test_the_feature_is_the_anomaly_index():
+def test_the_features_are_the_anomaly_index_and_the_cost():
     features = class_features(COSTS, floor=0.1)
     assert np.allclose(features["index"], [anomaly_index(COSTS, k, 0.1) for k in range(8)])
     scaled = class_features([3 * value + 7 for value in COSTS], floor=0.3)
-    assert all(np.allclose(features[name], scaled[name]) for name in features)
+    assert np.allclose(features["index"], scaled["index"])
+    assert np.allclose(features["cheapness"], [-cost for cost in COSTS])
 
 
 def test_the_spread_of_the_others():
@@ -102,6 +103,26 @@ def test_a_detector_that_measured_nothing_adds_its_constant(latent):
     assert found({}).backdoor == pytest.approx(8 * math.exp(-3 - math.log(0.8)) / (1 + 8 * math.exp(-3 - math.log(0.8))))
 
 
+def test_a_class_counts_that_is_cheap_among_its_own_and_among_all():
+    term = DetectorTerm({"index": ((1.0, 0.0), (5.0, 4.0)), "cheapness": ((0.0, 0.0), (4.0, 4.0))}, missing=0.5)
+    both = {"index": np.array([5.0, 5.0, 0.0, NAN]), "cheapness": np.array([4.0, -1.0, 4.0, NAN])}
+    assert term.of(both).tolist() == [4.0, 0.0, 0.0, 0.0]
+    assert term.of({**both, "cheapness": np.array([1.0, 4.0, 4.0, NAN])}).tolist() == [2.0, 4.0, 0.0, 0.0]
+    assert term.of({name: np.full(3, NAN) for name in both}).tolist() == [0.5] * 3
+
+
+def test_costs_of_images_of_another_size_are_not_compared_between_networks():
+    term = DetectorTerm({"index": ((1.0, 0.0), (5.0, 4.0)), "cheapness": ((9.0, 0.0), (10.0, 4.0))}, missing=0.5)
+    group = GroupModel(-4.0, -1.0, {"patch": term})
+    learned = LearnedVerdict({"patch": 0.1}, dict.fromkeys(GROUPS, group), 0.0, 0.6, 0.3, "test")
+    scores = DetectionScores({"patch": tuple(COSTS)}, {})
+    added = {
+        comparable: target_probabilities(scores, Context(8, 500, True, comparable=comparable), learned).evidence[4]["patch"]
+        for comparable in (True, False)
+    }
+    assert added == {True: 0.0, False: 4.0}
+
+
 def test_two_targets_are_both_probable():
     per_class, backdoor = probabilities(np.array([4.0, 4.0, -5.0]), pair=1.0)
     independent = 1 / (1 + math.exp(-4.0))
@@ -138,6 +159,8 @@ def damaged(tmp_path, change):
         lambda document: document.pop("pair"),
         lambda document: document.update(none_below=0.9),
         lambda document: document["groups"].pop(GROUPS[0]),
+        lambda document: document["groups"][GROUPS[0]]["terms"]["patch"]["points"].update(colour=[[0.0, 0.0], [1.0, 1.0]]),
+        lambda document: document["groups"][GROUPS[0]]["terms"]["patch"].update(points={"cheapness": [[0.0, 0.0], [1.0, 1.0]]}),
         lambda document: document["floors"].clear(),
         lambda document: document["groups"][GROUPS[0]]["terms"]["patch"]["points"].update(index=[[0, 1], [1, 0]]),
     ],

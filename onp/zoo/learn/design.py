@@ -102,11 +102,11 @@ class Design:
     @cached_property
     def _places(self) -> Place:
         """Of all rows: `[R, C, detectors]`."""
-        found = np.full((2, *self.costs.shape), np.nan)
+        found = np.full((3, *self.costs.shape), np.nan)
         for row, classes in enumerate(self.classes):
             for d in range(len(self.detectors)):
                 place = Place.of(self.costs[row, :classes, d])
-                found[:, row, :classes, d] = place.below_median, place.spread
+                found[:, row, :classes, d] = place.below_median, place.spread, place.cheapness
         return Place(*found)
 
     def floors(self, rows: Rows) -> Array:

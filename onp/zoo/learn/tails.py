@@ -1,10 +1,11 @@
 """The verdict's model: how rare each detector's anomaly is among the classes of clean networks, taken together.
 
 Every detector says minus the logarithm of the share of clean classes with an anomaly index as high, as in Fisher's method of
-combining p-values (Fisher 1932, "Statistical Methods for Research Workers", section 21.1). Fisher sums over independent tests;
-detectors of one kind depend on each other, so the Euclidean norm is taken over each kind and summed over the kinds. No backdoor
-is needed for it, so a backdoor of any kind is as new to it as another. What is learned of backdoored networks is the slope of
-the sum and the constants, see `onp.zoo.learn.validation.calibrate`.
+combining p-values (Fisher 1932, "Statistical Methods for Research Workers", section 21.1). Of costs of inverted triggers, which
+mean the same in every network, the share of clean classes that cost as little counts too: it says the geometric mean of both.
+Fisher sums over independent tests; detectors of one kind depend on each other, so the Euclidean norm is taken over each kind
+and summed over the kinds. No backdoor is needed for it, so a backdoor of any kind is as new to it as another. What is learned
+of backdoored networks is the slope of the sum and the constants, see `onp.zoo.learn.validation.calibrate`.
 """
 
 from __future__ import annotations
@@ -14,14 +15,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from onp.detect.class_features import FEATURES, INDEX, Array
-from onp.detect.probability import GROUPS, USUAL_CLASSES, DetectorTerm, GroupModel, Points, added_by, kind_of
+from onp.detect.class_features import CHEAPNESS, FEATURES, INDEX, Array
+from onp.detect.probability import (
+    GROUPS,
+    KINDS,
+    USUAL_CLASSES,
+    DetectorTerm,
+    GroupModel,
+    Points,
+    added_by,
+    heights,
+    kind_of,
+    rarity,
+)
 from onp.zoo.learn.design import Design, Rows
 
 SHARES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
 """Of clean classes with an index as high: where the functions bend. What half of the classes have says nothing."""
 FIRST_OF_TAIL = 2  # of `SHARES`: from there on the last slope is taken, which goes on beyond the last share
-MOST = 25.0  # nats that one detector says
+MOST = 25.0  # nats that one feature of a detector says
+COMPARED = (*KINDS["inversion"], *KINDS["latent separability"])  #: detectors whose costs mean the same in every network
+BOTH = 1.5  # that their nats are multiplied by: to be rare in both respects says more than in one
 DEPENDENCE = 0.6  # of the sum that counts against the number of classes, before calibration
 FEWEST = 50  # classes of clean networks that a detector measured; with fewer it says nothing
 
@@ -32,19 +46,16 @@ class FittedTails:
 
     design: Design
     floors: Array  #: per detector
-    points: tuple[Points, ...]  #: per detector; empty for one that says nothing
+    points: tuple[dict[str, Points], ...]  #: per detector, by feature; empty for one that says nothing
     usual: Array  #: per detector: nats that it says of a class of a clean network, on average
 
     def nats(self, rows: Rows) -> Array:
         """What each detector says, `[rows, C, detectors]`; nothing of a class that it did not measure."""
-        indices = self.design.features(self.floors)[rows][..., FEATURES.index(INDEX)]
-        found = np.zeros(indices.shape)
+        features = self.design.features(self.floors)[rows]
+        found = np.zeros(features.shape[:-1])
         for d, points in enumerate(self.points):
             if points:
-                values = indices[..., d]
-                unmeasured = np.isnan(values).all(1, keepdims=True)
-                found[..., d] = np.where(np.isnan(values), 0.0, _height(values, points))
-                found[..., d] = np.where(unmeasured, self.usual[d], found[..., d])
+                found[..., d] = _said(features[..., d, :], points, self.usual[d])
         return found
 
     def log_odds(self, rows: Rows) -> Array:
@@ -63,8 +74,11 @@ class FittedTails:
         of_nats, terms = slope * DEPENDENCE, {}
         for name, points, usual in zip(self.design.detectors, self.points, self.usual, strict=True):
             if points:
-                scaled = tuple((round(x, 4), round(of_nats * y, 4)) for x, y in points)
-                terms[name] = DetectorTerm({INDEX: scaled}, round(of_nats * float(usual), 4))
+                scaled = {
+                    feature: tuple((round(x, 4), round(of_nats * y, 4)) for x, y in corners)
+                    for feature, corners in points.items()
+                }
+                terms[name] = DetectorTerm(scaled, round(of_nats * float(usual), 4))
         found = {}
         for g, group in enumerate(GROUPS):
             never = [d for d in self._never(g) if self.design.detectors[d] in terms]
@@ -91,21 +105,25 @@ def fit_tails(design: Design, rows: Rows) -> FittedTails:
         rows: of the networks to learn from; the clean ones count.
     """
     floors = design.floors(rows)
-    indices = design.features(floors)[rows[design.clean[rows]]][..., FEATURES.index(INDEX)]
-    points: list[Points] = []
-    for values in np.moveaxis(indices, 2, 0):
-        known = values[np.isfinite(values)]
-        points.append(tail(known) if len(known) >= FEWEST else ())
-    usual = [
-        float(_height(values[np.isfinite(values)], each).mean()) if each else 0.0
-        for values, each in zip(np.moveaxis(indices, 2, 0), points, strict=True)
-    ]
-    return FittedTails(design, floors, tuple(points), np.array(usual))
+    features = design.features(floors)[rows[design.clean[rows]]]
+    points: list[dict[str, Points]] = []
+    usual = np.zeros(len(design.detectors))
+    for d, name in enumerate(design.detectors):
+        measured = features[:, :, d][np.isfinite(features[:, :, d]).all(-1)]
+        of_features = {}
+        if len(measured) >= FEWEST:
+            times = BOTH if name in COMPARED else 1.0
+            for feature in (INDEX, CHEAPNESS) if name in COMPARED else (INDEX,):
+                corners = tail(measured[:, FEATURES.index(feature)])
+                of_features[feature] = tuple((x, times * y) for x, y in corners)
+            usual[d] = _said(measured, of_features, 0.0).mean()
+        points.append(of_features)
+    return FittedTails(design, floors, tuple(points), usual)
 
 
-def _height(values: Array, points: Points) -> Array:
-    corners, heights = np.array(points).T
-    return np.interp(values, corners, heights)
+def _said(features: Array, points: dict[str, Points], missing: float) -> Array:
+    """Nats that a detector says, `[..., C]` of `[..., C, features]`."""
+    return rarity([heights(features[..., FEATURES.index(name)], corners) for name, corners in points.items()], missing)
 
 
 def tail(values: Array) -> Points:
