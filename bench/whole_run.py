@@ -1,11 +1,11 @@
 """Where the time of a whole run goes: `python bench/whole_run.py [--runs N] [--before CHECKOUT] [OPTIONS OF onp defend]`.
 
-Each stage's seconds (medians of `--runs` runs of the command in processes of their own), the products that it computes
-(GFLOP; a multiplication and an addition are two), and their rate as a share of this machine's: that of the product of two
-float32 matrices 1024 x 1024, timed here on as many threads. Products are counted in one more run on one thread, through torch's
-operators and the functions of the compiled module. With `--before`, runs of another checkout of the repository, with its
-compiled module beside it, alternate with those of this one, and the ratio of the medians is printed. Adds a row to
-bench/results/whole_run.json.
+Each stage's seconds (medians of `--runs` runs of the command in processes of their own), what lies in memory at most, the
+products that it computes (GFLOP; a multiplication and an addition are two), and their rate as a share of this machine's: the
+rate of the product of two float32 matrices 1024 x 1024, timed here on as many threads. Products are counted in one more run on
+one thread, through torch's operators and the functions of the compiled module. With `--before`, runs of another checkout of the
+repository, with its compiled module beside it, alternate with those of this one, and the ratio of the medians is printed. Adds
+a row to bench/results/whole_run.json.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -49,6 +48,7 @@ class Timed:
 
     seconds: float
     processor: float  #: seconds of all threads
+    memory: float  #: MiB that lay in memory at most
     stages: dict[str, float]  #: seconds
 
 
@@ -69,18 +69,23 @@ def timed(checkout: Path, options: list[str]) -> Timed:
         found = run("-c", "import os, onp; print(os.path.realpath(onp.__file__))").stdout.strip()
         if not found.startswith(f"{checkout.resolve()}{os.sep}"):
             sys.exit(f"{checkout} was to run, and {found or 'nothing'} would.")
-        before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
-        done = run("-m", "onp.defend", "--json", *options, "--out", str(Path(folder) / "out"))
-        seconds, after = time.monotonic() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode not in (0, 1):
-        sys.exit(done.stderr)
+        with (Path(folder) / "stderr").open("w+") as messages:
+            start = time.monotonic()
+            command = [sys.executable, "-m", "onp.defend", "--json", *options, "--out", str(Path(folder) / "out")]
+            process = subprocess.Popen(command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=messages)
+            _, status, used = os.wait4(process.pid, 0)  # what this one process used
+            process.returncode, seconds = os.waitstatus_to_exitcode(status), time.monotonic() - start
+            messages.seek(0)
+            written = messages.read()
+    if process.returncode not in (0, 1):
+        sys.exit(written)
     stages: dict[str, float] = defaultdict(float)
-    for line in done.stderr.splitlines():
+    for line in written.splitlines():
         if line.startswith('{"event": "stage end"'):
             event = json.loads(line)
             stages[event["name"]] += event["seconds"]
-    used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Timed(seconds, used, {**stages, REST: seconds - sum(stages.values())})
+    memory = used.ru_maxrss / 1024
+    return Timed(seconds, used.ru_utime + used.ru_stime, memory, {**stages, REST: seconds - sum(stages.values())})
 
 
 def counted(options: list[str]) -> dict[str, float]:
@@ -165,7 +170,7 @@ def main() -> None:
     row: dict[str, Any] = {"name": options.name, "options": given, "date": date.today().isoformat(), "runs": options.runs}
     row |= {"hardware": hardware(), "versions": versions(), "product_rate": round(product_rate(threads), 1)}
     for side, checkout in zip(("now", "before"), checkouts, strict=False):
-        for part in ("seconds", "processor"):
+        for part in ("seconds", "processor", "memory"):
             row[f"{part}_{side}"] = [round(getattr(each, part), 2) for each in runs[checkout]]
     if options.before:
         row["ratio"] = round(statistics.median(row["seconds_now"]) / statistics.median(row["seconds_before"]), 3)
@@ -176,7 +181,7 @@ def main() -> None:
     rows = [each for each in rows if each["name"] != row["name"]] + [row]
     write_atomically(RESULTS, json.dumps(rows, indent=1) + "\n")
     print(table(row))
-    print({name: value for name, value in row.items() if name.startswith(("seconds", "processor", "ratio"))})
+    print({name: value for name, value in row.items() if name.startswith(("seconds", "processor", "memory", "ratio"))})
 
 
 if __name__ == "__main__":

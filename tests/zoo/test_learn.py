@@ -108,7 +108,7 @@ def test_what_is_shipped_computes_what_was_fitted(design, tmp_path):
 
 def test_the_tail_of_clean_classes():
     values = np.random.default_rng(0).exponential(2.0, 20_000)
-    corners, heights = zip(*tail(values), strict=True)
+    corners, heights = zip(*tail(values, np.ones(len(values))), strict=True)
     assert np.interp(-1.0, corners, heights) == 0
     for index in (4.0, 8.0, 20.0, 40.0):  # the share of values beyond x is exp(-x / 2), and what half of them have adds nothing
         assert np.interp(index, corners, heights) == pytest.approx(index / 2 - np.log(2), rel=0.1)
@@ -132,7 +132,7 @@ def test_learned_models_find_what_the_detectors_show(design):
 def test_figures_of_known_probabilities():
     probability = np.array([0.1, 0.2, 0.3, 0.9, 0.8, 0.25])
     backdoored = np.array([False, False, False, True, True, True])
-    judged = Judged(np.arange(6), backdoored, probability, np.array([False, False, False, True, False, True]))
+    judged = Judged.of(np.arange(6), backdoored, probability, np.array([False, False, False, True, False, True]))
     assert auc(judged) == pytest.approx(8 / 9)
     assert 0.3 < threshold(judged) <= 0.8 and true_positives(judged) == pytest.approx(2 / 3) and right_class(judged) == 0.5
     assert cross_entropy(judged) == pytest.approx(-np.log([0.9, 0.8, 0.7, 0.9, 0.8, 0.25]).mean())
@@ -143,12 +143,24 @@ def test_figures_of_known_probabilities():
     assert thresholds(apart) == (0.5, 0.5)
 
 
+def test_a_network_with_three_splits_counts_once():
+    probability = np.array([0.1, 0.3, 0.9, 0.8, 0.25, 0.4, 0.4, 0.4])
+    owner = np.array([0, 1, 2, 3, 4, 5, 5, 5])
+    backdoored = np.isin(owner, [2, 3, 5])
+    many, once = Judged.of(owner, backdoored, probability, backdoored), slice(0, 6)
+    one = Judged.of(owner[once], backdoored[once], probability[once], backdoored[once])
+    for name, (value, *_) in figures(many, 10).items():
+        assert value == pytest.approx(figures(one, 10)[name][0]), name
+    assert thresholds(many) == thresholds(one) and threshold(many) == threshold(one)
+    assert np.allclose(tail(probability, many.weight), tail(probability[once], one.weight), rtol=0.2)
+
+
 @pytest.mark.parametrize(("lowest", "below"), [(0.2, 0.2), (0.01, 0.05)])
 def test_no_more_clean_networks_stay_open_than_a_fifth(lowest, below):
     """The lowest backdoored network decides, unless too many clean ones lie above it."""
     clean, backdoored = [0.05] * 8 + [0.3, 0.6], [lowest, 0.9, 0.95]
     named = np.zeros(13, dtype=bool)
-    judged = Judged(np.arange(13), np.arange(13) >= 10, np.array(clean + backdoored), named)
+    judged = Judged.of(np.arange(13), np.arange(13) >= 10, np.array(clean + backdoored), named)
     assert thresholds(judged) == (pytest.approx(0.6, abs=1e-3), pytest.approx(below, abs=1e-3))
 
 

@@ -110,7 +110,7 @@ class Design:
         return Place(*found)
 
     def floors(self, rows: Rows) -> Array:
-        """Per detector, the median of the spreads among classes on the clean networks of some rows."""
+        """Per detector, the median of the spreads among classes on the clean networks of some rows, every class alike."""
         found = []
         for spreads in np.moveaxis(self._places.spread[rows[self.clean[rows]]], 2, 0):
             known = spreads[spreads > 0]

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import rankdata
 
 from onp.detect.class_features import Array
 
@@ -17,44 +16,60 @@ BINS = 10
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """Probabilities of networks, a row a network and split."""
+    """Probabilities of networks, a row a network and split; made by `Judged.of`."""
 
     owner: NDArray[np.int64]  #: `[R]`, the network
     backdoored: NDArray[np.bool_]  #: `[R]`, the truth
     probability: Array  #: `[R]`
     named: NDArray[np.bool_]  #: `[R]`, the most probable class is a target
+    weight: Array  #: `[R]`, of the rows of a network 1 in all, so that one with three splits counts as much as one with one
+
+    @staticmethod
+    def of(
+        owner: NDArray[np.int64], backdoored: NDArray[np.bool_], probability: Array, named: NDArray[np.bool_] | None = None
+    ) -> Judged:
+        """Of all rows of the networks; where nothing is named, no class is right."""
+        named = np.zeros(len(owner), dtype=bool) if named is None else named
+        return Judged(owner, backdoored, probability, named, 1 / np.bincount(owner)[owner])
 
     def subset(self, rows: NDArray[np.bool_] | NDArray[np.int64]) -> Judged:
-        return Judged(self.owner[rows], self.backdoored[rows], self.probability[rows], self.named[rows])
+        return Judged(self.owner[rows], self.backdoored[rows], self.probability[rows], self.named[rows], self.weight[rows])
+
+    def mean(self, values: Array | NDArray[np.bool_]) -> float:
+        """Over the networks, of values `[R]`; nan without rows."""
+        return float(self.weight @ values / self.weight.sum()) if len(values) else float("nan")
 
 
 def auc(judged: Judged) -> float:
     """Area under the ROC curve: how often a backdoored network is more probable to be one than a clean one."""
-    truth = judged.backdoored
-    positive, negative = int(truth.sum()), int((~truth).sum())
-    if not positive or not negative:
+    _, level = np.unique(judged.probability, return_inverse=True)
+    positive, negative = (np.bincount(level, judged.weight * kind) for kind in (judged.backdoored, ~judged.backdoored))
+    if not positive.any() or not negative.any():
         return float("nan")
-    ranks = rankdata(judged.probability)
-    return float((ranks[truth].sum() - positive * (positive + 1) / 2) / (positive * negative))
+    below = np.cumsum(negative) - negative / 2  # of those at the same level half
+    return float(positive @ below / (positive.sum() * negative.sum()))
 
 
 def threshold(judged: Judged, false_positives: float = FALSE_POSITIVES) -> float:
-    """The lowest threshold that no more than a share of the clean rows reaches."""
-    clean = np.sort(judged.probability[~judged.backdoored])[::-1]
-    if not len(clean):
+    """The lowest threshold that no more than a share of the clean networks reaches."""
+    clean = judged.subset(~judged.backdoored)
+    order = np.argsort(-clean.probability, kind="stable")
+    if not len(order):
         return 0.0
-    return float(np.nextafter(clean[int(false_positives * len(clean))], 1))
+    reached = np.cumsum(clean.weight[order]) <= false_positives * clean.weight.sum() + 1e-9
+    return float(np.nextafter(clean.probability[order[int(reached.sum())]], 1))
 
 
 def true_positives(judged: Judged) -> float:
     """Share of backdoored networks found at `FALSE_POSITIVES`."""
-    return _mean(judged.probability[judged.backdoored] >= threshold(judged))
+    found = judged.subset(judged.backdoored)
+    return found.mean(found.probability >= threshold(judged))
 
 
 def cross_entropy(judged: Judged) -> float:
     """Mean negative log probability of the truth, in nats."""
     right = np.where(judged.backdoored, judged.probability, 1 - judged.probability)
-    return _mean(-np.log(np.clip(right, 1e-6, 1)))
+    return judged.mean(-np.log(np.clip(right, 1e-6, 1)))
 
 
 def calibration_error(judged: Judged) -> float:
@@ -63,13 +78,14 @@ def calibration_error(judged: Judged) -> float:
     bins = np.minimum((judged.probability * BINS).astype(int), BINS - 1)
     for each in np.unique(bins):
         mine = bins == each
-        total += abs(float((judged.probability[mine] - judged.backdoored[mine]).sum()))
-    return total / max(len(bins), 1)
+        total += abs(float(judged.weight[mine] @ (judged.probability[mine] - judged.backdoored[mine])))
+    return total / max(float(judged.weight.sum()), 1e-9)
 
 
 def right_class(judged: Judged) -> float:
     """Share of backdoored networks found at `FALSE_POSITIVES` of which the right class is the most probable."""
-    return _mean(judged.named[judged.backdoored & (judged.probability >= threshold(judged))])
+    found = judged.subset(judged.backdoored & (judged.probability >= threshold(judged)))
+    return found.mean(found.named)
 
 
 FIGURES: dict[str, Callable[[Judged], float]] = {
@@ -99,7 +115,3 @@ def figures(judged: Judged, draws: int) -> dict[str, list[float]]:
         low, high = np.percentile(known, [2.5, 97.5]) if known else (float("nan"), float("nan"))
         found[name] = [round(float(value), 4) for value in (figure(judged), low, high)]
     return found
-
-
-def _mean(values: Array | NDArray[np.bool_]) -> float:
-    return float(np.mean(values)) if len(values) else float("nan")

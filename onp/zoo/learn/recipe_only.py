@@ -40,7 +40,7 @@ def recipe_only(networks: Sequence[Network]) -> dict[str, Judged]:
             model: Any = LogisticRegression(C=0.1, max_iter=1000) if name == "logistic" else boosted
             model.fit(scaler.transform(inputs[learned]), truth[learned])
             probability[judged] = model.predict_proba(scaler.transform(inputs[judged]))[:, 1]
-        found[name] = Judged(np.arange(len(kept)), truth, probability, np.zeros(len(kept), dtype=bool))
+        found[name] = Judged.of(np.arange(len(kept)), truth, probability)
     return found
 
 

@@ -97,9 +97,9 @@ def decisions(judged: Judged, verdict: LearnedVerdict) -> dict[str, list[float]]
 
 def roc(judged: Judged) -> list[list[float]]:
     """Points (false-positive rate, true-positive rate)."""
-    clean, found = (np.sort(judged.probability[judged.backdoored == kind]) for kind in (False, True))
-    levels = np.unique(np.concatenate((clean, found, [0.0])))[::-1]
-    points = [[float((values >= level).mean()) for values in (clean, found)] for level in levels]
+    kinds = [judged.subset(judged.backdoored == kind) for kind in (False, True)]
+    levels = np.unique(np.append(judged.probability, 0.0))[::-1]
+    points = [[each.mean(each.probability >= level) for each in kinds] for level in levels]
     return [[0.0, 0.0], *([round(x, 4), round(y, 4)] for x, y in points)]
 
 
@@ -108,11 +108,11 @@ def reliability(judged: Judged) -> list[dict[str, float]]:
     bins = np.minimum((judged.probability * BINS).astype(int), BINS - 1)
     return [
         {
-            "probability": _rounded(judged.probability[bins == each].mean()),
-            "backdoored": _rounded(judged.backdoored[bins == each].mean()),
-            "rows": int((bins == each).sum()),
+            "probability": _rounded(mine.mean(mine.probability)),
+            "backdoored": _rounded(mine.mean(mine.backdoored)),
+            "rows": len(mine.owner),
         }
-        for each in np.unique(bins).tolist()
+        for mine in (judged.subset(bins == each) for each in np.unique(bins))
     ]
 
 
@@ -154,12 +154,12 @@ def everything(judged: Judged, draws: int) -> dict[str, Any]:
 def interval(
     judged: Judged, rows: NDArray[np.bool_], holds: Callable[[Judged], NDArray[np.bool_]], draws: int = 1000
 ) -> list[float]:
-    """Share of rows that something holds for, with its 95 % interval over draws of networks; nan without rows."""
+    """Share of networks that something holds for, with its 95 % interval over draws of networks; nan without rows."""
     mine = judged.subset(rows)
     networks, owner = np.unique(mine.owner, return_inverse=True)
     if not len(networks):
         return [float("nan")] * 3
-    values, size = np.bincount(owner, holds(mine)), np.bincount(owner)
+    values, size = np.bincount(owner, mine.weight * holds(mine)), np.bincount(owner, mine.weight)
     chosen = np.random.default_rng(0).integers(len(networks), size=(draws, len(networks)))
     shares = values[chosen].sum(1) / size[chosen].sum(1)
     return [_rounded(value) for value in (values.sum() / size.sum(), *np.percentile(shares, [2.5, 97.5]))]

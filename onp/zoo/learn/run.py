@@ -100,7 +100,7 @@ def _figures(
     for name in design.detectors:
         # An AUC needs no calibration: the probability is a rising function of the highest score.
         highest = one_detector(name)(design, np.arange(len(design.owner)), np.arange(len(design.owner))).max(1)
-        detectors[name] = by_family_and_norm(design, Judged(design.owner, ~design.clean, highest, ours.named))
+        detectors[name] = by_family_and_norm(design, Judged.of(design.owner, ~design.clean, highest, ours.named))
     return {
         "version": verdict.version,
         "zoo": {
@@ -130,7 +130,7 @@ def _figures(
 def _alone(design: Design, name: str) -> float:
     rows = np.arange(len(design.owner))
     highest = one_detector(name)(design, rows, rows).max(1)
-    return auc(Judged(design.owner, ~design.clean, highest, np.zeros(len(rows), dtype=bool)))
+    return auc(Judged.of(design.owner, ~design.clean, highest))
 
 
 def _finite(value: Any) -> Any:

@@ -105,18 +105,20 @@ def fit_tails(design: Design, rows: Rows) -> FittedTails:
         rows: of the networks to learn from; the clean ones count.
     """
     floors = design.floors(rows)
-    features = design.features(floors)[rows[design.clean[rows]]]
+    clean = rows[design.clean[rows]]
+    features, weight = design.features(floors)[clean], design.weight[clean]
     points: list[dict[str, Points]] = []
     usual = np.zeros(len(design.detectors))
     for d, name in enumerate(design.detectors):
-        measured = features[:, :, d][np.isfinite(features[:, :, d]).all(-1)]
+        known = np.isfinite(features[:, :, d]).all(-1)
+        measured, of_row = features[:, :, d][known], np.broadcast_to(weight[:, None], known.shape)[known]
         of_features = {}
         if len(measured) >= FEWEST:
             times = BOTH if name in COMPARED else 1.0
             for feature in (INDEX, CHEAPNESS) if name in COMPARED else (INDEX,):
-                corners = tail(measured[:, FEATURES.index(feature)])
+                corners = tail(measured[:, FEATURES.index(feature)], of_row)
                 of_features[feature] = tuple((x, times * y) for x, y in corners)
-            usual[d] = _said(measured, of_features, 0.0).mean()
+            usual[d] = np.average(_said(measured, of_features, 0.0), weights=of_row)
         points.append(of_features)
     return FittedTails(design, floors, tuple(points), usual)
 
@@ -126,18 +128,21 @@ def _said(features: Array, points: dict[str, Points], missing: float) -> Array:
     return rarity([heights(features[..., FEATURES.index(name)], corners) for name, corners in points.items()], missing)
 
 
-def tail(values: Array) -> Points:
+def tail(values: Array, weight: Array) -> Points:
     """Nats that an anomaly index is worth: minus log of twice the share of values as high; piecewise linear, to `MOST`.
 
     Args:
         values: anomaly indices of classes of clean networks.
+        weight: of each class, above 0: less for those of networks with several splits.
 
     Example:
-        >>> points = tail(np.linspace(0, 10, 1001))
+        >>> points = tail(np.linspace(0, 10, 1001), np.ones(1001))
         >>> [(round(x, 2), round(y, 2)) for x, y in points[:3]]
         [(5.0, 0.0), (8.0, 0.92), (9.0, 1.61)]
     """
-    corners = np.quantile(values, [1 - share for share in SHARES]) + 1e-6 * np.arange(len(SHARES))
+    order = np.argsort(values, kind="stable")
+    place = (np.cumsum(weight[order]) - weight[order] / 2) / weight.sum()
+    corners = np.interp([1 - share for share in SHARES], place, values[order]) + 1e-6 * np.arange(len(SHARES))
     heights = [math.log(SHARES[0] / share) for share in SHARES]
     slope = (heights[-1] - heights[FIRST_OF_TAIL]) / (corners[-1] - corners[FIRST_OF_TAIL])
     corners = np.append(corners, corners[-1] + (MOST - heights[-1]) / slope)

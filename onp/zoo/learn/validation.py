@@ -112,4 +112,4 @@ def calibrated(design: Design, scores: Array) -> Judged:
             log_odds = learned.log_odds(scores[row : row + 1], design.group[row : row + 1])[0, : design.classes[row]]
             per_class, probability[row] = probabilities(log_odds, learned.pair)
             named[row] = design.is_target[row, int(np.argmax(per_class))]
-    return Judged(design.owner, ~design.clean, probability, named)
+    return Judged.of(design.owner, ~design.clean, probability, named)

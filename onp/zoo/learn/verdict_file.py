@@ -8,6 +8,7 @@ import math
 
 import numpy as np
 
+from onp.detect.class_features import Array
 from onp.detect.probability import LearnedVerdict
 from onp.zoo.learn.metrics import Judged, threshold
 from onp.zoo.learn.tails import FittedTails
@@ -27,16 +28,25 @@ def thresholds(judged: Judged) -> tuple[float, float]:
     Where both hold for one threshold, that one, as near to one half as may be.
     """
     high = threshold(judged)
-    found = np.sort(judged.probability[judged.backdoored])
-    allowed = max(int(MISSES * len(found)), min(FEWEST_MISSES, len(found) // 8))
-    low = float(found[allowed]) if len(found) else 1.0
-    clean = np.sort(judged.probability[~judged.backdoored])
+    found, missed = _ordered(judged.subset(judged.backdoored))
+    if len(found):
+        allowed = max(MISSES * missed[-1], min(FEWEST_MISSES, missed[-1] // 8))
+        low = float(found[(missed <= allowed + 1e-9).sum()])
+    else:
+        low = 1.0
+    clean, cleared = _ordered(judged.subset(~judged.backdoored))
     if len(clean):
-        low = max(low, float(np.nextafter(clean[max(0, math.ceil((1 - MOST_OPEN) * len(clean)) - 1)], 1.0)))
+        low = max(low, float(np.nextafter(clean[(cleared < (1 - MOST_OPEN) * cleared[-1] - 1e-9).sum()], 1.0)))
     if low >= high:
         high = low = float(np.clip(0.5, high, low))
     # Rounded away from each other, so that what they were chosen for still holds.
     return min(math.ceil(high * 1e4) / 1e4, 1.0), math.floor(low * 1e4) / 1e4
+
+
+def _ordered(judged: Judged) -> tuple[Array, Array]:
+    """The probabilities, lowest first, and how many networks lie at or below each."""
+    order = np.argsort(judged.probability, kind="stable")
+    return judged.probability[order], np.cumsum(judged.weight[order])
 
 
 def learned(fitted: FittedTails, calibration: Calibration, limits: tuple[float, float], version: str) -> LearnedVerdict:
