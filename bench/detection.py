@@ -54,9 +54,18 @@ def cell(value: list[float | None], percent: bool) -> str:
 
 def models(document: Document) -> str:
     """Every model, a row."""
+    return _rows(document["models"])
+
+
+def splits(document: Document) -> str:
+    """One split of clean images and the mean of three."""
+    return _rows(document["several_splits"])
+
+
+def _rows(rows: Document) -> str:
     lines = ["| | " + " | ".join(title + (", %" if percent else "") for _, title, percent in COLUMNS) + " |"]
     lines.append("|---" * (len(COLUMNS) + 1) + "|")
-    for name, row in document["models"].items():
+    for name, row in rows.items():
         lines.append(f"| {NAMES.get(name, name)} | " + " | ".join(cell(row[key], p) for key, _, p in COLUMNS) + " |")
     return "\n".join(lines)
 
@@ -148,6 +157,7 @@ def zoo(document: Document) -> str:
 
 TABLES = {
     "models": models,
+    "splits": splits,
     "decisions": decisions,
     "subsets": subsets,
     "families": families,

@@ -39,6 +39,10 @@ KINDS = {
     "BN statistics": ("bn_shift", "prior_shift"),
 }
 """Detectors that depend on each other; any other is a kind of its own."""
+OF_TRAINING = KINDS["last layer"]
+"""Detectors that show what a network was trained with, and still do once the units that obeyed a trigger are pruned; networks
+with pruned units are judged without them."""
+SUPPORTED = 2.0  # times what the costs of inverted triggers say, which what their features say counts as at most
 SIZES = range(16, 97)
 """Sides of images, in pixels, for which costs of inverted triggers are compared between networks; the zoo has 28 and 32."""
 USUAL_CLASSES = 10
@@ -139,7 +143,8 @@ def target_probabilities(
     model = verdict.groups[context.group]
     nats = {}
     for name, term in model.terms.items():
-        costs = scores.log_costs.get(name, (math.nan,) * context.classes)
+        unmeasured = (math.nan,) * context.classes
+        costs = unmeasured if context.pruned and name in OF_TRAINING else scores.log_costs.get(name, unmeasured)
         nats[name] = term.of(class_features(costs, verdict.floors[name]), context.comparable)
     together = np.stack(list(nats.values()), -1) if nats else np.zeros((context.classes, 0))
     added = dict(zip(nats, added_by(together, list(nats)).T, strict=True))
@@ -183,6 +188,9 @@ def kind_of(detector: str) -> str:
 def added_by(nats: Array, detectors: Sequence[str]) -> Array:
     """What each detector adds to the log odds: its share of the norm over its kind, so that all shares sum to the norms.
 
+    Where inverted triggers cost what other classes do, it means nothing that their features are none of the class's own: so
+    what latent separability says is bounded by `SUPPORTED` times the norm over the inverted triggers.
+
     Args:
         nats: what each detector has to say, 0 or more, `[..., detectors]`.
         detectors: their names.
@@ -196,7 +204,9 @@ def added_by(nats: Array, detectors: Sequence[str]) -> Array:
     """
     kinds = [kind_of(name) for name in detectors]
     same = np.array([[one == other for other in kinds] for one in kinds], dtype=np.float64).reshape(len(kinds), len(kinds))
-    squares = nats**2
+    of_costs, of_features = ([kind == wanted for kind in kinds] for wanted in ("inversion", "latent separability"))
+    bound = np.where(of_features, SUPPORTED * np.sqrt((nats[..., of_costs] ** 2).sum(-1, keepdims=True)), np.inf)
+    squares = np.minimum(nats, bound) ** 2
     return squares / np.sqrt(np.maximum(squares @ same, 1e-24))
 
 

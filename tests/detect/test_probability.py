@@ -111,6 +111,13 @@ def test_a_class_counts_that_is_cheap_among_its_own_and_among_all():
     assert term.of({name: np.full(3, NAN) for name in both}).tolist() == [0.5] * 3
 
 
+def test_networks_with_pruned_units_are_judged_without_what_outlives_pruning():
+    scores = DetectionScores({"patch": tuple(COSTS), "latent": tuple(COSTS)}, {})
+    kept, pruned = (target_probabilities(scores, Context(8, 500, True, pruned=each), verdict()) for each in (False, True))
+    assert kept.evidence[4] == {"patch": 5.0, "latent": 5.0}
+    assert pruned.evidence[4] == {"patch": 5.0, "latent": 0.5} and pruned.backdoor < kept.backdoor
+
+
 def test_costs_of_images_of_another_size_are_not_compared_between_networks():
     term = DetectorTerm({"index": ((1.0, 0.0), (5.0, 4.0)), "cheapness": ((9.0, 0.0), (10.0, 4.0))}, missing=0.5)
     group = GroupModel(-4.0, -1.0, {"patch": term})
@@ -180,6 +187,13 @@ def test_detectors_of_one_kind_add_the_norm_of_what_they_say():
     more = nats.copy()
     more[0, 0] += 1.0
     assert (added_by(more, ["patch", "warp", "latent", "somebody's own"]).sum(1) >= added.sum(1)).all()
+
+
+def test_features_of_triggers_that_are_not_cheap_count_little():
+    names = ["patch", "separability", "warp"]
+    nats = np.array([[0.3, 9.0, 0.4], [3.0, 5.0, 4.0], [0.0, 5.0, 0.0]])
+    assert added_by(nats, names)[:, 1].tolist() == pytest.approx([2 * 0.5, 5.0, 0.0])
+    assert added_by(nats[:, :1], names[:1])[:, 0].tolist() == pytest.approx([0.3, 3.0, 0.0])
 
 
 def test_every_detector_of_the_package_is_of_a_kind():

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from onp.detect.class_features import FEATURES, INDEX
+from onp.detect.class_features import FEATURES, INDEX, Array
 from onp.detect.probability import GROUPS, LearnedVerdict
 from onp.detect.separability import SEPARABILITY
+from onp.zoo.entry import SPLITS
 from onp.zoo.learn.design import Design
 from onp.zoo.learn.metrics import BINS, Judged, auc, figures, threshold
 from onp.zoo.learn.networks import Network
+from onp.zoo.learn.validation import calibrated_means
 
 LOW_RATE = 0.02
 NORMS = ("batch norms", "statistics taken anew", "no batch norms")
@@ -144,6 +146,22 @@ def missed(design: Design, judged: Judged, limit: float) -> list[dict[str, Any]]
             "anomaly_index": index,
         })  # fmt: skip
     return found
+
+
+def several_splits(design: Design, scores: Array, judged: Judged, draws: int) -> dict[str, dict[str, Any]]:
+    """`everything` of the networks with all splits, by single splits and by the mean log odds of all of them; else nothing.
+
+    Args:
+        design: of all networks.
+        scores: of all rows, from models that saw neither family nor architecture.
+        judged: the same, calibrated.
+        draws: of networks, for the intervals.
+    """
+    complete = np.flatnonzero(np.bincount(design.owner, minlength=len(design.networks)) == SPLITS)
+    if not len(complete):
+        return {}
+    single, mean = judged.subset(np.isin(judged.owner, complete)), calibrated_means(design, scores, complete)
+    return {"one split": everything(single, draws), "mean of three splits": everything(mean, draws)}
 
 
 def everything(judged: Judged, draws: int) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from onp.zoo.learn.results import (
     missed,
     reliability,
     roc,
+    several_splits,
 )
 from onp.zoo.learn.tails import fit_tails
 from onp.zoo.learn.validation import calibrate, calibrated, out_of_fold
@@ -82,6 +83,7 @@ def learn(config: LearnConfig) -> int:
     calibration = calibrate(design, scores["tails"], rows)
     verdict = learned(fit_tails(design, rows), calibration, thresholds(judged["tails"]), version)
     document = _figures(networks, design, judged, verdict, config.draws)
+    document["several_splits"] = several_splits(design, scores["tails"], judged["tails"], config.draws)
     write_atomically(out / "verdict.json", as_json(verdict))
     write_atomically(Path(config.figures), json.dumps(_finite(document), indent=1) + "\n")
     readme = out / "README.md"

@@ -104,12 +104,24 @@ def calibrate(design: Design, scores: Array, rows: Rows) -> Calibration:
 
 def calibrated(design: Design, scores: Array) -> Judged:
     """Probabilities of all rows, each calibrated on the scores of other networks."""
+    return _calibrated(design, scores, [np.array([row]) for row in range(len(design.owner))])
+
+
+def calibrated_means(design: Design, scores: Array, networks: Rows) -> Judged:
+    """The same of some networks by the mean log odds of all splits of each, as `onp.detect.probability.averaged` has it."""
+    return _calibrated(design, scores, [design.rows_of([network]) for network in networks])
+
+
+def _calibrated(design: Design, scores: Array, together: Sequence[Rows]) -> Judged:
+    """A probability for each set of rows, which are those of one network."""
     fold = np.random.default_rng(1).permutation(len(design.networks))[design.owner] % CALIBRATION_FOLDS
-    probability, named = np.empty(len(fold)), np.empty(len(fold), dtype=bool)
-    for each in np.unique(fold):
+    first = np.array([rows[0] for rows in together])
+    probability, named = np.empty(len(first)), np.empty(len(first), dtype=bool)
+    for each in np.unique(fold[first]):
         learned = calibrate(design, scores, np.flatnonzero(fold != each))
-        for row in np.flatnonzero(fold == each):
-            log_odds = learned.log_odds(scores[row : row + 1], design.group[row : row + 1])[0, : design.classes[row]]
-            per_class, probability[row] = probabilities(log_odds, learned.pair)
-            named[row] = design.is_target[row, int(np.argmax(per_class))]
-    return Judged.of(design.owner, ~design.clean, probability, named)
+        for place in np.flatnonzero(fold[first] == each):
+            rows = together[place]
+            log_odds = learned.log_odds(scores[rows], design.group[rows])[:, : design.classes[rows[0]]].mean(0)
+            per_class, probability[place] = probabilities(log_odds, learned.pair)
+            named[place] = design.is_target[rows[0], int(np.argmax(per_class))]
+    return Judged.of(design.owner[first], ~design.clean[first], probability, named)
