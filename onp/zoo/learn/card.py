@@ -39,7 +39,7 @@ network has one (`onp.detect.probability`). Version {verdict.version}. The prior
 | | |
 |---|---|
 | `floors` | per detector: median spread of the log costs among the classes of a clean network |
-| `groups` | networks whose batch norms have a say and the others: what each detector says of a class by its anomaly index, as corners of rising piecewise linear functions (`onp.zoo.learn.tails`); the norm over each kind of detectors is added to the log odds |
+| `groups` | networks whose batch norms have a say and the others: what each detector says of a class by its anomaly index and, where networks share a unit, by its cost, as corners of rising piecewise linear functions (`onp.zoo.learn.tails`); their geometric mean counts, and the norm over each kind of detectors is added to the log odds |
 | `pair` | weight of two targets against two independent backdoors |
 | `backdoor_from`, `none_below` | {verdict.backdoor_from} and {verdict.none_below}: at most 1 % of clean networks are at or above the first; at most 2 % of backdoored ones are below the second, but it is no lower than leaves 80 % of the clean ones below |
 
