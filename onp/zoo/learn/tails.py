@@ -57,7 +57,7 @@ class FittedTails:
         pruned = np.array([self.design.measured[row].pruned for row in rows], dtype=bool)
         for d, points in enumerate(self.points):
             if points:
-                found[..., d] = _said(features[..., d, :], points, self.usual[d])
+                found[..., d] = _rarity_of(features[..., d, :], points, self.usual[d])
                 if self.design.detectors[d] in OF_TRAINING:
                     found[pruned, :, d] = self.usual[d]
         return found
@@ -122,12 +122,12 @@ def fit_tails(design: Design, rows: Rows) -> FittedTails:
             for feature in (INDEX, CHEAPNESS) if name in COMPARED else (INDEX,):
                 corners = tail(measured[:, FEATURES.index(feature)], of_row)
                 of_features[feature] = tuple((x, times * y) for x, y in corners)
-            usual[d] = np.average(_said(measured, of_features, 0.0), weights=of_row)
+            usual[d] = np.average(_rarity_of(measured, of_features, 0.0), weights=of_row)
         points.append(of_features)
     return FittedTails(design, floors, tuple(points), usual)
 
 
-def _said(features: Array, points: dict[str, Points], missing: float) -> Array:
+def _rarity_of(features: Array, points: dict[str, Points], missing: float) -> Array:
     """Nats that a detector says, `[..., C]` of `[..., C, features]`."""
     return rarity([heights(features[..., FEATURES.index(name)], corners) for name, corners in points.items()], missing)
 
