@@ -72,8 +72,8 @@ def repaired_notes(findings: Findings) -> tuple[str, ...]:
     if detection is not None and detection.pruned:
         return (
             f"{_are(detection.pruned)} pruned already in the network as given. Pruning changes what batch norms read, and the "
-            "last layer keeps traces of a backdoor that was pruned, so the detectors that read batch-norm statistics and the last "
-            "layer have no say; onp verify asks whether a repaired network still obeys triggers.",
+            "last layer keeps traces of a pruned backdoor, so the detectors that read batch-norm statistics and the last layer "
+            "have no say; onp verify asks whether a repaired network still obeys triggers.",
         )
     return ()
 
