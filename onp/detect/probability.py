@@ -39,9 +39,6 @@ KINDS = {
     "BN statistics": ("bn_shift", "prior_shift"),
 }
 """Detectors that depend on each other; any other is a kind of its own."""
-OF_TRAINING = KINDS["last layer"]
-"""Detectors that show what a network was trained with, and still do once the units that obeyed a trigger are pruned; networks
-with pruned units are judged without them."""
 SUPPORTED = 2.0  # times what the costs of inverted triggers say, which what their features say counts as at most
 SIZES = range(16, 97)
 """Sides of images, in pixels, for which costs of inverted triggers are compared between networks; the zoo has 28 and 32."""
@@ -143,8 +140,7 @@ def target_probabilities(
     model = verdict.groups[context.group]
     nats = {}
     for name, term in model.terms.items():
-        unmeasured = (math.nan,) * context.classes
-        costs = unmeasured if context.pruned and name in OF_TRAINING else scores.log_costs.get(name, unmeasured)
+        costs = scores.log_costs.get(name, (math.nan,) * context.classes)
         nats[name] = term.of(class_features(costs, verdict.floors[name]), context.comparable)
     together = np.stack(list(nats.values()), -1) if nats else np.zeros((context.classes, 0))
     added = dict(zip(nats, added_by(together, list(nats)).T, strict=True))

@@ -111,13 +111,6 @@ def test_a_class_counts_that_is_cheap_among_its_own_and_among_all():
     assert term.of({name: np.full(3, NAN) for name in both}).tolist() == [0.5] * 3
 
 
-def test_networks_with_pruned_units_are_judged_without_what_outlives_pruning():
-    scores = DetectionScores({"patch": tuple(COSTS), "latent": tuple(COSTS)}, {})
-    kept, pruned = (target_probabilities(scores, Context(8, 500, True, pruned=each), verdict()) for each in (False, True))
-    assert kept.evidence[4] == {"patch": 5.0, "latent": 5.0}
-    assert pruned.evidence[4] == {"patch": 5.0, "latent": 0.5} and pruned.backdoor < kept.backdoor
-
-
 def test_costs_of_images_of_another_size_are_not_compared_between_networks():
     term = DetectorTerm({"index": ((1.0, 0.0), (5.0, 4.0)), "cheapness": ((9.0, 0.0), (10.0, 4.0))}, missing=0.5)
     group = GroupModel(-4.0, -1.0, {"patch": term})

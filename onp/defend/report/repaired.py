@@ -71,9 +71,9 @@ def repaired_notes(findings: Findings) -> tuple[str, ...]:
         return _of_mask(verification)
     if detection is not None and detection.pruned:
         return (
-            f"{_are(detection.pruned)} pruned already in the network as given. Pruning changes what batch norms read, and the "
-            "last layer keeps traces of a pruned backdoor, so the detectors that read batch-norm statistics and the last layer "
-            "have no say; onp verify asks whether a repaired network still obeys triggers.",
+            f"{_are(detection.pruned)} pruned already in the network as given. Pruning changes what batch norms read, so the "
+            "detectors that compare batch-norm statistics have no say; onp verify asks whether a repaired network still obeys "
+            "triggers.",
         )
     return ()
 

@@ -19,7 +19,6 @@ from onp.detect.class_features import CHEAPNESS, FEATURES, INDEX, Array
 from onp.detect.probability import (
     GROUPS,
     KINDS,
-    OF_TRAINING,
     USUAL_CLASSES,
     DetectorTerm,
     GroupModel,
@@ -54,12 +53,9 @@ class FittedTails:
         """What each detector says, `[rows, C, detectors]`; nothing of a class that it did not measure."""
         features = self.design.features(self.floors)[rows]
         found = np.zeros(features.shape[:-1])
-        pruned = np.array([self.design.measured[row].pruned for row in rows], dtype=bool)
         for d, points in enumerate(self.points):
             if points:
                 found[..., d] = _rarity_of(features[..., d, :], points, self.usual[d])
-                if self.design.detectors[d] in OF_TRAINING:
-                    found[pruned, :, d] = self.usual[d]
         return found
 
     def log_odds(self, rows: Rows) -> Array:
