@@ -11,6 +11,7 @@ import torch
 from onp.attack.triggers import load_trigger
 from onp.compare.defences import DefenceConfig, Pruning, defence
 from onp.compare.measure import ground_truth, oracle_threshold
+from onp.compare.reactivation import reactivated, with_poisoned
 from onp.compare.victims import VictimFiles
 from onp.data.images import ImageSet, load_images
 from onp.data.normalisation import Normalisation
@@ -23,11 +24,8 @@ from onp.errors import InputError
 from onp.model.mask import Mask
 from onp.model.prune import prune
 from onp.model.tuning import tune_pruned
-from onp.model.tuning.ft import fine_tuned
 from onp.model.victim import Victim, load_victim
 from onp.numerics import repeatable, resolve_device, strict_float32
-
-REACTIVATION_EPOCHS = 5
 
 
 @dataclass(frozen=True)
@@ -80,13 +78,17 @@ def _run(cell: Cell) -> dict[str, Any]:
     defended = apply_defence(cell, victim, clean)
     seconds = time.monotonic() - start
 
-    truth = ground_truth(victim, evaluation, load_trigger(files.trigger) if files.trigger else None, files.target)
+    trigger = load_trigger(files.trigger) if files.trigger else None
+    truth = ground_truth(victim, evaluation, trigger, files.target)
     before, after = truth.figures(victim.model), truth.figures(defended.victim.model)
     row: dict[str, Any] = {f"{name}_before": value for name, value in before.items()} | after
     if "asr" in after:
         row["der"] = defence_effectiveness(before["acc"], after["acc"], before["asr"], after["asr"])
-    again = fine_tuned(defended.victim, clean, DefenceConfig(seed=cell.seed), REACTIVATION_EPOCHS, "re-activation").eval()
-    row |= {f"{name}_reactivated": value for name, value in truth.figures(again).items() if name in ("acc", "asr")}
+    again = truth.figures(reactivated(defended.victim, clean, cell.seed))
+    row |= {f"{name}_reactivated": value for name, value in again.items() if name in ("acc", "asr")}
+    if trigger is not None:
+        poisoned = with_poisoned(clean, trigger, files.target, victim.classes)
+        row["asr_poisoned"] = truth.figures(reactivated(defended.victim, poisoned, cell.seed))["asr"]
     row |= {"decision": defended.decision, "seconds": seconds, "evaluations": defended.evaluations, "units": victim.units}
     row["where"] = ", ".join(f"{name} {value}" for name, value in (hardware() | versions()).items())
     if defended.mask is not None:

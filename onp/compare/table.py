@@ -17,7 +17,7 @@ Row = dict[str, Any]
 COLUMNS = (
     *("victim", "attack", "arch", "data", "defence", "seed", "error", "decision"),
     *("acc_before", "acc", "asr_before", "asr", "ra_before", "ra", "asr_untriggered", "der"),
-    *("acc_reactivated", "asr_reactivated", "threshold", "threshold_oracle", "acc_oracle", "asr_oracle"),
+    *("acc_reactivated", "asr_reactivated", "asr_poisoned", "threshold", "threshold_oracle", "acc_oracle", "asr_oracle"),
     *("pruned", "units", "evaluations", "seconds", "where"),
 )
 
@@ -28,7 +28,8 @@ MEANING = (
     "- The oracle columns choose the threshold by the test ASR, which no defence may: the mask of the same curve with the",
     "  lowest test ASR within the same budget of test accuracy. An oracle ASR above the defence's own says that the defence",
     "  lost more test accuracy than the budget, which its held-out images did not show.",
-    "- Re-activated is the ASR after five epochs of fine-tuning on the clean images.",
+    "- Re-activated is the ASR after five epochs of fine-tuning on the clean images; with poisoned: on these and five with the",
+    "  trigger and the label that it leads to.",
     "- A baseline defence stops after `passes` images a stage, so longer recipes are cut short (at their published length:",
     "  ANP 768,000, IMS over 2 million, SAU 600,000 on 500 images).",
 )
@@ -101,6 +102,7 @@ def _summary(rows: Sequence[Row]) -> list[str]:
         "DER": lambda group: _spread([row["der"] for row in group], 1, 3),
         "oracle ASR": lambda group: _spread(_values(group, "asr_oracle")),
         "re-activated": lambda group: _spread(_values(group, "asr_reactivated")),
+        "with poisoned": lambda group: _spread(_values(group, "asr_poisoned")),
         "seconds": lambda group: _spread(_values(group, "seconds"), 1, 0),
     }
     groups = _groups(rows)
@@ -121,6 +123,7 @@ def _victim(rows: Sequence[Row]) -> list[str]:
         "oracle ACC": lambda group: _spread(_values(group, "acc_oracle")),
         "oracle ASR": lambda group: _spread(_values(group, "asr_oracle")),
         "re-activated": lambda group: _spread(_values(group, "asr_reactivated")),
+        "with poisoned": lambda group: _spread(_values(group, "asr_poisoned")),
         "pruned": lambda group: _spread(_values(group, "pruned"), 1, 0),
         "evaluations": lambda group: _spread(_values(group, "evaluations"), 1, 0),
         "seconds": lambda group: _spread(_values(group, "seconds"), 1, 0),

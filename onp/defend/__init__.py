@@ -12,6 +12,7 @@ from onp.defend.config import DefendConfig
 from onp.defend.estimate import announce, announce_repair, scaled_down
 from onp.defend.healing import Repaired, repaired_network
 from onp.defend.inputs import read_case
+from onp.defend.memory import within_memory
 from onp.defend.outcome import Outcome
 from onp.defend.outputs import write_outputs, write_refusal
 from onp.defend.provenance import digests, inputs_of, provenance
@@ -72,7 +73,7 @@ def run_pipeline(case: Case, run: Run) -> Outcome:
         return verify_pipeline(case, run)
     victim, clean = case.victim, case.clean
     check_tuning(run.config.tune, victim)
-    run = scaled_down(run, victim)
+    run = within_memory(scaled_down(run, victim), case)
     ahead = announce(case, run)
 
     # Is there a backdoor, and towards which class? BN statistics are measured once, for all stages.

@@ -130,5 +130,13 @@ class DefendConfig:
     )
     demo: str | None = option(None, "repair an embedded example instead; see --list-demos", metavar="NAME", group="the run")
     device: str = option("auto", "where to compute", choices=("auto", "cpu", "cuda"), group="the run")
+    memory: float | None = option(
+        None,
+        "memory that the run may take on a CPU, that of Python and torch included; with less it takes longer, and little of it "
+        "leaves fewer augmented images to heal with",
+        metavar="GIB",
+        type=float,
+        group="the run",
+    )
     seed: int = option(0, "same seed, same machine: same mask", metavar="N", group="the run")
     resume: bool = option(False, "continue the run that was begun in --out, or begin it", group="the run")

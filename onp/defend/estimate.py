@@ -10,6 +10,7 @@ import torch
 
 from onp.data.images import ImageSet
 from onp.defend.case import Case
+from onp.defend.memory import memory_of
 from onp.defend.presets import Preset
 from onp.defend.run import Run
 from onp.defend.verdict import is_to_repair
@@ -109,7 +110,8 @@ def announce(case: Case, run: Run, seconds: float | None = None) -> Estimate:
     ahead = estimate(case, run.preset, each, is_to_repair(case, run.config))
     if ahead.total >= LONG:
         quicker = "a GPU is" if run.config.preset == "fast" else "--preset fast or a GPU are"
-        run.monitor.note(f"About {ahead}, on {case.victim.device}; {quicker} quicker.")
+        taken = f" and {memory_of(case, run.preset)} at most" if case.victim.device.type == "cpu" else ""
+        run.monitor.note(f"About {ahead}, on {case.victim.device}{taken}; {quicker} quicker.")
     return ahead
 
 

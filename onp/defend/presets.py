@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from onp.detect.config import DetectConfig, InversionConfig
+from onp.engine.metrics import VALUES_AT_ONCE
 from onp.model.heal import HealConfig
 from onp.search.agent import PAPER, AgentConfig
 from onp.search.objective import Objective
@@ -18,6 +19,7 @@ class Preset:
     detect: DetectConfig
     search: SearchConfig
     heal: HealConfig | None = HealConfig()  #: None for pruning alone
+    values_at_once: int = VALUES_AT_ONCE  #: pixel values of the images that triggers are inverted on together
     tuning_passes: int = 1_000_000  #: images a stage of --tune may process; no recipe needs as many for a few hundred images
 
     def with_objective(self, objective: Objective) -> Preset:

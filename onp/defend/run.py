@@ -125,7 +125,7 @@ class Run:
 
     def detecting(self, stage: progress.Stage | None = None) -> DetectRun:
         """What detection and inversion are run with; `stage` shows their steps."""
-        run = DetectRun(self.preset.detect, self.seed, store=self.store)
+        run = DetectRun(self.preset.detect, self.seed, store=self.store, values_at_once=self.preset.values_at_once)
         return run if stage is None else dataclasses.replace(run, progress=stage.advance)
 
     @property

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from onp.defend.case import Case
 from onp.defend.estimate import announce, scaled_down
+from onp.defend.memory import within_memory
 from onp.defend.outcome import Outcome
 from onp.defend.repair_loop import held_out_triggers
 from onp.defend.report.audit import AuditSet, audit_repair
@@ -48,7 +49,7 @@ def verify_pipeline(case: Case, run: Run) -> Outcome:
     victim, clean = case.victim, case.clean
     mask = Mask.of(victim)
     verification = compare_mask(victim, mask_beside(victim))
-    run = scaled_down(run, victim).fork("verify")
+    run = within_memory(scaled_down(run, victim), case).fork("verify")
     announce(replace(case, known_trigger=None), run)  # triggers are inverted beside a known one
 
     bn = BnStatistics.nothing(victim, case.searched)

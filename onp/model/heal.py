@@ -56,6 +56,7 @@ class HealConfig:
     temperature: float = 2.0
     max_grad_norm: float = 1.0  #: to which a larger gradient is scaled down
     values: int = 2**27  #: most numbers of features that are kept; large networks get fewer copies
+    at_once: int = 256  #: images of a step, at most, that gradients are computed of together; changes memory and speed only
     seed: int = 0
 
 
@@ -90,19 +91,19 @@ def heal(
     for done, chosen in _batches(len(pairs.teacher), config):
         for group in optimiser.param_groups:
             group["lr"] = config.lr * (1 + math.cos(math.pi * done)) / 2
-        plain, triggered = pairs.plain[chosen], pairs.triggered[chosen]
-        logits = cut.logits(torch.cat((plain, triggered)), learned)
-        losses = [_divergence(part, pairs.teacher[chosen], config.temperature) for part in logits.split(len(plain))]
-        loss = (1 - config.triggered) * losses[0] + config.triggered * losses[1]
         optimiser.zero_grad()
-        loss.backward()
+        for part in chosen.split(max(1, config.at_once // 2)):
+            logits = cut.logits(torch.cat((pairs.plain[part], pairs.triggered[part])), learned)
+            losses = [_divergence(each, pairs.teacher[part], config.temperature) for each in logits.split(len(part))]
+            loss = (1 - config.triggered) * losses[0] + config.triggered * losses[1]
+            (loss * (len(part) / len(chosen))).backward()
         for key, pruned_row in rows.items():
             gradient = learned[key].grad
             assert gradient is not None
             gradient[pruned_row] = 0
         torch.nn.utils.clip_grad_norm_(learned.values(), config.max_grad_norm)
         optimiser.step()
-        advance(2 * len(plain))
+        advance(2 * len(chosen))
     return with_tensors(pruned, {key: tensor.detach() for key, tensor in learned.items()})
 
 

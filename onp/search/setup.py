@@ -16,6 +16,7 @@ from onp.detect.bn_statistics import BnStatistics, bn_shift_gain
 from onp.engine.evaluator import Evaluator, MaskScorer
 from onp.engine.metrics import predictions
 from onp.engine.scoring import Batch
+from onp.engine.settings import EvaluatorSettings
 from onp.model.victim import Victim
 from onp.resume import Store
 from onp.search.agent import AgentConfig, Update
@@ -37,6 +38,7 @@ class SearchConfig:
     target_augmentations: int = 8
     #: Parts of the ACC budget that masks may cost: the next one is tried where no mask works within those before it.
     budget_parts: tuple[float, ...] = (1.0,)
+    cache_bytes: int = 1 << 30  #: of the activation cache, at most; changes memory and speed only
     rounds: int = 1  #: agent runs; each after the first adds the triggers that survived the repair before it
     anomalous: float = 3.0  #: anomaly index from which a trigger that survived a repair counts as the backdoor's
 
@@ -81,7 +83,8 @@ def build_env(victim: Victim, splits: Splits, bank: Bank, bn: BnStatistics | Non
     features = node_features(victim, batches, shift)
     scored = bank.batches(victim, bank.scoring_images(splits))
     agreeing = target_batches(victim, images, bank.target, run)
-    evaluator: MaskScorer = Evaluator(victim, batch_of(victim, images), scored, agreeing)
+    settings = EvaluatorSettings(memory_budget=config.cache_bytes)
+    evaluator: MaskScorer = Evaluator(victim, batch_of(victim, images), scored, agreeing, settings)
     if run.store is not None:
         evaluator = RecordedEvaluator(evaluator, run.store, f"scores-{run.agent_seed}")
     env = PruneEnv(victim, evaluator, bank.weights, config.objective, weight * features.backdoor_score)

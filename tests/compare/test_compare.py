@@ -28,12 +28,16 @@ def test_every_cell_ran_once_and_has_its_figures(config, rows):
     assert [row["defence"] for row in attacked] == ["clp", "fp+ft", "ft"]
     for row in attacked:
         assert row["acc_before"] > 0.9 and row["asr_before"] > 0.5
-        assert 0 <= row["asr"] <= 1 and 0 <= row["ra"] <= 1 and {"acc_reactivated", "asr_reactivated"} <= row.keys()
+        assert (
+            0 <= row["asr"] <= 1
+            and 0 <= row["ra"] <= 1
+            and {"acc_reactivated", "asr_reactivated", "asr_poisoned"} <= row.keys()
+        )
         lost = max(0, row["acc_before"] - row["acc"])
         assert row["der"] == pytest.approx((max(0, row["asr_before"] - row["asr"]) - lost + 1) / 2)
         assert row["seconds"] > 0
     for row in rows:
-        assert ("asr" in row) == (row["attack"] == "blended")
+        assert ("asr" in row) == ("asr_poisoned" in row) == (row["attack"] == "blended")
     clp = attacked[0]
     within = [
         asr for acc, asr in zip(clp["curve"]["acc"], clp["curve"]["asr"], strict=True) if clp["acc_before"] - acc <= 0.05 + 1e-9

@@ -50,6 +50,13 @@ def test_triggered_images_are_given_their_own_class(pruned, healed):
     assert asr_after < 0.1 and ra_after > 0.85 and acc_after > acc - 0.03
 
 
+def test_a_step_in_parts_is_the_same_step(pruned):
+    config = replace(CONFIG, steps=5)
+    whole, parts = (heal(pruned, [STAMP], clean_images(), replace(config, at_once=most)) for most in (256, 20))
+    for key, weights in whole.model.state_dict().items():
+        torch.testing.assert_close(parts.model.state_dict()[key], weights, rtol=1e-4, atol=1e-5)
+
+
 def test_early_weights_buffers_and_pruned_units_stay_as_they_are(pruned, healed):
     late = GraphCut.of(pruned.program, CONFIG.depth).late_parameters()
     before, after = pruned.model.state_dict(), healed.model.state_dict()
