@@ -1,4 +1,4 @@
-"""The agent against simpler searches at an equal number of evaluations: `python bench/search_baselines.py --seeds 0 1 2`.
+"""Searches at an equal number of evaluations: `python bench/search_baselines.py --seeds 0 1 2`.
 
 Same victims, same bank, same objective, but for the agent without BN statistics, which has no backdoor scores; the true trigger
 only measures. Also, on at least 200 random masks per victim, the rank correlation between the surrogate ASR that the search
@@ -33,14 +33,16 @@ from onp.engine.evaluator import Evaluator
 from onp.engine.scoring import TriggeredBatch
 from onp.files import write_atomically
 from onp.model.victim import Victim, load_victim
-from onp.search.agent import build_policies, train
+from onp.search import first_order
+from onp.search.agent import AgentConfig, build_policies, train
 from onp.search.baselines import greedy, random_search
 from onp.search.features import FeatureBatches, NodeFeatures, node_features
+from onp.search.first_order import FirstOrderConfig
 from onp.search.setup import SearchRun, batch_of, build_env
 
 PRESET = PRESETS["default"].with_max_acc_drop(0.01)
 AGENTS = ("agent", "agent without edges", "agent without learning", "agent without BN statistics")
-SEARCHES = (*AGENTS, "greedy backdoor score", "greedy Taylor", "random")
+SEARCHES = ("first order", *AGENTS, "greedy backdoor score", "greedy Taylor", "random")
 
 
 @dataclass(frozen=True)
@@ -66,15 +68,17 @@ def detected(victim: Victim, splits: Splits, seed: int) -> Setting:
 def run(name: str, setting: Setting, evaluations: int) -> tuple[Tensor, float]:
     """The mask, bool [U], that a search finds with so many evaluations, and its Phi."""
     bn, seed = None if name == "agent without BN statistics" else setting.bn, setting.seed
-    agent = replace(PRESET.search.agent, seed=seed, max_evaluations=evaluations)
+    agent = AgentConfig(seed=seed, max_evaluations=evaluations)
     if name == "agent without edges":
         agent = replace(agent, policy=replace(agent.policy, relations=()))
     if name == "agent without learning":
         agent = replace(agent, ppo=replace(agent.ppo, learning_rate=0.0))
-    config = replace(PRESET.search, agent=agent)
+    config = replace(PRESET.search, method=agent)
     problem = build_env(setting.victim, setting.splits, setting.bank, bn, SearchRun(config, seed))
     env, features = problem.env, problem.features
-    if name == "greedy backdoor score":
+    if name == "first order":
+        first_order.search(problem, FirstOrderConfig(seed, evaluations))
+    elif name == "greedy backdoor score":
         greedy.search(env, features.backdoor_score, evaluations, seed)
     elif name == "greedy Taylor":
         greedy.search(env, features.taylor, evaluations, seed)

@@ -1,6 +1,6 @@
 """What a run has worked out so far, kept in a folder, so that a killed run continues where it was.
 
-Everything after the seed is deterministic, so nothing of the agent is saved: a resumed run makes the same choices again, and
+Everything after the seed is deterministic, so nothing of the search is saved: a resumed run makes the same choices again, and
 only the two things that take time, inverted triggers and scores of masks, are read instead of computed. They are kept as
 safetensors and JSON lines: reading them runs no code.
 """

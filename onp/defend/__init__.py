@@ -83,7 +83,7 @@ def run_pipeline(case: Case, run: Run) -> Outcome:
         detection = detect_targets(victim, clean, bn, run.detecting(), run.stage)
         run.monitor.note(most_probable(detection, clean.build))
 
-    # Which neurons carry it? For each target class: triggers, environment, agent, mask. They are pruned, and what is left is
+    # Which neurons carry it? For each target class: triggers, environment, search, mask. They are pruned, and what is left is
     # taught to ignore the triggers.
     to_repair = is_to_repair(case, run.config)
     if detection is not None and detection.backdoored:

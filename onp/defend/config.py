@@ -74,8 +74,9 @@ class DefendConfig:
     )
     preset: str = option(
         "default",
-        "how much to try; paper: as close to the published method as is known",
-        choices=("fast", "default", "thorough", "paper"),
+        "how much to try; agent: as default, but a graph network learns what to prune; paper: as close to the published method "
+        "as is known",
+        choices=("fast", "default", "thorough", "agent", "paper"),
         group="the repair",
     )
     max_acc_drop: float = option(

@@ -86,7 +86,7 @@ def affordable(victim: Victim, preset: Preset, expensive: float = EXPENSIVE) -> 
     search, detect = preset.search, preset.detect
     search = replace(
         search,
-        agent=replace(search.agent, max_evaluations=min(search.agent.max_evaluations, FEWEST_MASKS)),
+        method=replace(search.method, max_evaluations=min(search.method.max_evaluations, FEWEST_MASKS)),
         target_augmentations=_half(search.target_augmentations),
     )
     starts = min(detect.starts, FEWEST_STARTS)
@@ -142,7 +142,7 @@ def estimate(case: Case, preset: Preset, seconds: float, repairing: bool = True)
     healed = 0.0
     if repairing and preset.heal is not None:
         healed = HEALING * heal_images(len(case.searched), preset.heal)
-    scored = repairing * preset.search.agent.max_evaluations * 2 * len(case.clean.score) * FORWARD * NOT_REUSED
+    scored = repairing * preset.search.method.max_evaluations * 2 * len(case.clean.score) * FORWARD * NOT_REUSED
     detected = 0 if known else _detection_passes(case.victim.classes, len(case.clean.build), detect)
     return Estimate(seconds * detected, seconds * (inverted + scored + healed), repairing)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from onp import progress
 from onp.errors import InputError
-from onp.search.agent import Update
+from onp.search.course import Update
 
 SCALARS = ("phi", "asr", "expected_acc_loss", "pruned", "entropy", "approx_kl", "clip_fraction")
 
@@ -75,7 +75,7 @@ class Monitor:
 
         def update(step: Update) -> None:
             nonlocal shown
-            # Each agent run counts its masks from 0.
+            # Each search counts its masks from 0.
             masks = step.evaluations - shown if step.evaluations >= shown else step.evaluations
             shown = step.evaluations
             self._masks += masks

@@ -8,8 +8,10 @@ from onp.detect.config import DetectConfig, InversionConfig
 from onp.engine.metrics import VALUES_AT_ONCE
 from onp.model.heal import HealConfig
 from onp.search.agent import PAPER, AgentConfig
+from onp.search.first_order import FirstOrderConfig
 from onp.search.objective import Objective
 from onp.search.setup import SearchConfig
+from onp.search.single_toggles import Patience
 
 
 @dataclass(frozen=True)
@@ -50,11 +52,13 @@ _FAST = DetectConfig(refine=InversionConfig(steps=40, images=12, min_confidence=
 _THOROUGH = DetectConfig(passes=4, refine=InversionConfig(steps=150, images=32, min_confidence=0.97), starts=8)
 
 PRESETS = {
-    "fast": Preset(_FAST, SearchConfig(AgentConfig(max_evaluations=100))),
-    "default": Preset(DetectConfig(), SearchConfig(AgentConfig(max_evaluations=200))),
+    "fast": Preset(_FAST, SearchConfig(FirstOrderConfig(max_evaluations=100))),
+    "default": Preset(DetectConfig(), SearchConfig(FirstOrderConfig(max_evaluations=200))),
     "thorough": Preset(
-        _THOROUGH, SearchConfig(AgentConfig(max_evaluations=3000, samples=24, single_toggles=0.5, least_gain=0.0), rounds=2)
+        _THOROUGH, SearchConfig(FirstOrderConfig(max_evaluations=3000, patience=Patience(samples=24, least_gain=0.0)), rounds=2)
     ),
+    # A graph network learns which units to toggle; all else as in "default".
+    "agent": Preset(DetectConfig(), SearchConfig(AgentConfig(max_evaluations=200))),
     # The paper uses the activations on clean images, no BN statistics, and pruning alone.
     "paper": Preset(
         DetectConfig(refine=replace(DetectConfig().refine, bn_match_weight=0.0)),

@@ -70,7 +70,7 @@ def search_for(case: Case, bank: Bank, scores: DetectionScores | None, bn: BnSta
     if scores is not None:
         inversion = run.detecting()
         extend = SurvivingTriggers(case.victim, case.clean, scores, inversion, search.anomalous)
-    with run.stage("searching for the mask", len(search.budget_parts) * search.agent.max_evaluations) as stage:
+    with run.stage("searching for the mask", len(search.budget_parts) * search.method.max_evaluations) as stage:
         progress = run.monitor.search_progress(stage)
         settings = SearchRun(search, run.seed, store=run.store, progress=progress, extend_bank=extend)
         return search_mask(case.victim, case.clean, bank, bn, settings)
@@ -89,7 +89,7 @@ def repair_targets(
         detection: of the network as given; None for a known trigger.
         bn: BN statistics of the network as given.
         run: settings, seeds, progress and store.
-        search_for: searches the mask of one target class; the agent's unless a baseline takes its place.
+        search_for: searches the mask of one target class; onp's own unless a baseline takes its place.
 
     Returns:
         None where no backdoor was found.

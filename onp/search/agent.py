@@ -10,18 +10,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from onp.errors import InputError
-from onp.search.env import Budget, Outcomes, PruneEnv, layer_blocks
+from onp.search.course import Course, Diagnostics, FoundMask, Progress
+from onp.search.env import layer_blocks
 from onp.search.features import ACTIVATION_MOMENTS, NodeFeatures, Saliency
 from onp.search.neuron_graph import RELATIONS
 from onp.search.policy import Action, Policy
 from onp.search.problem import SearchProblem
-from onp.search.ranking import top_masks
+from onp.search.single_toggles import Patience, Toggles, toggle_single_units
 
 # Phi lost by masks of many changes, and by one of a single change, beyond which advantages make no difference.
 ADVANTAGE_CLIP, ADVANTAGE_CLIP_SINGLE = 1.0, 0.2
@@ -76,40 +76,6 @@ PAPER = AgentConfig(
 )
 
 
-class Diagnostics(NamedTuple):
-    """Of one improvement of a policy."""
-
-    entropy: float = 0.0
-    approx_kl: float = 0.0  #: http://joschu.net/blog/kl-approx.html
-    clip_fraction: float = 0.0
-
-
-@dataclass(frozen=True)
-class Update:
-    """One step of the search: what was tried from a state and what came of it."""
-
-    stage: str  #: "warm start", "pass 1", ..., "single toggles"
-    block: int  #: -1 for the whole network
-    evaluations: int  #: so far
-    phi: float  #: of the committed mask, afterwards
-    asr: float
-    expected_acc_loss: float
-    pruned: int
-    entropy: float
-    approx_kl: float
-    clip_fraction: float
-
-
-@dataclass(frozen=True, eq=False)
-class TrainResult:
-    """keep: bool [V], the best acceptable mask, all True when nothing was found; `outcome` its scores (B = 1)."""
-
-    keep: Tensor
-    outcome: Outcomes
-    history: tuple[Update, ...]
-    evaluations: int
-
-
 def build_policies(problem: SearchProblem, config: AgentConfig) -> tuple[Policy, ...]:
     """The agents: one for all blocks, or one per layer where `config.policy.per_layer`; seeded by `config.seed`."""
     generator = torch.Generator().manual_seed(config.seed)
@@ -124,15 +90,15 @@ def train(
     problem: SearchProblem,
     policies: Sequence[Policy],
     config: AgentConfig = AgentConfig(),
-    progress: Callable[[Update], None] | None = None,
-) -> TrainResult:
+    progress: Progress | None = None,
+) -> FoundMask:
     """Train `policies` (in place) within the budget; the environment ends in the best mask found.
 
     Args:
         problem: environment and features.
         policies: of `build_policies`.
         config: how to search.
-        progress: called with every update.
+        progress: called with every step.
 
     Raises:
         InputError: a budget without an evaluation, a group without a comparison, or single toggles by several agents.
@@ -145,14 +111,11 @@ def train(
     blocks = layer_blocks(env.victim, len(env.victim.layers) if config.policy.per_layer else config.blocks)
     generator = torch.Generator().manual_seed(config.seed + 1)
     optimizer = torch.optim.Adam(nn.ModuleList(policies).parameters(), config.ppo.learning_rate, eps=1e-5)
-    env.reset()
-    search = _Search(env, config, progress)
+    search = Course(env, config.max_evaluations, progress)
     reserve = int(config.single_toggles * config.max_evaluations)
 
     if config.warm_start_masks:
-        orders = (features.score_to_cost, features.taylor)
-        warm_start = torch.cat([top_masks(order, config.warm_start_masks) for order in orders])
-        search.commit_best(warm_start[: search.budget.left()], "warm start")
+        search.warm_start(features, config.warm_start_masks)
 
     without_gain, number, measured_at = 0, 0, torch.ones_like(env.keep)
     while without_gain < config.patience and search.budget.left() > reserve:
@@ -181,13 +144,14 @@ def train(
             advantage = _advantage(env.evaluate(masks).phi - env.outcome.phi, ADVANTAGE_CLIP)
 
             # Improve the policy, then commit the best of the group if it beats the current mask.
-            diagnostics = _improve(policy, optimizer, partial(policy.log_prob, keep, summary, block, action), advantage, search)
+            log_prob = partial(policy.log_prob, keep, summary, block, action)
+            diagnostics = _improve(policy, optimizer, log_prob, advantage, (config.ppo, search.share_spent))
             search.commit_best(masks, f"pass {number}", index, diagnostics)
         without_gain = 0 if float(env.outcome.phi) > before + LEAST_GAIN else without_gain + 1
 
     if config.single_toggles:
-        _toggle_single_units(search, policies[0], optimizer, (features, saliency), generator)
-    return TrainResult(env.keep, env.outcome, tuple(search.history), search.budget.spent())
+        _toggle_single_units(search, policies[0], optimizer, config, (features, saliency, generator))
+    return search.found()
 
 
 def _screen(masks: Tensor, new: Tensor, features: NodeFeatures, count: int, generator: torch.Generator) -> Tensor:
@@ -219,10 +183,10 @@ def _improve(
     optimizer: torch.optim.Optimizer,
     log_prob: Callable[[], tuple[Tensor, Tensor]],
     advantage: Tensor,
-    search: _Search,
+    at: tuple[PpoConfig, float],
 ) -> Diagnostics:
-    """A few epochs of clipped policy gradient on one group."""
-    config, share = search.config.ppo, search.budget.spent() / search.config.max_evaluations
+    """A few epochs of clipped policy gradient on one group; `at`: how, and the share of the budget that is spent."""
+    config, share = at
     bonus = config.entropy[0] + share * (config.entropy[1] - config.entropy[0])
     with torch.no_grad():
         old, _ = log_prob()
@@ -243,59 +207,30 @@ def _improve(
 
 
 def _toggle_single_units(
-    search: _Search,
+    search: Course,
     policy: Policy,
     optimizer: torch.optim.Optimizer,
-    measured: tuple[NodeFeatures, Saliency],
-    generator: torch.Generator,
+    config: AgentConfig,
+    measured: tuple[NodeFeatures, Saliency, torch.Generator],
 ) -> None:
-    """Single units pruned or brought back, each scored alone, so that the policy learns of each; then the best ones together.
+    """Single units that the policy proposes; it learns of what each gains."""
+    features, saliency, generator = measured
+    measured_at: Tensor | None = None
 
-    Where nothing is gained, others are tried; `patience` such groups in a row end it.
-    """
-    env, config, budget, (features, saliency) = search.env, search.config, search.budget, measured
-    without_gain, tried = 0, torch.zeros_like(env.keep)
-    while budget.left() >= 2 and without_gain < config.patience:
-        if config.policy.taylor_prior and without_gain == 0:
-            policy.set_prior(features.at(env.keep, saliency).taylor)
-        # A third of what is left stays for the toggles together.
-        count = max(2, min(config.samples, budget.left() * 2 // 3))
-        keep, summary, allowed = env.keep, env.summary(budget.spent() / config.max_evaluations), ~tried
-        units = policy.sample_toggles(keep, summary, allowed, count, generator)
-        toggles = torch.nn.functional.one_hot(units, len(keep)).bool()
-        masks = budget.affordable(keep ^ toggles)
-        units = units[: len(masks)]
-        if len(units) < 2:
-            return
-        before = env.outcome.phi
-        gain = env.evaluate(masks).phi - before
-        log_prob = partial(policy.toggle_log_prob, keep, summary, allowed, units)
-        diagnostics = _improve(policy, optimizer, log_prob, _advantage(gain, ADVANTAGE_CLIP_SINGLE), search)
+    def summary() -> Tensor:
+        return search.env.summary(search.share_spent)
 
-        # Toggles that do nothing alone count too: of units that do one job together, none does.
-        useful = toggles[: len(masks)][gain.argsort(descending=True)]
-        sizes = [2**power for power in range(len(useful).bit_length())]
-        together = torch.stack([keep ^ useful[:size].any(0) for size in sizes])
-        search.commit_best(together, "single toggles", -1, diagnostics)
-        without_gain = 0 if bool(env.outcome.phi > before + config.least_gain) else without_gain + 1
-        # From another mask every toggle is a new one.
-        tried = torch.zeros_like(tried) if bool(env.outcome.phi > before) else tried.index_fill(0, units, True)
+    def pick(keep: Tensor, allowed: Tensor, count: int) -> Tensor:
+        nonlocal measured_at
+        if config.policy.taylor_prior and (measured_at is None or not torch.equal(measured_at, keep)):
+            policy.set_prior(features.at(keep, saliency).taylor)
+            measured_at = keep
+        return policy.sample_toggles(keep, summary(), allowed, count, generator)
 
+    def learn(toggles: Toggles) -> Diagnostics:
+        log_prob = partial(policy.toggle_log_prob, toggles.keep, summary(), toggles.allowed, toggles.units)
+        advantage = _advantage(toggles.gain, ADVANTAGE_CLIP_SINGLE)
+        return _improve(policy, optimizer, log_prob, advantage, (config.ppo, search.share_spent))
 
-class _Search:
-    """One search: its environment, budget and history."""
-
-    def __init__(self, env: PruneEnv, config: AgentConfig, progress: Callable[[Update], None] | None) -> None:
-        self.env, self.config, self.history = env, config, list[Update]()
-        self.budget, self._progress = Budget(env, config.max_evaluations), progress
-
-    def commit_best(self, masks: Tensor, stage: str, block: int = -1, diagnostics: Diagnostics = Diagnostics()) -> None:
-        """Commit the best acceptable mask that the budget allows if it beats the current one, and record the step."""
-        best = self.env.best_of(self.budget.affordable(masks))
-        if best is not None:
-            self.env.commit(best)
-        state = self.env.outcome
-        reached = (float(state.phi), float(state.asr), float(state.expected_acc_loss), int((~self.env.keep).sum()))
-        self.history.append(Update(stage, block, self.budget.spent(), *reached, *diagnostics))
-        if self._progress:
-            self._progress(self.history[-1])
+    patience = Patience(config.samples, config.patience, config.least_gain)
+    toggle_single_units(search, patience, pick, learn)

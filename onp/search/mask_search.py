@@ -1,4 +1,4 @@
-"""From a bank of triggers to a mask: the agent, run again on whatever triggers survive its repair."""
+"""From a bank of triggers to a mask: a search, made again on whatever triggers survive its repair."""
 
 from __future__ import annotations
 
@@ -15,9 +15,12 @@ from onp.detect.pgd import PGD
 from onp.model.mask import Mask
 from onp.model.prune import prune
 from onp.model.victim import Victim
-from onp.search.agent import TrainResult, build_policies, train
+from onp.search import first_order
+from onp.search.agent import AgentConfig, build_policies, train
+from onp.search.course import FoundMask, Progress
 from onp.search.env import Outcomes
-from onp.search.neuron_graph import NeuronGraph
+from onp.search.first_order import FirstOrderConfig
+from onp.search.problem import SearchProblem
 from onp.search.setup import SearchRun, build_env
 
 REMOVED = 0.5  # share of the surrogate ASR that a repair must take away to be called one
@@ -28,9 +31,8 @@ class SearchResult:
     """The best mask and what it took; `asr_before`, `outcome` and `required_budget` are all measured with `bank`."""
 
     mask: Mask
-    bank: Bank  #: of the last agent run
-    graph: NeuronGraph  #: that the policy worked on
-    results: tuple[TrainResult, ...]  #: of each agent run
+    bank: Bank  #: of the last search
+    results: tuple[FoundMask, ...]  #: of each search
     asr_before: float  #: weighted surrogate ASR of the unpruned network
     evaluations: int
     seconds: float  #: inside the evaluator
@@ -48,7 +50,7 @@ class SearchResult:
 
 
 def search_mask(victim: Victim, splits: Splits, bank: Bank, bn: BnStatistics | None, run: SearchRun) -> SearchResult:
-    """Run the agent, and again with the triggers that survived its repair as long as some do and `SearchConfig.rounds` allows.
+    """Search, and again with the triggers that survived the repair as long as some do and `SearchConfig.rounds` allows.
 
     Each round tries one part of the accuracy budget after the other, `SearchConfig.budget_parts`, until a mask works.
 
@@ -60,16 +62,17 @@ def search_mask(victim: Victim, splits: Splits, bank: Bank, bn: BnStatistics | N
         run: configuration, seed, store, progress, and how a bank is extended.
     """
     rounds = run.config.rounds
-    results: list[TrainResult] = []
+    results: list[FoundMask] = []
     evaluations, seconds = 0, 0.0
     for number in range(rounds):
         run = replace(run, number=number)
-        agent = replace(run.config.agent, seed=run.agent_seed, max_evaluations=run.config.agent.max_evaluations // rounds)
+        evaluations_each = run.config.method.max_evaluations // rounds
+        method = replace(run.config.method, seed=run.search_seed, max_evaluations=evaluations_each)
         problem = build_env(victim, splits, bank, bn, run)
         asr_before = float(problem.env.outcome.asr)
         for part in run.config.budget_parts:
             problem.env.reset(run.config.objective.part(part))
-            results.append(train(problem, build_policies(problem, agent), agent, run.progress))
+            results.append(_found(problem, method, run.progress))
             evaluations += results[-1].evaluations
             if _works(results[-1].outcome, asr_before):
                 break
@@ -77,12 +80,18 @@ def search_mask(victim: Victim, splits: Splits, bank: Bank, bn: BnStatistics | N
         mask = Mask.of(victim, results[-1].keep)
         if run.extend_bank is None or not isinstance(bank, TriggerBank) or number + 1 == rounds:
             break
-        extended = run.extend_bank(prune(victim, mask), bank, run.agent_seed + 1)
+        extended = run.extend_bank(prune(victim, mask), bank, run.search_seed + 1)
         if extended is None:
             break
         bank = extended
     required = problem.env.required_budget((1 - REMOVED) * asr_before)
-    return SearchResult(mask, bank, problem.graph, tuple(results), asr_before, evaluations, seconds, required)
+    return SearchResult(mask, bank, tuple(results), asr_before, evaluations, seconds, required)
+
+
+def _found(problem: SearchProblem, method: FirstOrderConfig | AgentConfig, progress: Progress | None) -> FoundMask:
+    if isinstance(method, AgentConfig):
+        return train(problem, build_policies(problem, method), method, progress)
+    return first_order.search(problem, method, progress)
 
 
 def _works(outcome: Outcomes, asr_before: float) -> bool:

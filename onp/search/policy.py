@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from onp.search.features import NodeFeatures
 from onp.search.message_passing.layers import SAGEConv
 from onp.search.neuron_graph import NeuronGraph
+from onp.search.prior import RESTORE_LOGIT, normalised, pick_units, usual_logit
 
 GLOBALS = 4  # accuracy, surrogate ASR, share pruned, progress of the pass
 OFFSET_STD = 0.5  # of the sampled logit offset of a layer: how many units to prune, beside which
-RESTORE_LOGIT = -1.5  # at which a pruned unit starts out to be brought back
 HIDDEN = 32  # features of a node
 ROUNDS = 2  # of message passing
 
@@ -63,9 +63,9 @@ class Policy(nn.Module):
         super().__init__()
         self.graph = graph
         self.layers = int(graph.layer.max()) + 1
-        prior = math.log(odds := min(0.01, 8 / graph.nodes)) - math.log1p(-odds)
+        prior = usual_logit(graph.nodes)
         self.register_buffer("static", features.values)
-        self.register_buffer("prior_score", torch.zeros(graph.nodes) if score is None else _normalised(score))
+        self.register_buffer("prior_score", torch.zeros(graph.nodes) if score is None else normalised(score))
         self.register_buffer("units", torch.bincount(graph.layer).float()[:, None])
         self.embed = nn.Linear(features.values.shape[1], HIDDEN)
         self.convs = nn.ModuleList(SAGEConv(HIDDEN, HIDDEN, aggr="sum") for _ in range(ROUNDS))
@@ -106,7 +106,7 @@ class Policy(nn.Module):
 
     def set_prior(self, score: Tensor) -> None:
         """Replace the Taylor saliency, float32 [V], by one measured at another mask."""
-        self.prior_score.copy_(_normalised(score))
+        self.prior_score.copy_(normalised(score))
 
     def sample(self, keep: Tensor, summary: Tensor, block: Tensor, count: int, generator: torch.Generator) -> Action:
         """`count` actions for the units of `block`, bool [V]; the last one is the likelier decision per unit."""
@@ -137,13 +137,7 @@ class Policy(nn.Module):
         the likeliest, the rest sampled one after the other, each in proportion to its probability.
         """
         with torch.no_grad():
-            logits = self(keep, summary)[0].masked_fill(~allowed, -torch.inf)
-            count = min(count, int(allowed.sum()))
-            likeliest = logits.topk(count // 2).indices
-            # The largest of logits plus Gumbel noise are samples without replacement.
-            noise = -torch.log(-torch.log(torch.rand(len(logits), generator=generator)))
-            sampled = (logits + noise).index_fill(0, likeliest, -torch.inf).topk(count - len(likeliest)).indices
-            return torch.cat((likeliest, sampled))
+            return pick_units(self(keep, summary)[0], allowed, count, generator)
 
     def toggle_log_prob(self, keep: Tensor, summary: Tensor, allowed: Tensor, units: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probability [B] of picking each of `units` first, and the entropy [] of that pick, differentiable; the entropy as
@@ -153,10 +147,3 @@ class Policy(nn.Module):
         chosen = logits.log_softmax(0)
         inside = chosen[allowed]
         return chosen[units], -(inside.exp() * inside).sum() / math.log(max(2, len(inside)))
-
-
-def _normalised(score: Tensor) -> Tensor:
-    """1 for the unit that ranks at 1 % (at least fifth), linear below and above it, within [-1, 1.5]."""
-    rank = min(len(score), max(5, len(score) // 100))
-    reference = score.topk(rank).values[-1].clamp_min(1e-8)
-    return (score / reference).clamp(-1, 1.5)

@@ -19,9 +19,11 @@ from onp.engine.scoring import Batch
 from onp.engine.settings import EvaluatorSettings
 from onp.model.victim import Victim
 from onp.resume import Store
-from onp.search.agent import AgentConfig, Update
+from onp.search.agent import AgentConfig
+from onp.search.course import Progress
 from onp.search.env import PruneEnv
 from onp.search.features import FeatureBatches, Saliency, node_features
+from onp.search.first_order import FirstOrderConfig
 from onp.search.neuron_graph import build_graph
 from onp.search.objective import Objective
 from onp.search.problem import SearchProblem
@@ -32,14 +34,14 @@ from onp.search.recorded import RecordedEvaluator
 class SearchConfig:
     """How a mask is searched for."""
 
-    agent: AgentConfig = AgentConfig()
+    method: FirstOrderConfig | AgentConfig = FirstOrderConfig()
     objective: Objective = Objective()
     #: Of each clean image of the target class, which suffers first and has few; those the network gets right are to stay right.
     target_augmentations: int = 8
     #: Parts of the ACC budget that masks may cost: the next one is tried where no mask works within those before it.
     budget_parts: tuple[float, ...] = (1.0,)
     cache_bytes: int = 1 << 30  #: of the activation cache, at most; changes memory and speed only
-    rounds: int = 1  #: agent runs; each after the first adds the triggers that survived the repair before it
+    rounds: int = 1  #: searches; each after the first adds the triggers that survived the repair before it
     anomalous: float = 3.0  #: anomaly index from which a trigger that survived a repair counts as the backdoor's
 
 
@@ -48,16 +50,16 @@ class SearchRun:
     """One run of a search: its configuration, and what goes with it from stage to stage."""
 
     config: SearchConfig = SearchConfig()
-    seed: int = 0  #: of the augmented images; agent run n has the seed `seed + n`
-    number: int = 0  #: of the agent run, from 0
+    seed: int = 0  #: of the augmented images; search n has the seed `seed + n`
+    number: int = 0  #: of the search, from 0
     store: Store | None = None  #: keeps the scores for a resumed run; None for a run that cannot be resumed
-    progress: Callable[[Update], None] | None = None  #: called with every step of the search
+    progress: Progress | None = None  #: called with every step of the search
     #: From the victim pruned so far, the bank and a seed, the bank with the triggers that survived, or None where none did;
     #: None for a bank that is never extended, as that of a known trigger.
     extend_bank: Callable[[Victim, TriggerBank, int], TriggerBank | None] | None = None
 
     @property
-    def agent_seed(self) -> int:
+    def search_seed(self) -> int:
         return self.seed + self.number
 
 
@@ -86,10 +88,10 @@ def build_env(victim: Victim, splits: Splits, bank: Bank, bn: BnStatistics | Non
     settings = EvaluatorSettings(memory_budget=config.cache_bytes)
     evaluator: MaskScorer = Evaluator(victim, batch_of(victim, images), scored, agreeing, settings)
     if run.store is not None:
-        evaluator = RecordedEvaluator(evaluator, run.store, f"scores-{run.agent_seed}")
+        evaluator = RecordedEvaluator(evaluator, run.store, f"scores-{run.search_seed}")
     env = PruneEnv(victim, evaluator, bank.weights, config.objective, weight * features.backdoor_score)
-    graph = build_graph(victim, config.agent.policy.relations)
-    return SearchProblem(env, features, Saliency(victim, batches), graph)
+    relations = config.method.policy.relations if isinstance(config.method, AgentConfig) else ()
+    return SearchProblem(env, features, Saliency(victim, batches), build_graph(victim, relations))
 
 
 def bn_shift_of_units(victim: Victim, bn: BnStatistics, images: ImageSet, target: int) -> tuple[Tensor, float]:

@@ -19,7 +19,6 @@ from onp.detect.probability import target_probabilities
 from onp.detect.scan import scan
 from onp.detect.targets import context_of
 from onp.model.victim import Victim
-from onp.search.agent import AgentConfig, PolicyConfig
 from onp.search.features import NodeFeatures
 from onp.search.problem import SearchProblem
 from onp.search.setup import SearchConfig, SearchRun, bn_shift_of_units, build_env
@@ -27,7 +26,7 @@ from onp.search.setup import SearchConfig, SearchRun, bn_shift_of_units, build_e
 #: Half the triggers of the preset "default" a family: the features hardly differ, and inversion takes most of the time.
 CONFIG = DetectConfig(starts=2)
 SCORES = ("acc", "acc_soft", "divergence", "asr", "asr_soft", "agreement", "agreement_soft")
-_SEARCH = SearchConfig(AgentConfig(policy=PolicyConfig(relations=())))  # the graph is the same for all splits
+_SEARCH = SearchConfig()
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ def test_a_cheap_network_is_left_as_it_is(backdoored):
 def test_an_expensive_one_takes_half_the_images_and_masks(backdoored):
     less = affordable(backdoored.victim, FAST, expensive=0.0)
     assert (less.detect.scan.images, less.detect.refine.images, less.detect.starts) == (4, 6, 2)
-    assert less.search.agent.max_evaluations == 50
+    assert less.search.method.max_evaluations == 50
     assert less.search.target_augmentations == 4
     scan, refine = (replace(config, images=0) for config in (less.detect.scan, less.detect.refine))
     assert (scan, refine) == tuple(replace(config, images=0) for config in (FAST.detect.scan, FAST.detect.refine))
@@ -38,8 +38,8 @@ def test_an_expensive_one_takes_half_the_images_and_masks(backdoored):
 @pytest.mark.parametrize("preset", ["fast", "default"])
 def test_only_fast_runs_are_scaled_down(backdoored, preset):
     run = Run(DefendConfig(preset=preset), PRESETS[preset])
-    masks = scaled_down(run, backdoored.victim, expensive=0.0).preset.search.agent.max_evaluations
-    assert masks == (50 if preset == "fast" else PRESETS[preset].search.agent.max_evaluations)
+    masks = scaled_down(run, backdoored.victim, expensive=0.0).preset.search.method.max_evaluations
+    assert masks == (50 if preset == "fast" else PRESETS[preset].search.method.max_evaluations)
 
 
 def test_the_estimate_counts_passes(backdoored, small):

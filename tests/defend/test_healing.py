@@ -85,7 +85,7 @@ def test_healing_stops_a_backdoor_that_no_mask_stops(case, small, backdoored):
     """Two evaluations and no accuracy to give leave the search without a mask; five points are enough for healing."""
     run = a_run(small)
     search = run.preset.search
-    search = replace(search, objective=search.objective.with_budget(0.0), agent=replace(search.agent, max_evaluations=2))
+    search = replace(search, objective=search.objective.with_budget(0.0), method=replace(search.method, max_evaluations=2))
     run = replace(run, preset=replace(run.preset, search=search, heal=HealConfig(depth=0.4, lr=0.05)))
     repairs = repair_targets(case, None, bn_statistics(case.victim, case.searched), run)
     assert not repairs.works
@@ -107,4 +107,4 @@ def test_only_banks_with_triggers_heal(case):
 
 def test_all_presets_heal_but_that_of_the_paper():
     healing = {name: Run.of(DefendConfig(preset=name)).preset.heal is not None for name in PRESETS}
-    assert healing == {"fast": True, "default": True, "thorough": True, "paper": False}
+    assert healing == {"fast": True, "default": True, "thorough": True, "agent": True, "paper": False}

@@ -12,7 +12,7 @@ from onp.defend.config import DefendConfig
 from onp.defend.monitor import Monitor
 from onp.errors import InputError
 from onp.progress import Pace
-from onp.search.agent import Update
+from onp.search.course import Update
 
 STEP = Update("pass 1", 2, 16, -0.25, 0.2, 0.01, 5, 1.5, 0.003, 0.1)
 

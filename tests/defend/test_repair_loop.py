@@ -145,7 +145,7 @@ def test_what_one_class_leaves_unrepaired_is_no_repair(case, clear):
 def test_a_network_that_cannot_be_repaired_is_left_as_it_is(case, small, plain_verdict):
     """Without any accuracy to give, no mask is acceptable that loses an image."""
     run = a_run(small, 0.0, preset=small.PRESET.with_max_acc_drop(0.0))
-    impatient = replace(run.preset.search, agent=replace(run.preset.search.agent, max_evaluations=2))
+    impatient = replace(run.preset.search, method=replace(run.preset.search.method, max_evaluations=2))
     outcome = run_pipeline(case, replace(run, preset=replace(run.preset, search=impatient, heal=None)))
     report = outcome.report
     assert report.decision == "not-repairable" and bool(outcome.mask.keep.all()) and report.pruned_count == 0

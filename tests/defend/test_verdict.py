@@ -113,7 +113,7 @@ def test_without_a_repair_the_network_is_as_given(small, few, backdoored, option
 
 def test_few_images_are_enough_where_that_is_asked_for(small, few):
     impatient = replace(
-        small.PRESET, search=replace(small.PRESET.search, agent=replace(small.PRESET.search.agent, max_evaluations=8))
+        small.PRESET, search=replace(small.PRESET.search, method=replace(small.PRESET.search.method, max_evaluations=8))
     )
     report = run_pipeline(few, Run(DefendConfig(quiet=True, force=True), impatient)).report
     assert report.decision in ("repaired", "partly-repaired", "not-repairable") and report.budget.evaluations

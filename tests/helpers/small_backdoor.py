@@ -15,7 +15,7 @@ from onp.detect.config import DetectConfig, InversionConfig
 from onp.detect.known_trigger import KnownTrigger
 from onp.engine.scoring import Batch, TriggeredBatch
 from onp.model.victim import Victim, victim_from_module
-from onp.search.agent import AgentConfig
+from onp.search.first_order import FirstOrderConfig
 from onp.search.objective import Objective
 from onp.search.setup import SearchConfig
 
@@ -23,7 +23,7 @@ CLASSES = ("upper left", "upper right", "lower left", "lower <right>")
 FIT = InversionConfig(steps=15, images=8, min_confidence=0.97)
 PRESET = Preset(
     DetectConfig(scan=FIT, refine=FIT, starts=2),
-    SearchConfig(AgentConfig(max_evaluations=100), Objective(acc_budget=0.02)),
+    SearchConfig(FirstOrderConfig(max_evaluations=100), Objective(acc_budget=0.02)),
 )
 
 

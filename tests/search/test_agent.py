@@ -5,8 +5,9 @@ import torch
 
 from onp.engine.evaluator import Evaluator
 from onp.errors import InputError
-from onp.search.agent import PAPER, AgentConfig, PolicyConfig, TrainResult, build_policies, train
+from onp.search.agent import PAPER, AgentConfig, PolicyConfig, build_policies, train
 from onp.search.baselines import random_search
+from onp.search.course import FoundMask
 from onp.search.env import PruneEnv
 from onp.search.neuron_graph import build_graph
 from onp.search.problem import SearchProblem
@@ -30,7 +31,7 @@ def problem_of(backdoored, features, saliency):
 def run(problem_of):
     """A whole search of that configuration."""
 
-    def search(config: AgentConfig) -> tuple[TrainResult, PruneEnv]:
+    def search(config: AgentConfig) -> tuple[FoundMask, PruneEnv]:
         problem = problem_of(config)
         return train(problem, build_policies(problem, config), config), problem.env
 

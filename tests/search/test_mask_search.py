@@ -1,4 +1,4 @@
-"""The search as a whole: agent runs, banks that grow, and what its result is measured with."""
+"""The search as a whole: its methods and rounds, banks that grow, and what its result is measured with."""
 
 from dataclasses import replace
 
@@ -8,14 +8,14 @@ from helpers.small_backdoor import clean_images, stamp
 
 from onp.data.images import split
 from onp.detect.bank import Surrogate, TriggerBank, weighted_bank
-from onp.search.agent import AgentConfig, PolicyConfig
+from onp.search.agent import AgentConfig
+from onp.search.first_order import FirstOrderConfig
 from onp.search.mask_search import REMOVED, search_mask
-from onp.search.neuron_graph import build_graph
 from onp.search.setup import SearchConfig, SearchRun, build_env
 
 PATCH = Surrogate("patch", 0, 1.0, 1.0, 0.0, None, stamp)
 BANK = TriggerBank((PATCH,), (1.0,), 0)
-CONFIG = SearchConfig(AgentConfig(max_evaluations=60))
+CONFIG = SearchConfig(FirstOrderConfig(max_evaluations=60))
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def with_harmless_trigger(pruned, bank, seed):
 
 def test_every_asr_of_the_result_is_measured_with_the_last_bank(backdoored, splits):
     """With two rounds the first bank's ASR is no baseline of what the second bank measures."""
-    config = SearchConfig(CONFIG.agent, rounds=2)
+    config = SearchConfig(CONFIG.method, rounds=2)
     first = search_mask(backdoored.victim, splits, BANK, None, SearchRun(CONFIG))
     run = SearchRun(config, extend_bank=with_harmless_trigger)
     result = search_mask(backdoored.victim, splits, BANK, None, run)
@@ -49,7 +49,7 @@ def test_a_round_whose_repair_left_nothing_is_the_last(backdoored, splits):
     def nothing(pruned, bank, seed):
         asked.append((pruned, bank, seed))
 
-    config = SearchConfig(CONFIG.agent, rounds=3)
+    config = SearchConfig(CONFIG.method, rounds=3)
     result = search_mask(backdoored.victim, splits, BANK, None, SearchRun(config, seed=7, extend_bank=nothing))
     ((pruned, bank, seed),) = asked
     assert len(result.results) == 1 and result.bank is bank is BANK and seed == 8
@@ -57,10 +57,14 @@ def test_a_round_whose_repair_left_nothing_is_the_last(backdoored, splits):
     assert gone and all((pruned.model.get_parameter(layer.weight).flatten(1) == 0).all(1).any() for layer in gone)
 
 
-def test_the_result_has_the_graph_of_its_policy(backdoored, splits):
-    config = SearchConfig(AgentConfig(max_evaluations=20, policy=PolicyConfig(relations=("similar",))))
-    result = search_mask(backdoored.victim, splits, BANK, None, SearchRun(config))
-    assert torch.equal(result.graph.indices, build_graph(backdoored.victim, ("similar",)).indices)
+@pytest.mark.parametrize("method", [FirstOrderConfig(max_evaluations=20), AgentConfig(max_evaluations=20)])
+def test_each_method_keeps_to_its_budget_and_follows_the_seed(backdoored, splits, method):
+    first, again = (
+        search_mask(backdoored.victim, splits, BANK, None, SearchRun(SearchConfig(method), seed=2)) for _ in range(2)
+    )
+    assert first.evaluations <= 20 and torch.equal(first.mask.keep, again.mask.keep)
+    learned = any(update.entropy for update in first.results[0].history)
+    assert learned == isinstance(method, AgentConfig), "only the agent has a policy"
 
 
 def test_the_required_budget_is_known_where_a_mask_removes_enough(backdoored, splits):

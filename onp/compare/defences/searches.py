@@ -1,4 +1,4 @@
-"""The search baselines: everything as in `onp.defend`, but another search in place of the agent's."""
+"""The search baselines: everything as in `onp.defend`, but another search in place of onp's."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from onp.detect.bn_statistics import BnStatistics, bn_statistics
 from onp.detect.targets import detect_targets
 from onp.model.mask import Mask
 from onp.model.victim import Victim
-from onp.search.agent import TrainResult
+from onp.search.course import FoundMask
 from onp.search.env import PruneEnv
 from onp.search.mask_search import REMOVED, SearchResult
 from onp.search.setup import SearchRun, build_env
@@ -31,7 +31,7 @@ Search = Callable[[PruneEnv, Tensor, int, int], Tensor]
 
 @dataclass(frozen=True)
 class SearchBaseline:
-    """A search over masks in place of the agent's."""
+    """A search over masks in place of onp's."""
 
     search: Search
     preset: str = "default"  #: of `onp.defend`
@@ -54,16 +54,15 @@ class SearchBaseline:
         return Pruning(repairs.mask, sum(repair.search.evaluations for repair in repairs.repairs))
 
     def _search(self, case: Case, bank: Bank, scores: DetectionScores | None, bn: BnStatistics, run: Run) -> SearchResult:
-        """As `onp.defend.repair_loop.search_for`, without the agent and without extending the bank."""
+        """As `onp.defend.repair_loop.search_for`, without that search and without extending the bank."""
         problem = build_env(case.victim, case.clean, bank, bn, SearchRun(run.preset.search, run.seed))
         env = problem.env
         asr_before = float(env.outcome.asr)
-        keep = self.search(env, problem.features.taylor, run.preset.search.agent.max_evaluations, run.seed)
+        keep = self.search(env, problem.features.taylor, run.preset.search.method.max_evaluations, run.seed)
         return SearchResult(
             mask=Mask.of(case.victim, keep),
             bank=bank,
-            graph=problem.graph,
-            results=(TrainResult(keep, env.outcome, (), env.evaluations),),
+            results=(FoundMask(keep, env.outcome, (), env.evaluations),),
             asr_before=asr_before,
             evaluations=env.evaluations,
             seconds=env.evaluator.seconds,
