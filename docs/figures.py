@@ -22,7 +22,7 @@ STAGES = (
     ("BN statistics", "running means against\nclean class means:\nresidual, prior shift"),
     ("Detect", "detectors,\nprobability of a backdoor,\ntarget class"),
     ("Invert triggers", "four families and PGD,\nmatched to the residual:\ntrigger bank"),
-    ("Search", "GNN policy toggles units,\nevaluator scores masks,\nPPO on group advantages"),
+    ("Search", "saliency or a GNN policy\ntoggles units, evaluator\nscores masks"),
     ("Prune and heal", "units at zero; the rest\nlearns to ignore triggers,\noriginal format"),
     ("Audit", "holdout images,\nnew triggers,\noriginal code"),
 )
