@@ -107,10 +107,11 @@ def announce(case: Case, run: Run, seconds: float | None = None) -> Estimate:
         The estimate, for `announce_repair`.
     """
     each = seconds_an_image(case.victim, case.clean.build) if seconds is None else seconds
-    ahead = estimate(case, run.preset, each, is_to_repair(case, run.config))
+    repairing = is_to_repair(case, run.config)
+    ahead = estimate(case, run.preset, each, repairing)
     if ahead.total >= LONG:
         quicker = "a GPU is" if run.config.preset == "fast" else "--preset fast or a GPU are"
-        taken = f" and {memory_of(case, run.preset)} at most" if case.victim.device.type == "cpu" else ""
+        taken = f" and {memory_of(case, run.preset, repairing)} at most" if case.victim.device.type == "cpu" else ""
         run.monitor.note(f"About {ahead}, on {case.victim.device}{taken}; {quicker} quicker.")
     return ahead
 

@@ -15,6 +15,7 @@ import torch
 from onp.defend.case import Case
 from onp.defend.presets import Preset
 from onp.defend.run import Run
+from onp.defend.verdict import is_to_repair
 from onp.detect.classes_to_invert import most_inverted
 from onp.detect.trigger_families import FAMILIES
 from onp.engine.metrics import at_once
@@ -46,12 +47,13 @@ class Memory:
         return f"{self.most / GIB:.1f} GiB of memory"
 
 
-def memory_of(case: Case, preset: Preset) -> Memory:
+def memory_of(case: Case, preset: Preset, repairing: bool = True) -> Memory:
     """What a run takes with these settings; to be asked before its first stage.
 
     Args:
         case: what it works on.
         preset: its settings.
+        repairing: whether a backdoor is to be repaired, and not only looked for.
     """
     victim, images, detect, heal = case.victim, case.searched, preset.detect, preset.heal
     each, threads = _bytes_an_image(victim), min(torch.get_num_threads(), len(FAMILIES))
@@ -60,10 +62,10 @@ def memory_of(case: Case, preset: Preset) -> Memory:
         max(of_each, at_once(images.images, of_each * count, preset.values_at_once // threads)) for of_each, count in triggers
     )
     learned = 0
-    if heal is not None:
+    if heal is not None and repairing:
         kept = min(heal.values, 2 * heal.copies * len(images) * plan_of(victim).widest_bytes(1))
         learned = JOINED * VALUE * kept + min(heal.at_once, 2 * heal.batch) * each
-    return Memory(_resident(), threads * together * each, preset.search.cache_bytes, learned)
+    return Memory(_resident(), threads * together * each, repairing * preset.search.cache_bytes, learned)
 
 
 def within_memory(run: Run, case: Case) -> Run:
@@ -94,7 +96,7 @@ def within_memory(run: Run, case: Case) -> Run:
         search=replace(preset.search, cache_bytes=min(preset.search.cache_bytes, left)),
         heal=heal,
     )
-    least = memory_of(case, preset)
+    least = memory_of(case, preset, is_to_repair(case, run.config))
     if least.most > limit:
         raise InputError(
             f"--memory {run.config.memory:g} is too little: this network takes at least {least} here; give as much, or let it "

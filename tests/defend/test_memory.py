@@ -35,6 +35,12 @@ def test_with_little_memory_less_is_held_at_once(backdoored, small):
     )
 
 
+def test_a_scan_takes_no_memory_for_a_repair(backdoored, small):
+    case = small.case(backdoored.victim)
+    scan, repair = (memory_of(case, small.PRESET, repairing) for repairing in (False, True))
+    assert scan.inversion == repair.inversion > 0 and scan.search == scan.healing == 0 < min(repair.search, repair.healing)
+
+
 def test_with_much_memory_the_settings_stay(backdoored, small):
     run = run_with(small, 64.0)
     assert within_memory(run, small.case(backdoored.victim)).preset == run.preset
