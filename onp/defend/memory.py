@@ -1,7 +1,8 @@
 """How much memory a run takes, and settings that keep it within --memory.
 
 Three things grow with the network and the images: the values that gradients need while triggers are inverted, the activation
-cache of the search, and the features and values that healing learns from. The settings of these change memory and speed only.
+cache of the search, and the features and values that healing learns from. The settings of these change memory and speed only,
+but for one: with few features healing has fewer augmented copies of the images.
 """
 
 from __future__ import annotations
