@@ -14,11 +14,12 @@ from onp.defend.memory import memory_of
 from onp.defend.presets import Preset
 from onp.defend.run import Run
 from onp.defend.verdict import is_to_repair
-from onp.detect import gratings, pgd, probes
+from onp.detect import pgd
+from onp.detect.changes import changed_images
 from onp.detect.classes_to_invert import most_inverted
 from onp.detect.config import DetectConfig, InversionConfig
 from onp.detect.detectors import AUGMENTATIONS
-from onp.detect.scan import scan_steps
+from onp.detect.scan import inverting_steps
 from onp.detect.trigger_families import FAMILIES
 from onp.engine.differentiable import fitting_logits
 from onp.engine.metrics import at_once
@@ -27,13 +28,14 @@ from onp.model.heal import heal_images
 from onp.model.victim import Victim
 
 # FLOPs of an image's forward pass: a PreActResNet-18 at 32x32 takes 1.2e9, a ResNet-18 at 224x224 4e9. A ResNet-50 at 224x224
-# takes one core 0.2 s an image forwards and back, and a fast run on ten classes makes 20,000 such passes.
+# takes one core 0.2 s an image forwards and back, and a fast run on ten classes makes 11,000 such passes.
 EXPENSIVE = 2e9
 LONG = 120.0  # seconds from which the estimate is shown
 BATCH = 16  # images that are timed together
 BATCHES = 5  # of which the median counts: other work on the machine comes and goes
 FORWARD = 1 / 3  # of the time of a pass forwards and back
 HEALING = 1 / 3  # of the time of a pass forwards and back that an image takes in healing, half of the network as a rule
+HEALED = 2  # times, with another teacher each, three at most
 NOT_REUSED = 0.5  # share of a mask's passes that the activation cache and the table of masks leave to be computed
 FEWEST_MASKS, FEWEST_STARTS = 50, 2
 
@@ -90,7 +92,13 @@ def affordable(victim: Victim, preset: Preset, expensive: float = EXPENSIVE) -> 
         target_augmentations=_half(search.target_augmentations),
     )
     starts = min(detect.starts, FEWEST_STARTS)
-    detect = replace(detect, scan=_halved(detect.scan), refine=_halved(detect.refine), starts=starts)
+    detect = replace(
+        detect,
+        scan=_halved(detect.scan),
+        refine=_halved(detect.refine),
+        starts=starts,
+        change_images=_half(_half(detect.change_images)),
+    )
     heal = None if preset.heal is None else replace(preset.heal, copies=1, batch=_half(_half(preset.heal.batch)))
     return replace(preset, detect=detect, search=search, heal=heal)
 
@@ -142,7 +150,7 @@ def estimate(case: Case, preset: Preset, seconds: float, repairing: bool = True)
     inverted = 0 if known else (1 + repairing) * len(FAMILIES) * detect.starts * detect.refine.steps * detect.refine.images
     healed = 0.0
     if repairing and preset.heal is not None:
-        healed = HEALING * heal_images(len(case.searched), preset.heal)
+        healed = HEALED * HEALING * heal_images(len(case.searched), preset.heal)
     scored = repairing * preset.search.method.max_evaluations * 2 * len(case.clean.score) * FORWARD * NOT_REUSED
     detected = 0 if known else _detection_passes(case.victim.classes, len(case.clean.build), detect)
     return Estimate(seconds * detected, seconds * (inverted + scored + healed), repairing)
@@ -165,10 +173,8 @@ def seconds_an_image(victim: Victim, images: ImageSet) -> float:
 
 
 def _detection_passes(classes: int, images: int, config: DetectConfig) -> float:
-    inverted = most_inverted(classes) * (config.scan.images * scan_steps(config) + pgd.IMAGES * pgd.STEPS)
-    probed = len(probes.PROBES) * probes.INSTANCES * min(probes.IMAGES, images)
-    probed += len(gratings.CYCLES) * gratings.DIRECTIONS * gratings.PHASES * min(gratings.IMAGES, images)
-    return inverted + ((AUGMENTATIONS + 2) * images + probed) * FORWARD
+    inverted = most_inverted(classes) * (config.scan.images * inverting_steps(config) + pgd.IMAGES * pgd.STEPS)
+    return inverted + ((AUGMENTATIONS + 2) * images + changed_images(images, config)) * FORWARD
 
 
 def _halved(config: InversionConfig) -> InversionConfig:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
+from torch import Tensor
+
 from onp.defend.case import Case
 from onp.defend.repair_loop import Repairs, repair_targets
 from onp.defend.run import Run
@@ -11,16 +14,26 @@ from onp.detect.bank import Bank, TriggerBank
 from onp.detect.bn_statistics import BnStatistics
 from onp.detect.known_trigger import KnownTrigger, KnownTriggeredImages
 from onp.detect.targets import Detection
-from onp.engine.metrics import accuracy, measure_attack, predictions
-from onp.model.heal import HealTrigger, heal, heal_images
+from onp.engine.metrics import measure, measure_attack
+from onp.model.heal import HealTask, HealTrigger, heal, heal_images
 from onp.model.prune import prune
 from onp.model.victim import Victim
 from onp.search.mask_search import REMOVED
 from onp.search.setup import batch_of
 
 PRUNING_SHARE = 0.3  # of the accuracy budget that a mask may cost where healing follows
-# By which healing may be worse than pruning alone, on the images that both have seen: three images of 300 are within chance.
+# By which one network may be worse than another on the images that both have seen: that much is within chance.
 ACC_NOISE, ASR_NOISE = 0.01, 0.02
+# ACC that unseen images lose, a share, for each nat of KL divergence from the network as given on the images of the repair: on
+# 43 backdoored networks of the zoo with an error (root mean square) of 1 point. What these images themselves lose says nothing
+# (an error of 2.3 points, docs/ablations.md): the mask was chosen by them.
+ACC_LOST_PER_NAT = 0.3
+# Names of the stages of healing, and their teachers.
+TEACHERS = {
+    "healing": ("pruned",),
+    "healing, for more accuracy": ("pruned", "given"),
+    "healing, for the accuracy of the network as given": ("given",),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,20 +83,39 @@ def healed_network(case: Case, repairs: Repairs, pruned: Victim, run: Run) -> Vi
         pruned: the network with all masks applied.
         run: options, settings and progress.
     """
-    banks = [repair.search.bank for repair in repairs.repairs]
-    triggers = [trigger for bank in banks for trigger in heal_triggers(bank)]
-    config = run.preset.heal
-    assert config is not None and triggers
-    clean = case.searched
-    with run.stage("healing", heal_images(len(clean), config)) as stage:
-        healed = heal(pruned, triggers, clean, replace(config, seed=run.seed), stage.advance)
-    given, before, after = (_Standing.of(network, case, banks) for network in (case.victim, pruned, healed))
-    allowed = given.acc - run.config.max_acc_drop
-    if after.acc < min(before.acc, allowed) - ACC_NOISE or after.asr > before.asr + ASR_NOISE:
+    given, before = (_Standing.of(network, case, repairs.banks) for network in (case.victim, pruned))
+    budget = run.config.max_acc_drop
+    after = _healed(case, repairs, pruned, given, run)
+    lost = after.expected_acc_loss(given)
+    if lost > max(before.expected_acc_loss(given), budget) + ACC_NOISE or after.asr > before.asr + ASR_NOISE:
         return None
-    within = after.acc >= allowed - 1e-9
     stopped = all(now <= (1 - REMOVED) * was for now, was in zip(after.by_bank, given.by_bank, strict=True))
-    return healed if repairs.works or (within and stopped) else None
+    # Refused is what exceeds the budget clearly: the backdoor that would be left is worse than what an estimate is off by.
+    within = lost <= budget + min(budget, ACC_NOISE)
+    return after.network if repairs.works or (within and stopped) else None
+
+
+def _healed(case: Case, repairs: Repairs, pruned: Victim, given: _Standing, run: Run) -> _Standing:
+    """Healed with the pruned network as teacher; where that costs more than the budget, with the network as given beside it, or
+    with that alone, as far as the triggers are stopped as well.
+
+    The network as given is the more accurate teacher. But it teaches some backdoors back, which the inverted triggers show as a
+    rule.
+    """
+    config = run.preset.heal
+    assert config is not None
+    triggers = [trigger for bank in repairs.banks for trigger in heal_triggers(bank)]
+    networks, found = {"pruned": pruned, "given": case.victim}, list[_Standing]()
+    for name, teachers in TEACHERS.items():
+        task = HealTask(pruned, triggers, case.searched, [networks[each] for each in teachers])
+        with run.stage(name, heal_images(len(case.searched), config)) as stage:
+            healed = heal(task, replace(config, seed=run.seed), stage.advance)
+        found.append(_Standing.of(healed, case, repairs.banks))
+        as_good = [each for each in found if each.asr <= found[0].asr + ASR_NOISE]
+        best = min(as_good, key=lambda each: each.expected_acc_loss(given))
+        if best.expected_acc_loss(given) <= run.config.max_acc_drop or not repairs.mask.pruned_count:
+            break
+    return best
 
 
 def heal_triggers(bank: Bank) -> tuple[HealTrigger, ...]:
@@ -95,24 +127,31 @@ def heal_triggers(bank: Bank) -> tuple[HealTrigger, ...]:
     return (HealTrigger(bank.trigger, 1.0),) if isinstance(bank, KnownTrigger) else ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Standing:
     """What a network does on the images that the repair has seen."""
 
-    acc: float
+    network: Victim
+    probabilities: Tensor  #: float32 `[N, classes]`, of the clean images
     by_bank: tuple[float, ...]  #: surrogate ASR of each bank, weighted over its families
 
     @property
     def asr(self) -> float:
         return max(self.by_bank)
 
+    def expected_acc_loss(self, given: _Standing) -> float:
+        """ACC that unseen images lose against the network as given, a share."""
+        least = torch.finfo(torch.float32).tiny
+        before, after = (each.probabilities.clamp_min(least) for each in (given, self))
+        return ACC_LOST_PER_NAT * float((before * (before / after).log()).sum(1).mean())
+
     @staticmethod
     def of(network: Victim, case: Case, banks: list[Bank]) -> _Standing:
-        batch = batch_of(network, case.searched)
         rates = []
         for bank in banks:
             triggered = bank.batches(case.victim, bank.scoring_images(case.clean))
             shares = [measure_attack(network.model, [each])[0] for each in triggered]
             found = zip(bank.weights, shares, strict=True)
             rates.append(sum(weight * share.value for weight, share in found if share is not None))
-        return _Standing(accuracy(batch.labels, predictions(network.model, batch.images)).value, tuple(rates))
+        clean = measure(network.model, [batch_of(network, case.searched)])
+        return _Standing(network, clean.probabilities, tuple(rates))

@@ -47,6 +47,11 @@ class Repairs:
         return self.healed or all(repair.search.works for repair in self.repairs)
 
     @property
+    def banks(self) -> list[Bank]:
+        """The triggers of each class, in order."""
+        return [repair.search.bank for repair in self.repairs]
+
+    @property
     def targets(self) -> tuple[int, ...]:
         """The classes, in order."""
         return tuple(repair.target for repair in self.repairs)

@@ -20,22 +20,22 @@ GRATINGS = "gratings"
 CYCLES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14)  # across the image
 DIRECTIONS, PHASES = 8, 2
 AMPLITUDE = 0.25  # in units of [0, 1]; with 0.08 clean networks differ as much, with 0.16 about the same is found
-IMAGES = 16
 EDGE = 0.01  # added to probabilities and their complements: of as few images none differs from one in a hundred
 
 
-def grated(images: ImageSet, seed: int) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """`IMAGES` of the images under every grating.
+def grated(images: ImageSet, count: int, seed: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """`count` of the images under every grating.
 
     Args:
         images: clean images.
+        count: of them, at most.
         seed: of the choice among them.
 
     Yields:
         `GRATINGS`, changed images float32 `[G, N, C, H, W]` in [0, 1] of some gratings in all phases, and the places of the
         unchanged ones, int64 `[G, N]`.
     """
-    picked = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:IMAGES]
+    picked = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:count]
     pixels = images.subset(picked).pixels()
     waves = gratings(*pixels.shape[2:])
     for group in waves.split(max(1, at_once(pixels, 250) // (PHASES * len(pixels)))):

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from onp.data.augment import identity_grid
 from onp.data.images import ImageSet
+from onp.engine.metrics import at_once
 
 INSTANCES = 24  # random changes of each kind
-IMAGES = 32  # images that each change is put on
 
 Change = Callable[[Tensor, torch.Generator], Tensor]
 """Images float32 `[N, C, H, W]` in [0, 1] and a generator of one draw to changed images, before they are clipped."""
@@ -75,25 +75,27 @@ PROBES: dict[str, Probe] = {
 }
 
 
-def probed(images: ImageSet, seed: int) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """`INSTANCES` random changes of each kind, each put on `IMAGES` images.
+def probed(images: ImageSet, count: int, seed: int) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """`INSTANCES` random changes of each kind, each put on `count` images; as many together as memory bears.
 
     Args:
         images: clean images.
+        count: of them, at most, that each change is put on.
         seed: of the changes, and of the images that each is put on.
 
     Yields:
-        The kind, changed images float32 `[INSTANCES, N, C, H, W]` in [0, 1], and the places of the unchanged ones, int64
-        `[INSTANCES, N]`.
+        The kind, changed images float32 `[G, N, C, H, W]` in [0, 1], and the places of the unchanged ones, int64 `[G, N]`.
     """
+    together = max(1, at_once(images.images, INSTANCES * count) // min(count, len(images)))
     for name, probe in PROBES.items():
         generator = torch.Generator().manual_seed(seed)
-        changed, places = [], []
-        for _ in range(INSTANCES):
-            picked = torch.randperm(len(images), generator=generator)[:IMAGES]
-            changed.append(probe.change(images.subset(picked).pixels(), generator).clamp(0, 1))
-            places.append(picked)
-        yield name, torch.stack(changed), torch.stack(places)
+        for start in range(0, INSTANCES, together):
+            changed, places = [], []
+            for _ in range(min(together, INSTANCES - start)):
+                picked = torch.randperm(len(images), generator=generator)[:count]
+                changed.append(probe.change(images.subset(picked).pixels(), generator).clamp(0, 1))
+                places.append(picked)
+            yield name, torch.stack(changed), torch.stack(places)
 
 
 def probe_costs(probability: dict[str, Tensor], before: Tensor) -> dict[str, tuple[float, ...]]:

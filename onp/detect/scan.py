@@ -13,7 +13,7 @@ from torch import Tensor
 from onp.data.images import ImageSet, Splits, joined
 from onp.detect.anomaly import AUGMENTATION_BIAS, BN_SHIFT, LATENT, PRIOR_SHIFT, DetectionScores, log_costs
 from onp.detect.bn_statistics import BnStatistics, bn_shift_gain, prior_shift
-from onp.detect.changes import change_costs
+from onp.detect.changes import CHANGE_STEPS, change_costs
 from onp.detect.classes_to_invert import classes_to_invert
 from onp.detect.config import DetectConfig, DetectRun, no_progress
 from onp.detect.detectors import augmentation_bias, latent_distances
@@ -33,9 +33,14 @@ SCANNED: tuple[Family, ...] = (*FAMILIES, Spectrum())
 """The families that triggers are inverted of for each class; banks are made of `FAMILIES` alone."""
 
 
+def inverting_steps(config: DetectConfig) -> int:
+    """How many steps of `scan_steps` are steps of inversion, of all chosen classes together."""
+    return config.scan.steps * (len(SCANNED) + 1)
+
+
 def scan_steps(config: DetectConfig) -> int:
     """How many steps `scan` counts."""
-    return config.scan.steps * (len(SCANNED) + 1)
+    return CHANGE_STEPS + inverting_steps(config)
 
 
 def scan(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectRun) -> DetectionScores:
@@ -47,7 +52,7 @@ def scan(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectRun) -> Det
         bn: BN statistics of the victim on build and score images together.
         run: settings, seed, progress (`scan_steps` steps) and resume store.
     """
-    costs = costs_without_inversion(victim, clean.build, bn, run.seed)
+    costs = costs_without_inversion(victim, clean.build, bn, run)
     chosen = classes_to_invert(DetectionScores.of(costs), range(victim.classes))
     costs |= _costs_by_inversion(victim, clean, chosen, run)
     return DetectionScores.of(discount_costly_classes(costs))
@@ -73,20 +78,20 @@ def with_inversion(scores: DetectionScores, k: int, victim: Victim, clean: Split
     return DetectionScores.of(discount_costly_classes(costs))
 
 
-def costs_without_inversion(victim: Victim, build: ImageSet, bn: BnStatistics, seed: int) -> dict[str, tuple[float, ...]]:
+def costs_without_inversion(victim: Victim, build: ImageSet, bn: BnStatistics, run: DetectRun) -> dict[str, tuple[float, ...]]:
     """Log costs of the detectors that are cheap for any number of classes; those that have no say are absent.
 
     Args:
         victim: the network.
         build: clean images.
         bn: BN statistics of the victim on build and score images together.
-        seed: of the random changes of images.
+        run: seed of the random changes of images, and progress (`CHANGE_STEPS` steps).
     """
-    costs = head_costs(victim) | change_costs(reader_of(victim).logits, victim.classes, build, seed)
+    costs = head_costs(victim) | change_costs(reader_of(victim).logits, victim.classes, build, run)
     distances = latent_distances(victim, build)
     if distances is not None:
         costs[LATENT] = log_costs(distances, torch.ones_like(distances))
-    costs[AUGMENTATION_BIAS] = tuple((-augmentation_bias(victim, build, seed).double().clamp_min(1e-3).log()).tolist())
+    costs[AUGMENTATION_BIAS] = tuple((-augmentation_bias(victim, build, run.seed).double().clamp_min(1e-3).log()).tolist())
     gain, prior = bn_shift_gain(victim, bn, build), prior_shift(bn)
     if gain is not None:
         costs[BN_SHIFT] = tuple((-gain.double()).tolist())

@@ -1,10 +1,10 @@
 """Heal a pruned network: give images with a trigger their own label back.
 
 Pruning takes the backdoor's units out, but what is left has never seen such images, and gives many of them a wrong label. Here
-the network learns from pairs of a clean image and a copy with an inverted trigger to answer both as the pruned network answers
-the clean one (distillation, Hinton et al. 2015, https://arxiv.org/abs/1503.02531). The teacher never sees a trigger, so it does
-not teach the backdoor. Pruned units stay at zero. Only the later half of the network learns: what a trigger changes early in a
-network cannot be undone there, and a few hundred images are few for all weights (docs/ablations.md).
+the network learns from pairs of a clean image and a copy with an inverted trigger to answer both as its teacher answers the
+clean one (distillation, Hinton et al. 2015, https://arxiv.org/abs/1503.02531). The teacher, the pruned network or one that is
+more accurate, never sees a trigger. Pruned units stay at zero. Only the later half of the network learns: what a trigger
+changes early in a network cannot be undone there, and a few hundred images are few for all weights (docs/ablations.md).
 """
 
 from __future__ import annotations
@@ -43,6 +43,17 @@ class HealTrigger:
     weight: float  #: share of the images that get it, in proportion to those of the others
 
 
+@dataclass(frozen=True, eq=False)
+class HealTask:
+    """What is healed, and what it learns from."""
+
+    pruned: Victim  #: its pruned units stay at zero; is not changed
+    triggers: Sequence[HealTrigger]  #: at least one
+    clean: ImageSet  #: images to learn from
+    teachers: Sequence[Victim] = ()
+    """Networks whose mean probabilities on clean images are learned; where there are none, those of `pruned`."""
+
+
 @dataclass(frozen=True)
 class HealConfig:
     """How a network is healed."""
@@ -65,15 +76,11 @@ def heal_images(images: int, config: HealConfig) -> int:
     return 2 * config.copies * images + 2 * config.steps * config.batch
 
 
-def heal(
-    pruned: Victim, triggers: Sequence[HealTrigger], clean: ImageSet, config: HealConfig, advance: Advance = _nothing
-) -> Victim:
+def heal(task: HealTask, config: HealConfig, advance: Advance = _nothing) -> Victim:
     """Teach the later half of a pruned network to ignore triggers.
 
     Args:
-        pruned: a network whose pruned units stay at zero; is not changed.
-        triggers: at least one.
-        clean: images to learn from.
+        task: the network, triggers, images and teachers.
         config: settings.
         advance: called with the number of images done, `heal_images` in all.
 
@@ -81,10 +88,12 @@ def heal(
         The healed network; its checkpoint holds the weights that were learned, in its own dtypes.
 
     Example:
-        >>> healed = heal(prune(victim, mask), [HealTrigger(stamp, 1.0)], clean, HealConfig())  # doctest: +SKIP
+        >>> task = HealTask(prune(victim, mask), [HealTrigger(stamp, 1.0)], clean)  # doctest: +SKIP
+        >>> healed = heal(task, HealConfig())  # doctest: +SKIP
     """
+    pruned = task.pruned
     cut = GraphCut.of(pruned.program, config.depth)
-    pairs = _pairs(pruned, cut, _images(cut, triggers, clean, config), advance)
+    pairs = _pairs(task, cut, _images(cut, task, config), advance)
     learned = {key: tensor.clone().requires_grad_() for key, tensor in cut.late_parameters().items()}
     rows = {key: each.to(pruned.device) for key, each in pruned_rows(pruned, pruned_units(pruned)).items() if key in learned}
     optimiser = torch.optim.SGD(learned.values(), config.lr, momentum=0.9)
@@ -109,28 +118,26 @@ def heal(
 
 @dataclass(frozen=True, eq=False)
 class _Pairs:
-    """Features at the cut with and without a trigger, `[N, ...]`, and the teacher's logits `[N, classes]`."""
+    """Features at the cut with and without a trigger, `[N, ...]`, and the logits to be learned `[N, classes]`."""
 
     plain: Tensor
     triggered: Tensor
     teacher: Tensor
 
 
-def _images(
-    cut: GraphCut, triggers: Sequence[HealTrigger], clean: ImageSet, config: HealConfig
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _images(cut: GraphCut, task: HealTask, config: HealConfig) -> Iterator[tuple[Tensor, Tensor]]:
     """Images and the same with a trigger, float32 `[N, C, H, W]` in [0, 1]: as they are, and augmented copies."""
     generator = torch.Generator().manual_seed(config.seed)
-    pixels = clean.pixels().to(next(cut.program.parameters()).device)
+    pixels = task.clean.pixels().to(next(cut.program.parameters()).device)
     features = cut.features(pixels[:1]).numel()
     copies = max(1, min(config.copies, config.values // (2 * features * len(pixels))))
-    weights = torch.tensor([trigger.weight for trigger in triggers], dtype=torch.float32)
+    weights = torch.tensor([trigger.weight for trigger in task.triggers], dtype=torch.float32)
     for number in range(copies):
         seed = int(torch.randint(2**31, (), generator=generator))
         images = pixels if number == 0 else augmented(pixels, 1, seed)
         which = torch.multinomial(weights, len(images), replacement=True, generator=generator).to(images.device)
         changed = torch.empty_like(images)
-        for index, trigger in enumerate(triggers):
+        for index, trigger in enumerate(task.triggers):
             rows = which == index
             if rows.any():
                 changed[rows] = trigger.apply(images[rows])
@@ -138,13 +145,17 @@ def _images(
 
 
 @torch.no_grad()
-def _pairs(pruned: Victim, cut: GraphCut, images: Iterable[tuple[Tensor, Tensor]], advance: Advance) -> _Pairs:
+def _pairs(task: HealTask, cut: GraphCut, images: Iterable[tuple[Tensor, Tensor]], advance: Advance) -> _Pairs:
     plain, triggered, teacher = [], [], []
     for pair in images:
-        features, changed = (cut.features(pruned.normalisation(part)) for part in pair)
+        inputs = task.pruned.normalisation(pair[0])
+        features = cut.features(inputs)
         plain.append(features)
-        triggered.append(changed)
-        teacher.append(cut.logits(features))
+        triggered.append(cut.features(task.pruned.normalisation(pair[1])))
+        given = [
+            each.model(inputs) if each is not task.pruned else cut.logits(features) for each in task.teachers or (task.pruned,)
+        ]
+        teacher.append(torch.stack([logits.log_softmax(1) for logits in given]).logsumexp(0))
         advance(2 * len(features))
     return _Pairs(torch.cat(plain), torch.cat(triggered), torch.cat(teacher))
 

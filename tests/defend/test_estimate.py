@@ -27,7 +27,8 @@ def test_a_cheap_network_is_left_as_it_is(backdoored):
 
 def test_an_expensive_one_takes_half_the_images_and_masks(backdoored):
     less = affordable(backdoored.victim, FAST, expensive=0.0)
-    assert (less.detect.scan.images, less.detect.refine.images, less.detect.starts) == (4, 6, 2)
+    assert (less.detect.scan.images, less.detect.refine.images, less.detect.starts) == (2, 6, 2)
+    assert less.detect.change_images == FAST.detect.change_images / 4
     assert less.search.method.max_evaluations == 50
     assert less.search.target_augmentations == 4
     scan, refine = (replace(config, images=0) for config in (less.detect.scan, less.detect.refine))
@@ -49,7 +50,7 @@ def test_the_estimate_counts_passes(backdoored, small):
     # Classes x (images x (families and early features) x steps, PGD images x steps); augmented and probed images forwards only.
     probed = 4 * 24 * 32 + 11 * 8 * 4 * 8
     assert found.detection == 4 * (8 * 6 * 15 + 16 * 5) + (6 * 60 + probed) / 3
-    healed = (2 * 6 * 120 + 2 * 150 * 64) / 3
+    healed = 2 * (2 * 6 * 120 + 2 * 150 * 64) / 3
     assert found.repair == pytest.approx(2 * 4 * 2 * 15 * 8 + 100 * 2 * 60 / 6 + healed)
     scan = estimate(case, small.PRESET, 1.0, repairing=False)
     assert scan.detection == found.detection and scan.repair == 4 * 2 * 15 * 8, "inverted once more, no mask scored"

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from onp.defend.run import Run
 from onp.detect.bn_statistics import bn_statistics
 from onp.detect.known_trigger import KnownTrigger, KnownTriggeredImages
 from onp.engine.metrics import attack_success, predictions
-from onp.model.heal import HealConfig
+from onp.model.heal import HealConfig, heal
 from onp.model.prune import prune
 
 
@@ -96,6 +97,29 @@ def test_healing_stops_a_backdoor_that_no_mask_stops(case, small, backdoored):
     assert "which alone leaves an ASR of" in outcome.report.reason and "trained to ignore" in outcome.report.reason
     document = json.loads(outcome.report.to_json())
     assert document["pruning"]["asr_surrogate"]["known"]["value"] > 0.5 > document["after"]["asr_surrogate"]["known"]["value"]
+
+
+def test_more_accurate_teachers_are_tried_where_healing_costs_more_than_the_budget(case, found):
+    run, repairs = found
+    pruned, asked = prune(case.victim, repairs.mask), []
+
+    def learned(task, config, advance):
+        asked.append(["given" if each is case.victim else "pruned" for each in task.teachers])
+        return heal(task, config, advance)
+
+    def healed_within(share):
+        asked.clear()
+        with mock.patch("onp.defend.healing.heal", learned):
+            found = healed_network(case, repairs, pruned, replace(run, config=replace(run.config, max_acc_drop=share)))
+        return found, list(asked)
+
+    first, teachers = healed_within(1.0)
+    assert teachers == [["pruned"]] and first is not None
+    again, teachers = healed_within(1e-9)
+    assert teachers == [["pruned"], ["pruned", "given"], ["given"]]
+    x = case.victim.normalisation(case.searched.pixels())
+    changes = [(net.model(x).softmax(1) - case.victim.model(x).softmax(1)).abs().mean() for net in (first, again)]
+    assert changes[1] < changes[0], "the more accurate one is kept"
 
 
 def test_only_banks_with_triggers_heal(case):

@@ -7,11 +7,12 @@ import torch
 
 from onp.data.images import ImageSet
 from onp.detect.changes import change_costs
+from onp.detect.config import DetectRun
 from onp.detect.gratings import AMPLITUDE, CYCLES, DIRECTIONS, GRATINGS, PHASES, gratings
 
 
 def costs_of(images):
-    return change_costs(logits, 4, images, 3)[GRATINGS]
+    return change_costs(logits, 4, images, DetectRun(seed=3))[GRATINGS]
 
 
 def logits(x):

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from onp.model.edit import with_tensors
 from onp.model.graph_cut import GraphCut
-from onp.model.heal import HealConfig, HealTrigger, heal, heal_images
+from onp.model.heal import HealConfig, HealTask, HealTrigger, heal, heal_images
 from onp.model.mask import Mask
 from onp.model.prune import prune
 from onp.model.pruned import pruned_units
@@ -31,7 +31,7 @@ def pruned():
 
 @pytest.fixture(scope="module")
 def healed(pruned):
-    return heal(pruned, [STAMP], clean_images(), CONFIG)
+    return heal(HealTask(pruned, [STAMP], clean_images()), CONFIG)
 
 
 def rates(victim):
@@ -52,9 +52,22 @@ def test_triggered_images_are_given_their_own_class(pruned, healed):
 
 def test_a_step_in_parts_is_the_same_step(pruned):
     config = replace(CONFIG, steps=5)
-    whole, parts = (heal(pruned, [STAMP], clean_images(), replace(config, at_once=most)) for most in (256, 20))
+    whole, parts = (heal(HealTask(pruned, [STAMP], clean_images()), replace(config, at_once=most)) for most in (256, 20))
     for key, weights in whole.model.state_dict().items():
         torch.testing.assert_close(parts.model.state_dict()[key], weights, rtol=1e-4, atol=1e-5)
+
+
+def test_teachers_are_learned_from_by_their_mean_probabilities(pruned):
+    given, config = backdoored().victim, replace(CONFIG, steps=5)
+    own, named, both, twice = (
+        heal(HealTask(pruned, [STAMP], clean_images(), teachers), config)
+        for teachers in ((), (pruned,), (pruned, given), (pruned, given, pruned, given))
+    )
+    weights = [victim.model.state_dict() for victim in (own, named, both, twice)]
+    assert all(torch.equal(tensor, weights[1][key]) for key, tensor in weights[0].items())
+    for key, tensor in weights[2].items():
+        torch.testing.assert_close(weights[3][key], tensor, rtol=1e-4, atol=1e-6)
+    assert any(not torch.allclose(tensor, weights[0][key]) for key, tensor in weights[2].items())
 
 
 def test_early_weights_buffers_and_pruned_units_stay_as_they_are(pruned, healed):
@@ -73,7 +86,7 @@ def test_the_program_of_the_healed_network_is_that_of_its_model(healed):
 def test_the_same_seed_gives_the_same_weights_and_progress_counts_every_image(pruned):
     config = replace(CONFIG, steps=5)
     counted = []
-    one, other = (heal(pruned, [STAMP], clean_images(), config, counted.append) for _ in range(2))
+    one, other = (heal(HealTask(pruned, [STAMP], clean_images()), config, counted.append) for _ in range(2))
     for key, tensor in one.model.state_dict().items():
         assert torch.equal(tensor, other.model.state_dict()[key]), key
     assert sum(counted) == 2 * heal_images(200, config)
@@ -91,7 +104,7 @@ def test_a_large_network_keeps_fewer_copies_and_every_trigger_gets_its_share(pru
 
     config = replace(CONFIG, steps=1, values=1)
     done = []
-    heal(pruned, [counting(1), counting(2)], clean_images(), config, done.append)
+    heal(HealTask(pruned, [counting(1), counting(2)], clean_images()), config, done.append)
     assert given[1] + given[2] == 200 and 100 < given[2] < 165
     assert sum(done) == 2 * 200 + 2 * config.batch
 

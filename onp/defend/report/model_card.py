@@ -55,8 +55,8 @@ def model_card(report: Report) -> str:
 
 def _rest(report: Report) -> str:
     healed = (
-        "of the rest, the weights of the later half were then trained to ignore inverted triggers (healed; teacher: the pruned "
-        "network on clean images)"
+        "of the rest, the weights of the later half were then trained to ignore inverted triggers (healed; teachers: the "
+        "pruned network, the one given, or both, on clean images)"
     )
     if report.tuned is None:
         return "nothing else differs." if report.pruning is None else f"{healed}."
