@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import torch
@@ -25,8 +26,8 @@ PRUNING_SHARE = 0.3  # of the accuracy budget that a mask may cost where healing
 # By which one network may be worse than another on the images that both have seen: that much is within chance.
 ACC_NOISE, ASR_NOISE = 0.01, 0.02
 # ACC that unseen images lose, a share, for each nat of KL divergence from the network as given on the images of the repair: on
-# 43 backdoored networks of the zoo with an error (root mean square) of 1 point. What these images themselves lose says nothing
-# (an error of 2.3 points, docs/ablations.md): the mask was chosen by them.
+# 47 backdoored networks of the zoo with an error (root mean square) of 1 point. What these images themselves lose says nothing
+# (an error of 2 points, docs/ablations.md): the mask was chosen by them.
 ACC_LOST_PER_NAT = 0.3
 # Names of the stages of healing, and their teachers.
 TEACHERS = {
@@ -140,10 +141,11 @@ class _Standing:
         return max(self.by_bank)
 
     def expected_acc_loss(self, given: _Standing) -> float:
-        """ACC that unseen images lose against the network as given, a share."""
+        """ACC that unseen images lose against the network as given, a share; infinite where training diverged."""
         least = torch.finfo(torch.float32).tiny
         before, after = (each.probabilities.clamp_min(least) for each in (given, self))
-        return ACC_LOST_PER_NAT * float((before * (before / after).log()).sum(1).mean())
+        lost = ACC_LOST_PER_NAT * float((before * (before / after).log()).sum(1).mean())
+        return lost if math.isfinite(lost) else math.inf
 
     @staticmethod
     def of(network: Victim, case: Case, banks: list[Bank]) -> _Standing:

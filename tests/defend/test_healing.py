@@ -17,7 +17,8 @@ from onp.defend.repair_loop import repair_targets
 from onp.defend.run import Run
 from onp.detect.bn_statistics import bn_statistics
 from onp.detect.known_trigger import KnownTrigger, KnownTriggeredImages
-from onp.engine.metrics import attack_success, predictions
+from onp.engine.metrics import Share, attack_success, predictions
+from onp.model.edit import with_tensors
 from onp.model.heal import HealConfig, heal
 from onp.model.prune import prune
 
@@ -97,6 +98,19 @@ def test_healing_stops_a_backdoor_that_no_mask_stops(case, small, backdoored):
     assert "which alone leaves an ASR of" in outcome.report.reason and "trained to ignore" in outcome.report.reason
     document = json.loads(outcome.report.to_json())
     assert document["pruning"]["asr_surrogate"]["known"]["value"] > 0.5 > document["after"]["asr_surrogate"]["known"]["value"]
+
+
+def test_healing_that_diverges_to_nan_is_dropped(case, found):
+    run, repairs = found
+    pruned = prune(case.victim, repairs.mask)
+    weights = {key: torch.full_like(tensor, torch.nan) for key, tensor in pruned.program.named_parameters()}
+    with (
+        mock.patch("onp.defend.healing.heal", lambda *_: with_tensors(pruned, weights)),
+        mock.patch(
+            "onp.defend.healing.measure_attack", lambda *_: (Share(0, 10), None)
+        ),  # its class is no other than the first
+    ):
+        assert healed_network(case, repairs, pruned, run) is None
 
 
 def test_more_accurate_teachers_are_tried_where_healing_costs_more_than_the_budget(case, found):
