@@ -12,7 +12,6 @@ import argparse
 import json
 import time
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from onp.defend.report.environment import hardware, versions
 from onp.defend.run import Run
 from onp.detect.bn_statistics import bn_statistics
 from onp.detect.targets import Detection, detect_targets
-from onp.engine.metrics import predictions
+from onp.engine.metrics import accuracy, attack_success, defence_effectiveness, predictions, robust_accuracy
 from onp.files import write_atomically
 from onp.model.victim import Victim
 from onp.numerics import strict_float32
@@ -53,24 +52,23 @@ class KnownTarget(Detection):
 def measured(network: Victim, images: ImageSet, trigger: Trigger, target: int) -> dict[str, float]:
     """ACC, that of the target class, ASR and RA on test images, shares."""
     pixels, labels = images.pixels(), images.labels
-    clean = predictions(network.model, network.normalisation(pixels))
-    others = labels != target
-    attacked = predictions(network.model, network.normalisation(trigger(pixels[others])))
+    clean, attacked = (predictions(network.model, network.normalisation(each)) for each in (pixels, trigger(pixels)))
+    members = labels == target
     return {
-        "acc": float((clean == labels).float().mean()),
-        "acc_target": float((clean == labels)[~others].float().mean()),
-        "asr": float((attacked == target).float().mean()),
-        "ra": float((attacked == labels[others]).float().mean()),
-        "asr_clean": float((clean == target)[others].float().mean()),
+        "acc": accuracy(labels, clean).value,
+        "acc_target": accuracy(labels[members], clean[members]).value,
+        "asr": attack_success(labels, attacked, target).value,
+        "ra": robust_accuracy(labels, attacked, target).value,
+        "asr_clean": attack_success(labels, clean, target).value,
     }
 
 
 @strict_float32()
-def row_of(entry: Entry, seed: int) -> dict[str, Any]:
+def row_of(entry: Entry) -> dict[str, Any]:
     """The repair of one network."""
     torch.set_num_threads(1)
     started, card, victim = time.process_time(), entry.card, entry.victim()
-    case, run = Case(victim, split(entry.clean(0), seed)), Run.of(DefendConfig(quiet=True, seed=seed))
+    case, run = Case(victim, split(entry.clean(0), 0)), Run.of(DefendConfig(quiet=True))
     bn = bn_statistics(victim, case.searched)
     found = detect_targets(victim, case.clean, bn, run.detecting())
     works = [
@@ -86,7 +84,8 @@ def row_of(entry: Entry, seed: int) -> dict[str, Any]:
     row |= {"convicted": convicted, "works": result.repairs.works, "healed": result.pruned is not None}
     row |= {"units": victim.units, "units_pruned": int((~result.repairs.mask.keep).sum())}
     networks = {"before": victim, "pruned": result.pruned or result.network, "after": result.network}
-    row |= {side: measured(network, entry.test(), trigger, target) for side, network in networks.items()}
+    test = entry.test()
+    row |= {side: measured(network, test, trigger, target) for side, network in networks.items()}
     return row | {"seconds": time.process_time() - started}
 
 
@@ -111,7 +110,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         lost, in_target = ([100 * (row["before"][key] - row["after"][key]) for row in own] for key in ("acc", "acc_target"))
         asr = {side: [100 * row[side]["asr"] for row in own] for side in ("before", "pruned", "after")}
         der = [
-            (max(0, row["before"]["asr"] - row["after"]["asr"]) - max(0, row["before"]["acc"] - row["after"]["acc"]) + 1) / 2
+            defence_effectiveness(row["before"]["acc"], row["after"]["acc"], row["before"]["asr"], row["after"]["asr"])
             for row in own
         ]
         cells = [name, str(len(own)), str(sum(row["works"] for row in own)), f"{mean(lost, 2)} ({max(lost):.1f})"]
@@ -129,7 +128,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("zoo", nargs="?", default="")
     parser.add_argument("--first", type=int, default=5000)
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="print the table of the results that are there")
@@ -143,7 +141,7 @@ def main() -> None:
     entries = [entry for entry in entries if entry.usable and any(each["works"] for each in entry.card["backdoors"])]
     # Small networks first: what is there when the time is up covers the most.
     entries.sort(key=lambda entry: (entry.folder / "model.safetensors").stat().st_size)
-    for entry, row in run_all(partial(row_of, seed=options.seed), entries, Workers(processes=options.workers)):
+    for entry, row in run_all(row_of, entries, Workers(processes=options.workers)):
         if isinstance(row, Exception):
             print(f"network {entry.index}: {type(row).__name__}: {row}", flush=True)
             continue

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from onp.data.images import ImageSet
 from onp.defend.case import Case
 from onp.defend.repair_loop import Repairs, repair_targets
 from onp.defend.run import Run
@@ -16,6 +17,7 @@ from onp.detect.bn_statistics import BnStatistics
 from onp.detect.known_trigger import KnownTrigger, KnownTriggeredImages
 from onp.detect.targets import Detection
 from onp.engine.metrics import measure, measure_attack
+from onp.engine.scoring import Batch, TriggeredBatch
 from onp.model.heal import HealTask, HealTrigger, heal, heal_images
 from onp.model.prune import prune
 from onp.model.victim import Victim
@@ -84,9 +86,10 @@ def healed_network(case: Case, repairs: Repairs, pruned: Victim, run: Run) -> Vi
         pruned: the network with all masks applied.
         run: options, settings and progress.
     """
-    given, before = (_Standing.of(network, case, repairs.banks) for network in (case.victim, pruned))
+    seen = _Seen.of(case, repairs.banks)
+    given, before = (seen.standing(network) for network in (case.victim, pruned))
     budget = run.config.max_acc_drop
-    after = _healed(case, repairs, pruned, given, run)
+    after = _healed(seen, repairs, pruned, given, run)
     lost = after.expected_acc_loss(given)
     if lost > max(before.expected_acc_loss(given), budget) + ACC_NOISE or after.asr > before.asr + ASR_NOISE:
         return None
@@ -96,7 +99,7 @@ def healed_network(case: Case, repairs: Repairs, pruned: Victim, run: Run) -> Vi
     return after.network if repairs.works or (within and stopped) else None
 
 
-def _healed(case: Case, repairs: Repairs, pruned: Victim, given: _Standing, run: Run) -> _Standing:
+def _healed(seen: _Seen, repairs: Repairs, pruned: Victim, given: _Standing, run: Run) -> _Standing:
     """Healed with the pruned network as teacher; where that costs more than the budget, with the network as given beside it, or
     with that alone, as far as the triggers are stopped as well.
 
@@ -106,12 +109,12 @@ def _healed(case: Case, repairs: Repairs, pruned: Victim, given: _Standing, run:
     config = run.preset.heal
     assert config is not None
     triggers = [trigger for bank in repairs.banks for trigger in heal_triggers(bank)]
-    networks, found = {"pruned": pruned, "given": case.victim}, list[_Standing]()
+    networks, found = {"pruned": pruned, "given": given.network}, list[_Standing]()
     for name, teachers in TEACHERS.items():
-        task = HealTask(pruned, triggers, case.searched, [networks[each] for each in teachers])
-        with run.stage(name, heal_images(len(case.searched), config)) as stage:
+        task = HealTask(pruned, triggers, seen.images, [networks[each] for each in teachers])
+        with run.stage(name, heal_images(len(seen.images), config)) as stage:
             healed = heal(task, replace(config, seed=run.seed), stage.advance)
-        found.append(_Standing.of(healed, case, repairs.banks))
+        found.append(seen.standing(healed))
         as_good = [each for each in found if each.asr <= found[0].asr + ASR_NOISE]
         best = min(as_good, key=lambda each: each.expected_acc_loss(given))
         if best.expected_acc_loss(given) <= run.config.max_acc_drop or not repairs.mask.pruned_count:
@@ -147,13 +150,26 @@ class _Standing:
         lost = ACC_LOST_PER_NAT * float((before * (before / after).log()).sum(1).mean())
         return lost if math.isfinite(lost) else math.inf
 
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """The images that the repair has seen, and those with a trigger on, which are made once for all networks."""
+
+    images: ImageSet
+    clean: Batch
+    triggered: tuple[tuple[tuple[float, TriggeredBatch], ...], ...]  #: of each bank, with the weights of its families
+
     @staticmethod
-    def of(network: Victim, case: Case, banks: list[Bank]) -> _Standing:
+    def of(case: Case, banks: list[Bank]) -> _Seen:
+        batches = (
+            tuple(zip(bank.weights, bank.batches(case.victim, bank.scoring_images(case.clean)), strict=True)) for bank in banks
+        )
+        return _Seen(case.searched, batch_of(case.victim, case.searched), tuple(batches))
+
+    def standing(self, network: Victim) -> _Standing:
+        """What a network does on them."""
         rates = []
-        for bank in banks:
-            triggered = bank.batches(case.victim, bank.scoring_images(case.clean))
-            shares = [measure_attack(network.model, [each])[0] for each in triggered]
-            found = zip(bank.weights, shares, strict=True)
-            rates.append(sum(weight * share.value for weight, share in found if share is not None))
-        clean = measure(network.model, [batch_of(network, case.searched)])
-        return _Standing(network, clean.probabilities, tuple(rates))
+        for batches in self.triggered:
+            shares = ((weight, measure_attack(network.model, [batch])[0]) for weight, batch in batches)
+            rates.append(sum(weight * share.value for weight, share in shares if share is not None))
+        return _Standing(network, measure(network.model, [self.clean]).probabilities, tuple(rates))
