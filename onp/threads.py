@@ -43,5 +43,6 @@ def _pool(workers: int, each: int, threads: int) -> ThreadPoolExecutor:
 
 
 def _limit(threads: int) -> None:
+    torch.set_flush_denormal(True)  # as `onp.numerics.strict_float32` does in its thread
     torch.set_num_threads(threads)
     torch.get_num_threads()  # a thread's first look at the number takes over the last one set, so it looks now

@@ -11,7 +11,8 @@ from onp.engine.scoring import Batch
 from onp.engine.settings import EvaluatorSettings
 from onp.model.archs import build_network
 from onp.model.victim import victim_from_module
-from onp.threads import run_all
+from onp.numerics import strict_float32
+from onp.threads import pool, run_all
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -62,3 +63,16 @@ def test_masks_that_change_few_steps_start_no_threads_of_their_own():
         assert pools() - before == {"onp-7"}
     finally:
         torch.set_num_threads(threads)
+
+
+def test_subnormal_numbers_count_as_zero_while_a_run_lasts():
+    def smallest() -> float:
+        return float(torch.tensor(1e-40) * 1.0)
+
+    assert smallest() > 0
+    with strict_float32():
+        with strict_float32():
+            assert smallest() == 0
+        assert smallest() == 0
+        assert {each.result() for each in [pool(2).submit(smallest) for _ in range(8)]} == {0.0}
+    assert smallest() > 0

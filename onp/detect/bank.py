@@ -167,8 +167,8 @@ def invert_triggers(
             weights.append(weight)
     if anomalous[PGD] or not surrogates:
         radius = pgd_radius(pixels)
-        attack = partial(targeted_examples, victim, target=target.label, radius=radius)
-        rate = success_rate(victim.logits, attack, validation.images, validation.labels, target.label)
+        attack = partial(targeted_examples, models[0], target=target.label, radius=radius)
+        rate = success_rate(models[0], attack, validation.images, validation.labels, target.label)
         if rate >= config.minimum_success or not surrogates:
             surrogates.append(Surrogate(PGD, target.label, indices[PGD], rate, radius, None, attack))
             weights.append(anomalous[PGD] or 1.0)

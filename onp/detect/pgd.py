@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from onp.detect.config import DetectRun
+from onp.engine.differentiable import Logits, fitting_logits
 from onp.engine.metrics import at_once
 from onp.model.victim import Victim
 
@@ -26,11 +27,11 @@ def pgd_radius(images: Tensor) -> float:
     return RELATIVE_SIZE * float(images[0].numel()) ** 0.5
 
 
-def targeted_examples(victim: Victim, images: Tensor, *, target: int | Tensor, radius: float) -> Tensor:
+def targeted_examples(logits: Logits, images: Tensor, *, target: int | Tensor, radius: float) -> Tensor:
     """Projected gradient steps to a class inside an L2 ball around each image.
 
     Args:
-        victim: the network.
+        logits: of the network.
         images: float32 `[N, C, H, W]` in [0, 1].
         target: a class, or int64 `[N]`.
         radius: of the ball, in pixel units.
@@ -46,7 +47,7 @@ def targeted_examples(victim: Victim, images: Tensor, *, target: int | Tensor, r
         for _ in range(STEPS):
             delta.requires_grad_(True)
             with torch.enable_grad():
-                loss = F.cross_entropy(victim.logits((part + delta).clamp(0, 1)), wanted, reduction="sum")
+                loss = F.cross_entropy(logits((part + delta).clamp(0, 1)), wanted, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, delta)
             direction = gradient / gradient.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
             delta = delta.detach() - 2 * radius / STEPS * direction
@@ -76,8 +77,9 @@ def target_probability(victim: Victim, images: Tensor, labels: Tensor, classes: 
         picked.append(others[torch.randperm(len(others), generator=generator)[:IMAGES].to(others.device)])
     counts = [len(each) for each in picked]
     goals = torch.tensor(classes).repeat_interleave(torch.tensor(counts)).to(images.device)
-    examples = targeted_examples(victim, images[torch.cat(picked)], target=goals, radius=pgd_radius(images))
+    logits = fitting_logits(victim)
+    examples = targeted_examples(logits, images[torch.cat(picked)], target=goals, radius=pgd_radius(images))
     with torch.no_grad():
-        chance = torch.cat([victim.logits(part).softmax(1) for part in examples.split(at_once(examples, 250))])
+        chance = torch.cat([logits(part).softmax(1) for part in examples.split(at_once(examples, 250))])
     reached = chance.gather(1, goals[:, None])[:, 0].cpu().split(counts)
     return torch.stack([each.mean() for each in reached])

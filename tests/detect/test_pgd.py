@@ -16,7 +16,7 @@ def test_adversarial_examples_stay_in_their_ball_and_help_their_target():
     victim = victim_from_module(network, Normalisation((0.0,), (1.0,)), (1, 8, 8))
     images = torch.rand(20, 1, 8, 8)
     radius = pgd_radius(images)
-    out = targeted_examples(victim, images, target=2, radius=radius)
+    out = targeted_examples(victim.logits, images, target=2, radius=radius)
     assert float((out - images).flatten(1).norm(dim=1).max()) <= radius * 1.001
     before, after = (victim.logits(x).softmax(1)[:, 2].mean() for x in (images, out))
     assert float(after) > float(before)
@@ -29,5 +29,5 @@ def test_each_class_is_aimed_at_from_images_of_others(backdoored, one_thread):
     for k, chance in zip((0, 3), reached, strict=True):
         others = images[labels != k]
         picked = others[torch.randperm(len(others), generator=generator)[:IMAGES]]
-        examples = targeted_examples(victim, picked, target=k, radius=pgd_radius(images))
+        examples = targeted_examples(victim.logits, picked, target=k, radius=pgd_radius(images))
         assert float(chance) == pytest.approx(float(victim.logits(examples).softmax(1)[:, k].mean()), rel=1e-3)
