@@ -35,6 +35,8 @@ SPREAD_FLOORS = {
     "head_skew": 0.2,
     "spectrum": 0.35,
     "gratings": 0.9,
+    "patch_sweep": 0.7,
+    "small_patch": 0.7,
     "separability": 0.03,
 }
 NOISE_FLOOR = 1.0  # anomaly indices up to here count as 0: on clean networks one class in seven has that much
@@ -70,6 +72,22 @@ def log_costs(cost: Tensor, success: Tensor) -> tuple[float, ...]:
     """
     values = torch.log(cost.double().clamp_min(1e-6)) - torch.log(success.double().clamp(0.02, 1))
     return tuple(values.tolist())
+
+
+EDGE = 0.01  # added to probabilities and their complements: of a few images none differs from one in a hundred
+
+
+def log_odds_costs(probability: Tensor) -> tuple[float, ...]:
+    """Minus the log odds of a mean probability per class, within 4.6; nan where it is.
+
+    Some classes of clean networks attract nine images of ten; a trigger leads all of them to its target, and log odds tell the
+    one from the other.
+
+    Args:
+        probability: float `[classes]`.
+    """
+    chance = probability.double()
+    return tuple(torch.log((1 - chance + EDGE) / (chance + EDGE)).tolist())
 
 
 def spread_floor(detector: str) -> float:

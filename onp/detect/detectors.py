@@ -85,10 +85,12 @@ def _shortest(weight: np.ndarray, k: int, needed: np.ndarray) -> np.ndarray:
         missing = np.where(active, -np.inf, needed + weight @ shift - weight[k] @ shift)
         worst = np.argsort(-missing, kind="stable")[:ADDED]
         worst = worst[missing[worst] > TOLERANCE]
-        if not len(worst) or not np.isfinite(shift).all():
+        if not len(worst):
             break
         active[worst] = True
         shift = _least_distance(weight[k] - weight[active], needed[active])
+        if not np.isfinite(shift).all():  # no shift meets these constraints
+            break
     return shift
 
 

@@ -20,7 +20,6 @@ GRATINGS = "gratings"
 CYCLES = (1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14)  # across the image
 DIRECTIONS, PHASES = 8, 2
 AMPLITUDE = 0.25  # in units of [0, 1]; with 0.08 clean networks differ as much, with 0.16 about the same is found
-EDGE = 0.01  # added to probabilities and their complements: of as few images none differs from one in a hundred
 
 
 def grated(images: ImageSet, count: int, seed: int) -> Iterator[tuple[str, Tensor, Tensor]]:
@@ -41,20 +40,6 @@ def grated(images: ImageSet, count: int, seed: int) -> Iterator[tuple[str, Tenso
     for group in waves.split(max(1, at_once(pixels, 250) // (PHASES * len(pixels)))):
         changed = (pixels + AMPLITUDE * group.reshape(-1, 1, 1, *pixels.shape[2:])).clamp(0, 1)
         yield GRATINGS, changed.view(len(group), -1, *pixels.shape[1:]), picked.repeat(len(group), PHASES)
-
-
-def grating_costs(probability: Tensor) -> tuple[float, ...]:
-    """How far some grating leads images of other classes to each class.
-
-    Args:
-        probability: float32 `[gratings, classes]`, the mean over images of other classes; nan for a class without any.
-
-    Returns:
-        Per class, minus the log odds of the highest probability, within 4.6; nan where it is. Some classes of clean networks
-        attract nine images of ten; a trigger leads all of them to its target, and log odds tell the one from the other.
-    """
-    highest = probability.max(0).values.double()
-    return tuple(torch.log((1 - highest + EDGE) / (highest + EDGE)).tolist())
 
 
 def gratings(height: int, width: int) -> Tensor:

@@ -32,8 +32,16 @@ BATCH_NORMS, NO_BATCH_NORMS = "batch_norms", "no_batch_norms"
 GROUPS = (BATCH_NORMS, NO_BATCH_NORMS)
 """Of networks: whether statistics of batch norms have a say. Each has a constant of its own."""
 KINDS = {
-    "inversion": ("patch", "perturbation", "low_frequency", "warp", "spectrum", "early_features", "pgd"),
-    "random changes": ("probe_field", "probe_texture", "probe_warp", "probe_colours", "gratings", "augmentation_bias"),
+    "inversion": ("patch", "perturbation", "low_frequency", "warp", "spectrum", "early_features", "small_patch", "pgd"),
+    "random changes": (
+        "probe_field",
+        "probe_texture",
+        "probe_warp",
+        "probe_colours",
+        "gratings",
+        "patch_sweep",
+        "augmentation_bias",
+    ),
     "last layer": ("head_mean", "head_positive", "head_skew", "latent"),
     "latent separability": ("separability",),
     "BN statistics": ("bn_shift", "prior_shift"),

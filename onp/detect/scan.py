@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from onp.data.images import ImageSet, Splits, joined
-from onp.detect.anomaly import AUGMENTATION_BIAS, BN_SHIFT, LATENT, PRIOR_SHIFT, DetectionScores, log_costs
+from onp.detect.anomaly import AUGMENTATION_BIAS, BN_SHIFT, LATENT, PRIOR_SHIFT, DetectionScores, log_costs, log_odds_costs
 from onp.detect.bn_statistics import BnStatistics, bn_shift_gain, prior_shift
-from onp.detect.changes import CHANGE_STEPS, change_costs
+from onp.detect.changes import CHANGE_STEPS, change_costs, sweep_of
 from onp.detect.classes_to_invert import classes_to_invert
 from onp.detect.config import DetectConfig, DetectRun, no_progress
 from onp.detect.detectors import augmentation_bias, latent_distances
@@ -24,6 +24,8 @@ from onp.detect.last_features import reader_of
 from onp.detect.pgd import PGD, target_probability
 from onp.detect.separability import SEPARABILITY, SEPARATED, Latent, discount_costly_classes, separability_costs
 from onp.detect.side_by_side import side_by_side
+from onp.detect.small_patch import SMALL_PATCH, small_patch_probability
+from onp.detect.small_patch import STEPS as PATCH_STEPS
 from onp.detect.spectrum import Spectrum
 from onp.detect.trigger_families import FAMILIES, Family
 from onp.engine.differentiable import fitting_logits
@@ -35,7 +37,7 @@ SCANNED: tuple[Family, ...] = (*FAMILIES, Spectrum())
 
 def inverting_steps(config: DetectConfig) -> int:
     """How many steps of `scan_steps` are steps of inversion, of all chosen classes together."""
-    return config.scan.steps * (len(SCANNED) + 1)
+    return config.scan.steps * (len(SCANNED) + 1) + PATCH_STEPS
 
 
 def scan_steps(config: DetectConfig) -> int:
@@ -52,9 +54,9 @@ def scan(victim: Victim, clean: Splits, bn: BnStatistics, run: DetectRun) -> Det
         bn: BN statistics of the victim on build and score images together.
         run: settings, seed, progress (`scan_steps` steps) and resume store.
     """
-    costs = costs_without_inversion(victim, clean.build, bn, run)
+    costs, sweep = costs_without_inversion(victim, clean.build, bn, run)
     chosen = classes_to_invert(DetectionScores.of(costs), range(victim.classes))
-    costs |= _costs_by_inversion(victim, clean, chosen, run)
+    costs |= _costs_by_inversion(victim, clean, (chosen, sweep), run)
     return DetectionScores.of(discount_costly_classes(costs))
 
 
@@ -73,12 +75,15 @@ def with_inversion(scores: DetectionScores, k: int, victim: Victim, clean: Split
         clean: the images of the scan.
         run: of the scan; nothing is counted as progress.
     """
-    more = _costs_by_inversion(victim, clean, (k,), replace(run, progress=no_progress))
+    sweep = sweep_of(reader_of(victim).logits, victim.classes, clean.build, run)
+    more = _costs_by_inversion(victim, clean, ((k,), sweep), replace(run, progress=no_progress))
     costs = {name: (*values[:k], more.get(name, values)[k], *values[k + 1 :]) for name, values in scores.log_costs.items()}
     return DetectionScores.of(discount_costly_classes(costs))
 
 
-def costs_without_inversion(victim: Victim, build: ImageSet, bn: BnStatistics, run: DetectRun) -> dict[str, tuple[float, ...]]:
+def costs_without_inversion(
+    victim: Victim, build: ImageSet, bn: BnStatistics, run: DetectRun
+) -> tuple[dict[str, tuple[float, ...]], Tensor]:
     """Log costs of the detectors that are cheap for any number of classes; those that have no say are absent.
 
     Args:
@@ -86,8 +91,12 @@ def costs_without_inversion(victim: Victim, build: ImageSet, bn: BnStatistics, r
         build: clean images.
         bn: BN statistics of the victim on build and score images together.
         run: seed of the random changes of images, and progress (`CHANGE_STEPS` steps).
+
+    Returns:
+        Per detector, a value for each class; and `onp.detect.changes.Changes.sweep`.
     """
-    costs = head_costs(victim) | change_costs(reader_of(victim).logits, victim.classes, build, run)
+    changes = change_costs(reader_of(victim).logits, victim.classes, build, run)
+    costs = head_costs(victim) | changes.costs
     distances = latent_distances(victim, build)
     if distances is not None:
         costs[LATENT] = log_costs(distances, torch.ones_like(distances))
@@ -97,14 +106,14 @@ def costs_without_inversion(victim: Victim, build: ImageSet, bn: BnStatistics, r
         costs[BN_SHIFT] = tuple((-gain.double()).tolist())
     if prior is not None:
         costs[PRIOR_SHIFT] = tuple((-prior.double()).tolist())
-    return costs
+    return costs, changes.sweep
 
 
 def _costs_by_inversion(
-    victim: Victim, clean: Splits, classes: tuple[int, ...], run: DetectRun
+    victim: Victim, clean: Splits, chosen: tuple[tuple[int, ...], Tensor], run: DetectRun
 ) -> dict[str, tuple[float, ...]]:
-    """Log costs of what is inverted for each of `classes`; nan for others."""
-    build, score = clean.build, clean.score
+    """Log costs of what is inverted for each of the chosen classes, which come with `Changes.sweep`; nan for others."""
+    build, score, (classes, sweep) = clean.build, clean.score, chosen
     pixels, labels = build.pixels().to(victim.device), build.labels.to(victim.device)
     validation, validation_labels = score.pixels().to(victim.device), score.labels.to(victim.device)
 
@@ -139,8 +148,12 @@ def _costs_by_inversion(
         reached = target_probability(victim, pixels, labels, classes, run)
         return _Part({PGD: of_all(torch.ones_like(reached), reached)})
 
+    def of_patches(run: DetectRun) -> _Part:
+        reached = small_patch_probability(task, (validation, validation_labels), sweep, run)
+        return _Part({SMALL_PATCH: of_classes(log_odds_costs(reached))})
+
     tasks: list[Callable[[DetectRun], _Part]] = [partial(of_family, family) for family in SCANNED]
-    parts = side_by_side([*tasks, of_early_features, of_examples], run, victim.device)
+    parts = side_by_side([*tasks, of_early_features, of_patches, of_examples], run, victim.device)
     costs = {name: values for part in parts for name, values in part.costs.items()}
     similarities = [part.similarity for part in parts if not all(map(math.isnan, part.similarity))]
     if similarities:

@@ -47,9 +47,10 @@ def test_the_estimate_counts_passes(backdoored, small):
     known = small.case(backdoored.victim)
     case = replace(known, known_trigger=None)
     found = estimate(case, small.PRESET, 1.0)
-    # Classes x (images x (families and early features) x steps, PGD images x steps); augmented and probed images forwards only.
-    probed = 4 * 24 * 32 + 11 * 8 * 4 * 8
-    assert found.detection == 4 * (8 * 6 * 15 + 16 * 5) + (6 * 60 + probed) / 3
+    # Classes x (images x ((families and early features) x steps + steps of patches), PGD images x steps); augmented and probed
+    # images forwards only.
+    probed = 4 * 24 * 32 + 11 * 8 * 4 * 8 + 8 * 8 * 8 * 7
+    assert found.detection == pytest.approx(4 * (8 * (6 * 15 + 24) + 16 * 5) + (6 * 60 + probed) / 3)
     healed = 2 * (2 * 6 * 120 + 2 * 150 * 64) / 3
     assert found.repair == pytest.approx(2 * 4 * 2 * 15 * 8 + 100 * 2 * 60 / 6 + healed)
     scan = estimate(case, small.PRESET, 1.0, repairing=False)

@@ -30,6 +30,12 @@ def test_of_many_classes_no_other_shift_is_found_than_with_all_constraints_at_on
         assert found[k].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
 
 
+def test_a_class_that_no_shift_leads_to_is_infinitely_far():
+    weight = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.0], [0.0, 1.0]])  # class 2 is the mean of the first two
+    found = minimum_norm_shifts(torch.randn(30, 2), weight, torch.tensor([1.0, 1.0, 0.0, 0.0]))
+    assert found.isinf().all(1).tolist() == [False, False, True, False]
+
+
 def test_augmentation_bias_is_the_probability_that_other_classes_lose_to_a_class(backdoored):
     victim, batch = backdoored.victim, backdoored.score
     images = ImageSet((batch.images * 255).round().to(torch.uint8), batch.labels, ("a", "b", "c", "d"))

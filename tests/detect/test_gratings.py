@@ -12,7 +12,7 @@ from onp.detect.gratings import AMPLITUDE, CYCLES, DIRECTIONS, GRATINGS, PHASES,
 
 
 def costs_of(images):
-    return change_costs(logits, 4, images, DetectRun(seed=3))[GRATINGS]
+    return change_costs(logits, 4, images, DetectRun(seed=3)).costs[GRATINGS]
 
 
 def logits(x):

@@ -48,7 +48,7 @@ def test_of_many_classes_a_few_are_inverted_and_all_have_the_other_scores(one_th
     steps = []
     run = replace(SHORT, progress=lambda count=1, known=False: steps.append(count))
     scores = scanned(victim, images, run)
-    inverted = {"patch", "perturbation", "low_frequency", "warp", "early_features", "spectrum", "pgd"}
+    inverted = {"patch", "perturbation", "low_frequency", "warp", "early_features", "spectrum", "small_patch", "pgd"}
     missing = {name: [k for k, value in enumerate(values) if math.isnan(value)] for name, values in scores.log_costs.items()}
     left_out = missing["patch"]
     assert len(left_out) == 30 - most_inverted(30) and inverted < set(missing)
