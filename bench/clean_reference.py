@@ -49,6 +49,7 @@ from onp.detect.bn_statistics import bn_statistics
 from onp.detect.known_trigger import KnownTrigger
 from onp.detect.pgd import PGD
 from onp.detect.scan import scan
+from onp.detect.small_patch import SMALL_PATCH
 from onp.engine.metrics import accuracy, measure_attack, predictions
 from onp.engine.scoring import TriggeredBatch
 from onp.model.mask import Mask
@@ -118,7 +119,7 @@ def details(fitted: Fitted) -> dict[str, dict[str, float | None]]:
 
 def weak_only(surrogate: Surrogate) -> Callable[[Tensor], Tensor] | None:
     """The triggers of a surrogate as inverted, which come before their stronger copies; None where none of them works."""
-    if surrogate.family == PGD:
+    if surrogate.family in (PGD, SMALL_PATCH):
         return None
     triggers, rows = surrogate.apply.args
     weak = [row for row in rows if row < len(triggers.targets) // 2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -13,16 +13,20 @@ from torch import Tensor
 from onp.data.images import ImageSet, Splits
 from onp.detect.anomaly import DetectionScores, clipped
 from onp.detect.bn_match import BnMatch
+from onp.detect.changes import sweep_of
 from onp.detect.config import DetectConfig, DetectRun
 from onp.detect.inversion import InversionTask, InvertedTriggers, invert, success_rate
+from onp.detect.last_features import reader_of
 from onp.detect.pgd import PGD, pgd_radius, targeted_examples
 from onp.detect.side_by_side import side_by_side
+from onp.detect.small_patch import SMALL_PATCH, best_of_sweep, fit
+from onp.detect.small_patch import STEPS as PATCH_STEPS
 from onp.detect.trigger_families import FAMILIES, Family
 from onp.engine.differentiable import Logits, fitting_logits
 from onp.engine.scoring import TriggeredBatch
 from onp.model.victim import Victim
 
-FAMILY_NAMES = (*(family.name for family in FAMILIES), PGD)
+FAMILY_NAMES = (*(family.name for family in FAMILIES), SMALL_PATCH, PGD)
 MINIMUM_WEIGHT = 0.15  # of the largest; families below it are not worth their evaluations
 FALLBACK_FAMILIES = ("patch", "perturbation")  # where no family is anomalous: any fixed trigger resembles one of these
 MATCH_WEIGHT = 3.0  # of a family whose triggers match a fully reliable BN-statistics residual exactly
@@ -119,7 +123,7 @@ def weighted_bank(surrogates: Sequence[Surrogate], weights: Sequence[float], tar
 
 def inversion_steps(config: DetectConfig) -> int:
     """How many steps `invert_triggers` counts, at most."""
-    return config.refine.steps * len(FAMILIES)
+    return config.refine.steps * len(FAMILIES) + PATCH_STEPS
 
 
 def invert_triggers(
@@ -142,7 +146,8 @@ def invert_triggers(
     match = target.match if config.refine.bn_match_weight else None
     pixels, labels = clean.build.pixels().to(victim.device), clean.build.labels.to(victim.device)
     models = tuple(fitting_logits(model) for model in (victim, repaired) if model is not None)
-    validation = _Validation(models, clean.score.pixels().to(victim.device), clean.score.labels.to(victim.device), target.label)
+    scored = clean.score.pixels().to(victim.device), clean.score.labels.to(victim.device)
+    validation = _Validation(models, *scored, target.label, config.minimum_success)
     indices = {name: target.scores.anomaly_index[name][target.label] for name in FAMILY_NAMES}
     anomalous = {name: clipped(index) for name, index in indices.items()}
     reliability = 0.0 if match is None else match.reliability
@@ -153,12 +158,19 @@ def invert_triggers(
 
     def of_family(family: Family, run: DetectRun) -> Surrogate | None:
         triggers = _with_stronger(invert(family, task, config.refine, run), target.scores.log_costs[family.name])
-        return _surrogate(triggers, indices[family.name], validation, match, config.minimum_success)
+        return _surrogate(family.name, triggers, indices[family.name], validation, match)
 
-    chosen = [family for family in FAMILIES if anomalous[family.name] or match is not None]
+    def of_patches(run: DetectRun) -> Surrogate | None:
+        sweep = sweep_of(reader_of(victim).logits, victim.classes, clean.build, run)
+        starts = best_of_sweep(sweep, (target.label,), config.starts).T
+        patches = fit(replace(task, match=None), starts, config.refine.images, run)
+        return _surrogate(SMALL_PATCH, patches, indices[SMALL_PATCH], validation, match)
+
+    chosen = [partial(of_family, family) for family in FAMILIES if anomalous[family.name] or match is not None]
     surrogates: list[Surrogate] = []
     weights: list[float] = []
-    for surrogate in side_by_side([partial(of_family, family) for family in chosen], run, victim.device):
+    tasks: list[Callable[[DetectRun], Surrogate | None]] = [*chosen, of_patches] if anomalous[SMALL_PATCH] else [*chosen]
+    for surrogate in side_by_side(tasks, run, victim.device):
         if surrogate is None:
             continue
         weight = anomalous[surrogate.family] + MATCH_WEIGHT * reliability * max(surrogate.bn_match or 0.0, 0.0) ** 4
@@ -183,12 +195,25 @@ class _Validation:
     images: Tensor  #: float32 `[N, C, H, W]` in [0, 1]
     labels: Tensor  #: int64 `[N]`
     target: int
+    minimum_success: float  #: share of the images that a trigger must lead to the target on every network
+
+
+class _Triggers(Protocol):
+    """Triggers for one class, a row each."""
+
+    @property
+    def targets(self) -> tuple[int, ...]: ...
+
+    @property
+    def cost(self) -> Tensor: ...
+
+    def apply(self, images: Tensor, row: int) -> Tensor: ...
 
 
 def _surrogate(
-    triggers: InvertedTriggers, index: float, validation: _Validation, match: BnMatch | None, minimum_success: float
+    family: str, triggers: _Triggers, index: float, validation: _Validation, match: BnMatch | None
 ) -> Surrogate | None:
-    """The triggers that lead `minimum_success` of the images to the target on every network; None where no trigger does."""
+    """The triggers that lead enough images to the target on every network; None where no trigger does."""
     rates = [
         min(
             success_rate(model, partial(triggers.apply, row=row), validation.images, validation.labels, validation.target)
@@ -196,13 +221,13 @@ def _surrogate(
         )
         for row in range(len(triggers.targets))
     ]
-    rows = [row for row, rate in enumerate(rates) if rate >= minimum_success]
+    rows = [row for row, rate in enumerate(rates) if rate >= validation.minimum_success]
     if not rows:
         return None
     apply = partial(_alternate, triggers, rows)
     others = validation.images[validation.labels != validation.target]
     return Surrogate(
-        family=triggers.family.name,
+        family=family,
         target=validation.target,
         anomaly_index=index,
         success=max(rates),
@@ -227,7 +252,7 @@ def _with_stronger(weakest: InvertedTriggers, log_costs: Sequence[float]) -> Inv
     return InvertedTriggers(family, weakest.targets * 2, parameters, cost, weakest.worked.repeat(2))
 
 
-def _alternate(triggers: InvertedTriggers, rows: list[int], images: Tensor) -> Tensor:
+def _alternate(triggers: _Triggers, rows: list[int], images: Tensor) -> Tensor:
     """Image i gets trigger `rows[i % len(rows)]`: several triggers at the cost of one."""
     out = torch.empty_like(images)
     with torch.no_grad():

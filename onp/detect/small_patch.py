@@ -1,6 +1,8 @@
-"""How far a small patch leads images to each class, fitted from the best ones of `onp.detect.patch_sweep`."""
+"""Small patches that lead images to each class, fitted from the best ones of `onp.detect.patch_sweep`."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,6 @@ from torch import Tensor
 from onp.detect.config import DetectRun
 from onp.detect.inversion import InversionTask
 from onp.detect.patch_sweep import stamped, start_of
-from onp.engine.differentiable import Logits
 from onp.engine.metrics import at_once
 
 SMALL_PATCH = "small_patch"
@@ -19,72 +20,102 @@ LR = 0.5  # Adam step, in logits of the pixels
 VALIDATION = 32  # images of other classes, at most, that the result is measured on
 
 
-def passes(images: int) -> int:
-    """How many images a class pass through the network forwards and back.
+@dataclass(frozen=True, eq=False)
+class SmallPatches:
+    """A patch for each class in `targets`, where a class may stand several times."""
+
+    targets: tuple[int, ...]
+    patches: Tensor  #: float32 `[G, C, side, side]` in [0, 1]
+    corners: Tensor  #: int64 `[G, 2]`: row and column of the upper left corner
+
+    @property
+    def cost(self) -> Tensor:
+        """1 for each, float32 `[G]`: all have one size."""
+        return torch.ones(len(self.targets))
+
+    def apply(self, images: Tensor, row: int) -> Tensor:
+        """Put the patch of `targets[row]` on images float32 `[N, C, H, W]` in [0, 1]."""
+        return stamped(images, self.patches[row : row + 1], self.corners[row : row + 1])[0]
+
+
+def best_of_sweep(sweep: Tensor, targets: tuple[int, ...], count: int) -> Tensor:
+    """The `count` patches of a sweep that lead most to each class, int64 `[G, count]`.
 
     Args:
-        images: a step.
+        sweep: float32 `[SWEPT, classes]`, mean probability of each class of the network; see `onp.detect.changes.Changes`.
+        targets: the classes.
+        count: patches for each.
     """
-    return images * (STARTS * TRIED + STEPS - TRIED)
+    return sweep.cpu()[:, list(targets)].nan_to_num(0.0).topk(count, 0).indices.T
+
+
+def fit(task: InversionTask, starts: Tensor, images: int, run: DetectRun) -> SmallPatches:
+    """Fit a patch for each class of the task, on all of its networks at once.
+
+    Args:
+        task: networks, clean images and classes.
+        starts: int64 `[G, S]`, patches of the sweep for each class; after some steps the best of them is chosen.
+        images: a step.
+        run: the seed, which is that of the sweep, and progress (`STEPS` steps).
+    """
+    pixels_of, device, each = task.images, task.images.device, starts.shape[1]
+    generator, goals = torch.Generator().manual_seed(run.seed), torch.tensor(task.targets)
+    pools = [(task.labels != target).nonzero()[:, 0].cpu() for target in task.targets]
+    rows = torch.arange(len(goals)).repeat_interleave(each)
+    patches, corners = start_of(starts.flatten(), pixels_of, run.seed)
+    pixels = (0.9 * patches + 0.05).logit().to(device)
+    losses = torch.zeros(len(rows))
+    for step in range(STEPS):
+        if step in (0, TRIED):
+            if step == TRIED:
+                left = losses.view(-1, each).argmin(1) + torch.arange(0, len(rows), each)
+                rows, corners, pixels = rows[left], corners[left], pixels[left.to(device)]
+            pixels = pixels.detach().requires_grad_()
+            optimiser = torch.optim.Adam((pixels,), LR)
+        picks = torch.stack([pools[row][torch.randint(len(pools[row]), (images,), generator=generator)] for row in rows])
+        losses, pixels.grad = _differentiated(task, pixels_of[picks.to(device)], pixels, (corners, goals[rows]), run)
+        optimiser.step()
+        run.progress()
+    return SmallPatches(task.targets, pixels.detach().sigmoid(), corners)
 
 
 def small_patch_probability(task: InversionTask, validation: tuple[Tensor, Tensor], sweep: Tensor, run: DetectRun) -> Tensor:
     """Fit a small patch for each class, and measure it.
 
     Args:
-        task: the network, clean images that patches are fitted on, and the classes, each once.
+        task: one network, clean images that patches are fitted on, and the classes.
         validation: other clean images float32 `[N, C, H, W]` in [0, 1] and their labels, int64 `[N]`.
-        sweep: of the same images with the same seed: float32 `[SWEPT, classes]`, mean probability of each class of the network.
+        sweep: of the same images with the same seed, see `best_of_sweep`.
         run: images a step (those of `DetectConfig.scan`), seed, and progress (`STEPS` steps).
 
     Returns:
         float32, a value for each class of the task: its mean probability on images of other classes; nan where there are none.
     """
-    (logits,), images, device = task.models, task.images, task.images.device
-    generator, goals = torch.Generator().manual_seed(run.seed), torch.tensor(task.targets)
-    pools = [(task.labels != target).nonzero()[:, 0].cpu() for target in task.targets]
-    numbers = sweep.cpu()[:, goals].nan_to_num(0.0).topk(STARTS, 0).indices.T.flatten()
-    rows = torch.arange(len(goals)).repeat_interleave(STARTS)
-    patches, corners = start_of(numbers, images, run.seed)
-    pixels = (0.9 * patches + 0.05).logit().to(device)
-    losses = torch.zeros(len(rows))
-    for step in range(STEPS):
-        if step in (0, TRIED):
-            if step == TRIED:
-                left = losses.view(-1, STARTS).argmin(1) + torch.arange(0, len(rows), STARTS)
-                rows, corners, pixels = rows[left], corners[left], pixels[left.to(device)]
-            pixels = pixels.detach().requires_grad_()
-            optimiser = torch.optim.Adam((pixels,), LR)
-        picks = [pools[row][torch.randint(len(pools[row]), (run.config.scan.images,), generator=generator)] for row in rows]
-        losses, pixels.grad = _differentiated(
-            logits, images[torch.stack(picks).to(device)], pixels, (corners, goals[rows]), run
-        )
-        optimiser.step()
-        run.progress()
-    found = zip(pixels.detach().sigmoid().split(1), corners.split(1), task.targets, strict=True)
-    return torch.stack([_reached(logits, validation, *each) for each in found])
+    found = fit(task, best_of_sweep(sweep, task.targets, STARTS), run.config.scan.images, run)
+    return torch.stack([_reached(task, validation, found, row) for row in range(len(found.targets))])
 
 
 def _differentiated(
-    logits: Logits, images: Tensor, pixels: Tensor, aims: tuple[Tensor, Tensor], run: DetectRun
+    task: InversionTask, images: Tensor, pixels: Tensor, aims: tuple[Tensor, Tensor], run: DetectRun
 ) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy of each patch, float32 `[G]`, and its gradient; `aims` are corners and classes."""
+    """Cross-entropy of each patch over all networks, float32 `[G]`, and its gradient; `aims` are corners and classes."""
+    count, each = images.shape[:2]
     losses, gradients = [], []
-    together = max(1, at_once(images, images[:, :, 0, 0, 0].numel(), run.values_at_once) // images.shape[1])
-    for part in torch.arange(len(images)).split(together):
+    for part in torch.arange(count).split(max(1, at_once(images, count * each, run.values_at_once) // each)):
         own = pixels[part.to(pixels.device)]
-        triggered = stamped(images[part.to(images.device)], own.sigmoid(), aims[0][part])
-        wanted = aims[1][part].repeat_interleave(images.shape[1]).to(images.device)
-        loss = F.cross_entropy(logits(triggered.flatten(0, 1)), wanted, reduction="none").view(len(part), -1).mean(1)
+        triggered = stamped(images[part.to(images.device)], own.sigmoid(), aims[0][part]).flatten(0, 1)
+        wanted = aims[1][part].repeat_interleave(each).to(images.device)
+        entropies = [F.cross_entropy(model(triggered), wanted, reduction="none") for model in task.models]
+        loss = torch.stack(entropies).sum(0).view(len(part), each).mean(1)
         losses.append(loss.detach().cpu())
         gradients.append(torch.autograd.grad(loss.sum(), own)[0])
     return torch.cat(losses), torch.cat(gradients)
 
 
 @torch.no_grad()
-def _reached(logits: Logits, validation: tuple[Tensor, Tensor], patch: Tensor, corner: Tensor, target: int) -> Tensor:
+def _reached(task: InversionTask, validation: tuple[Tensor, Tensor], found: SmallPatches, row: int) -> Tensor:
     """Mean probability of the class on images of others."""
-    images, labels = validation
-    triggered = stamped(images[labels != target][:VALIDATION], patch, corner)[0]
+    (logits,), (images, labels), target = task.models, validation, found.targets[row]
+    triggered = found.apply(images[labels != target][:VALIDATION], row)
     chance = [logits(part).softmax(1)[:, target] for part in triggered.split(at_once(triggered, VALIDATION)) if len(part)]
     return torch.cat(chance).mean().cpu() if chance else torch.tensor(float("nan"))

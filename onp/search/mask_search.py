@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from onp.data.images import Splits
-from onp.detect.anomaly import DetectionScores, anomaly_index, log_costs, spread_floor
+from onp.detect.anomaly import DetectionScores, anomaly_index, log_costs, log_odds_costs, spread_floor
 from onp.detect.bank import Bank, TargetClass, TriggerBank, invert_triggers, weighted_bank
 from onp.detect.bn_statistics import BnStatistics
 from onp.detect.config import DetectRun
 from onp.detect.pgd import PGD
+from onp.detect.small_patch import SMALL_PATCH
 from onp.model.mask import Mask
 from onp.model.prune import prune
 from onp.model.victim import Victim
@@ -118,7 +119,9 @@ class SurvivingTriggers:
         inverted = invert_triggers(self.victim, target, self.splits, run, pruned)
         surrogates, weights = list(bank.surrogates), list(bank.weights)
         for surrogate, weight in zip(inverted.surrogates, inverted.weights, strict=True):
-            (cost,) = log_costs(torch.tensor([surrogate.cost]), torch.tensor([surrogate.success]))
+            success = torch.tensor([surrogate.success])
+            patch = surrogate.family == SMALL_PATCH  # all cost the same, and detection measures how far they lead
+            (cost,) = log_odds_costs(success) if patch else log_costs(torch.tensor([surrogate.cost]), success)
             others = self.scores.log_costs[surrogate.family]
             index = anomaly_index(others, bank.target, spread_floor(surrogate.family), cost)
             if surrogate.family != PGD and surrogate.success >= run.config.minimum_success and index >= self.anomalous:
