@@ -32,7 +32,7 @@ BATCH_NORMS, NO_BATCH_NORMS = "batch_norms", "no_batch_norms"
 GROUPS = (BATCH_NORMS, NO_BATCH_NORMS)
 """Of networks: whether statistics of batch norms have a say. Each has a constant of its own."""
 KINDS = {
-    "inversion": ("patch", "perturbation", "low_frequency", "warp", "spectrum", "early_features", "small_patch", "pgd"),
+    "inversion": ("patch", "perturbation", "low_frequency", "warp", "spectrum", "early_features", "pgd"),
     "random changes": (
         "probe_field",
         "probe_texture",

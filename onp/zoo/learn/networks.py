@@ -13,6 +13,7 @@ from onp.attack.triggers import TRIGGERS
 from onp.detect.anomaly import DetectionScores
 from onp.detect.classes_to_invert import classes_to_invert
 from onp.detect.probability import KINDS, Context
+from onp.detect.small_patch import SMALL_PATCH
 from onp.errors import InputError
 from onp.zoo.detection import read_dossiers
 from onp.zoo.entry import is_classifier
@@ -112,12 +113,13 @@ def networks_of(documents: Iterable[dict[str, Any]]) -> list[Network]:
 
 def as_scanned(costs: dict[str, tuple[float, ...]]) -> dict[str, tuple[float, ...]]:
     """The log costs as a scan has them, which inverts triggers for fewer classes than some dossiers hold."""
-    inverted = [costs[name] for name in KINDS["inversion"] if name in costs]
-    without = DetectionScores.of({name: values for name, values in costs.items() if name not in KINDS["inversion"]})
+    chosen = (*KINDS["inversion"], SMALL_PATCH)
+    inverted = [costs[name] for name in chosen if name in costs]
+    without = DetectionScores.of({name: values for name, values in costs.items() if name not in chosen})
     measured = [k for k, values in enumerate(zip(*inverted, strict=True)) if not all(map(math.isnan, values))]
     kept = set(classes_to_invert(without, measured))
     return {
-        name: tuple(value if k in kept or name not in KINDS["inversion"] else math.nan for k, value in enumerate(values))
+        name: tuple(value if k in kept or name not in chosen else math.nan for k, value in enumerate(values))
         for name, values in costs.items()
     }
 
