@@ -44,6 +44,7 @@ from onp.defend.report.audit import AuditSet
 from onp.defend.run import Run
 from onp.detect.anomaly import DetectionScores
 from onp.detect.bank import Surrogate, TargetClass, TriggerBank, invert_triggers, triggered_batch
+from onp.detect.blend import BLEND
 from onp.detect.bn_match import bn_match
 from onp.detect.bn_statistics import bn_statistics
 from onp.detect.known_trigger import KnownTrigger
@@ -119,7 +120,7 @@ def details(fitted: Fitted) -> dict[str, dict[str, float | None]]:
 
 def weak_only(surrogate: Surrogate) -> Callable[[Tensor], Tensor] | None:
     """The triggers of a surrogate as inverted, which come before their stronger copies; None where none of them works."""
-    if surrogate.family in (PGD, SMALL_PATCH):
+    if surrogate.family in (PGD, SMALL_PATCH, BLEND):
         return None
     triggers, rows = surrogate.apply.args
     weak = [row for row in rows if row < len(triggers.targets) // 2]

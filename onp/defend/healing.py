@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,9 +14,13 @@ from onp.defend.case import Case
 from onp.defend.repair_loop import Repairs, repair_targets
 from onp.defend.run import Run
 from onp.detect.bank import Bank, TriggerBank
+from onp.detect.blend import BLEND, fit_blends
+from onp.detect.blend import STEPS as BLEND_STEPS
 from onp.detect.bn_statistics import BnStatistics
+from onp.detect.inversion import InversionTask
 from onp.detect.known_trigger import KnownTrigger, KnownTriggeredImages
 from onp.detect.targets import Detection
+from onp.engine.differentiable import fitting_logits
 from onp.engine.metrics import measure, measure_attack
 from onp.engine.scoring import Batch, TriggeredBatch
 from onp.model.heal import HealTask, HealTrigger, heal, heal_images
@@ -31,6 +36,7 @@ ACC_NOISE, ASR_NOISE = 0.01, 0.02
 # 47 backdoored networks of the zoo with an error (root mean square) of 1 point. What these images themselves lose says nothing
 # (an error of 2 points, docs/ablations.md): the mask was chosen by them.
 ACC_LOST_PER_NAT = 0.3
+BLENDED = 0.5  # weight of images that are mixed in without evidence, beside 1 of the triggers of the bank
 # Names of the stages of healing, and their teachers.
 TEACHERS = {
     "healing": ("pruned",),
@@ -108,7 +114,7 @@ def _healed(seen: _Seen, repairs: Repairs, pruned: Victim, given: _Standing, run
     """
     config = run.preset.heal
     assert config is not None
-    triggers = [trigger for bank in repairs.banks for trigger in heal_triggers(bank)]
+    triggers = [trigger for bank in repairs.banks for trigger in (*heal_triggers(bank), *_blends(bank, seen, given, run))]
     networks, found = {"pruned": pruned, "given": given.network}, list[_Standing]()
     for name, teachers in TEACHERS.items():
         task = HealTask(pruned, triggers, seen.images, [networks[each] for each in teachers])
@@ -129,6 +135,21 @@ def heal_triggers(bank: Bank) -> tuple[HealTrigger, ...]:
             HealTrigger(surrogate.apply, weight) for surrogate, weight in zip(bank.surrogates, bank.weights, strict=True)
         )
     return (HealTrigger(bank.trigger, 1.0),) if isinstance(bank, KnownTrigger) else ()
+
+
+def _blends(bank: Bank, seen: _Seen, given: _Standing, run: Run) -> list[HealTrigger]:
+    """Images to mix in that lead to the class of a bank of inverted triggers, where it has none for want of evidence.
+
+    An attacker's trigger may be far stronger than those that were inverted, whatever it is.
+    """
+    if not isinstance(bank, TriggerBank) or any(surrogate.family == BLEND for surrogate in bank.surrogates):
+        return []
+    pixels, labels = seen.images.pixels().to(run.device), seen.images.labels.to(run.device)
+    targets = (bank.target,) * run.preset.detect.starts
+    task = InversionTask((fitting_logits(given.network),), pixels, labels, targets)
+    with run.stage("fitting images to mix in", BLEND_STEPS) as stage:
+        blends = fit_blends(task, run.preset.detect.refine.images, run.detecting(stage))
+    return [HealTrigger(partial(blends.apply, row=row), BLENDED / len(targets)) for row in range(len(targets))]
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from onp.data.images import ImageSet, Splits
 from onp.detect.anomaly import DetectionScores, clipped
+from onp.detect.blend import BLEND, EVIDENCE, fit_blends
+from onp.detect.blend import STEPS as BLEND_STEPS
 from onp.detect.bn_match import BnMatch
 from onp.detect.changes import sweep_of
 from onp.detect.config import DetectConfig, DetectRun
@@ -123,7 +125,7 @@ def weighted_bank(surrogates: Sequence[Surrogate], weights: Sequence[float], tar
 
 def inversion_steps(config: DetectConfig) -> int:
     """How many steps `invert_triggers` counts, at most."""
-    return config.refine.steps * len(FAMILIES) + PATCH_STEPS
+    return config.refine.steps * len(FAMILIES) + PATCH_STEPS + BLEND_STEPS
 
 
 def invert_triggers(
@@ -154,6 +156,8 @@ def invert_triggers(
     if not any(anomalous.values()):
         # Other families lead to any class of many networks, in ways that only a mask which ruins the network stops.
         anomalous = {name: (1 - reliability) * (name in FALLBACK_FAMILIES) for name in anomalous}
+    indices[BLEND] = target.scores.anomaly_index[EVIDENCE][target.label] if EVIDENCE in target.scores.anomaly_index else 0.0
+    anomalous[BLEND] = clipped(indices[BLEND])
     task = InversionTask(models, pixels, labels, (target.label,) * config.starts, match)
 
     def of_family(family: Family, run: DetectRun) -> Surrogate | None:
@@ -166,10 +170,16 @@ def invert_triggers(
         patches = fit(replace(task, match=None), starts, config.refine.images, run)
         return _surrogate(SMALL_PATCH, patches, indices[SMALL_PATCH], validation, match)
 
-    chosen = [partial(of_family, family) for family in FAMILIES if anomalous[family.name] or match is not None]
+    def of_blends(run: DetectRun) -> Surrogate | None:
+        blends = fit_blends(replace(task, match=None), config.refine.images, run)
+        return _surrogate(BLEND, blends, indices[BLEND], validation, match)
+
+    tasks: list[Callable[[DetectRun], Surrogate | None]] = [
+        partial(of_family, family) for family in FAMILIES if anomalous[family.name] or match is not None
+    ]
+    tasks += [fitted for name, fitted in ((SMALL_PATCH, of_patches), (BLEND, of_blends)) if anomalous[name]]
     surrogates: list[Surrogate] = []
     weights: list[float] = []
-    tasks: list[Callable[[DetectRun], Surrogate | None]] = [*chosen, of_patches] if anomalous[SMALL_PATCH] else [*chosen]
     for surrogate in side_by_side(tasks, run, victim.device):
         if surrogate is None:
             continue

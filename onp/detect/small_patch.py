@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from onp.detect.config import DetectRun
+from onp.detect.fit_pixels import Fit, Put, fit_pixels
 from onp.detect.inversion import InversionTask
 from onp.detect.patch_sweep import stamped, start_of
 from onp.engine.metrics import at_once
@@ -58,25 +58,18 @@ def fit(task: InversionTask, starts: Tensor, images: int, run: DetectRun) -> Sma
         images: a step.
         run: the seed, which is that of the sweep, and progress (`STEPS` steps).
     """
-    pixels_of, device, each = task.images, task.images.device, starts.shape[1]
-    generator, goals = torch.Generator().manual_seed(run.seed), torch.tensor(task.targets)
-    pools = [(task.labels != target).nonzero()[:, 0].cpu() for target in task.targets]
-    rows = torch.arange(len(goals)).repeat_interleave(each)
-    patches, corners = start_of(starts.flatten(), pixels_of, run.seed)
-    pixels = (0.9 * patches + 0.05).logit().to(device)
-    losses = torch.zeros(len(rows))
-    for step in range(STEPS):
-        if step in (0, TRIED):
-            if step == TRIED:
-                left = losses.view(-1, each).argmin(1) + torch.arange(0, len(rows), each)
-                rows, corners, pixels = rows[left], corners[left], pixels[left.to(device)]
-            pixels = pixels.detach().requires_grad_()
-            optimiser = torch.optim.Adam((pixels,), LR)
-        picks = torch.stack([pools[row][torch.randint(len(pools[row]), (images,), generator=generator)] for row in rows])
-        losses, pixels.grad = _differentiated(task, pixels_of[picks.to(device)], pixels, (corners, goals[rows]), run)
-        optimiser.step()
-        run.progress()
-    return SmallPatches(task.targets, pixels.detach().sigmoid(), corners)
+    each, targets = starts.shape[1], task.targets
+    patches, corners = start_of(starts.flatten(), task.images, run.seed)
+    tried = replace(task, targets=tuple(target for target in targets for _ in range(each)))
+    pixels, losses = fit_pixels(tried, (0.9 * patches + 0.05).logit(), _put_at(corners), Fit(TRIED, LR, images), run)
+    left = losses.view(-1, each).argmin(1) + torch.arange(0, len(losses), each)
+    corners, pixels = corners[left], pixels[left.to(pixels.device)]
+    pixels, _ = fit_pixels(task, pixels, _put_at(corners), Fit(STEPS - TRIED, LR, images), run)
+    return SmallPatches(targets, pixels.sigmoid(), corners)
+
+
+def _put_at(corners: Tensor) -> Put:
+    return lambda images, patches, rows: stamped(images, patches, corners[rows])
 
 
 def small_patch_probability(task: InversionTask, validation: tuple[Tensor, Tensor], sweep: Tensor, run: DetectRun) -> Tensor:
@@ -93,23 +86,6 @@ def small_patch_probability(task: InversionTask, validation: tuple[Tensor, Tenso
     """
     found = fit(task, best_of_sweep(sweep, task.targets, STARTS), run.config.scan.images, run)
     return torch.stack([_reached(task, validation, found, row) for row in range(len(found.targets))])
-
-
-def _differentiated(
-    task: InversionTask, images: Tensor, pixels: Tensor, aims: tuple[Tensor, Tensor], run: DetectRun
-) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of each patch over all networks, float32 `[G]`, and its gradient; `aims` are corners and classes."""
-    count, each = images.shape[:2]
-    losses, gradients = [], []
-    for part in torch.arange(count).split(max(1, at_once(images, count * each, run.values_at_once) // each)):
-        own = pixels[part.to(pixels.device)]
-        triggered = stamped(images[part.to(images.device)], own.sigmoid(), aims[0][part]).flatten(0, 1)
-        wanted = aims[1][part].repeat_interleave(each).to(images.device)
-        entropies = [F.cross_entropy(model(triggered), wanted, reduction="none") for model in task.models]
-        loss = torch.stack(entropies).sum(0).view(len(part), each).mean(1)
-        losses.append(loss.detach().cpu())
-        gradients.append(torch.autograd.grad(loss.sum(), own)[0])
-    return torch.cat(losses), torch.cat(gradients)
 
 
 @torch.no_grad()

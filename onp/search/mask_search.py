@@ -9,6 +9,7 @@ import torch
 from onp.data.images import Splits
 from onp.detect.anomaly import DetectionScores, anomaly_index, log_costs, log_odds_costs, spread_floor
 from onp.detect.bank import Bank, TargetClass, TriggerBank, invert_triggers, weighted_bank
+from onp.detect.blend import BLEND
 from onp.detect.bn_statistics import BnStatistics
 from onp.detect.config import DetectRun
 from onp.detect.pgd import PGD
@@ -119,12 +120,14 @@ class SurvivingTriggers:
         inverted = invert_triggers(self.victim, target, self.splits, run, pruned)
         surrogates, weights = list(bank.surrogates), list(bank.weights)
         for surrogate, weight in zip(inverted.surrogates, inverted.weights, strict=True):
+            if surrogate.family in (PGD, BLEND):  # they lead to every class of many networks
+                continue
             success = torch.tensor([surrogate.success])
             patch = surrogate.family == SMALL_PATCH  # all cost the same, and detection measures how far they lead
             (cost,) = log_odds_costs(success) if patch else log_costs(torch.tensor([surrogate.cost]), success)
             others = self.scores.log_costs[surrogate.family]
             index = anomaly_index(others, bank.target, spread_floor(surrogate.family), cost)
-            if surrogate.family != PGD and surrogate.success >= run.config.minimum_success and index >= self.anomalous:
+            if surrogate.success >= run.config.minimum_success and index >= self.anomalous:
                 surrogates.append(replace(surrogate, family=f"{surrogate.family} {seed}", anomaly_index=index))
                 weights.append(weight)
         return weighted_bank(surrogates, weights, bank.target) if len(surrogates) > len(bank.surrogates) else None

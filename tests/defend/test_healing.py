@@ -11,10 +11,12 @@ from helpers.small_backdoor import Stamp, clean_images
 from onp.data.images import ImageSet, split
 from onp.defend import run_pipeline
 from onp.defend.config import DefendConfig
-from onp.defend.healing import heal_triggers, healed_network, repaired_network
+from onp.defend.healing import BLENDED, heal_triggers, healed_network, repaired_network
 from onp.defend.presets import PRESETS
 from onp.defend.repair_loop import repair_targets
 from onp.defend.run import Run
+from onp.detect.bank import Surrogate, TriggerBank
+from onp.detect.blend import BLEND, WEIGHT
 from onp.detect.bn_statistics import bn_statistics
 from onp.detect.known_trigger import KnownTrigger, KnownTriggeredImages
 from onp.engine.metrics import Share, attack_success, predictions
@@ -134,6 +136,29 @@ def test_more_accurate_teachers_are_tried_where_healing_costs_more_than_the_budg
     x = case.victim.normalisation(case.searched.pixels())
     changes = [(net.model(x).softmax(1) - case.victim.model(x).softmax(1)).abs().mean() for net in (first, again)]
     assert changes[1] < changes[0], "the more accurate one is kept"
+
+
+@pytest.mark.parametrize(("family", "mixed_in"), [("patch", True), (BLEND, False)])
+def test_banks_without_evidence_for_them_heal_with_images_mixed_in_too(case, found, family, mixed_in):
+    run, repairs = found
+    pruned, seen = prune(case.victim, repairs.mask), []
+    bank = TriggerBank((Surrogate(family, 0, 3.0, 1.0, 1.0, None, Stamp()),), (1.0,), 0)
+    inverted = replace(
+        repairs, repairs=tuple(replace(each, search=replace(each.search, bank=bank)) for each in repairs.repairs)
+    )
+
+    def learned(task, config, advance):
+        seen[:] = task.triggers
+        return heal(task, config, advance)
+
+    with mock.patch("onp.defend.healing.heal", learned):
+        healed_network(case, inverted, pruned, run)
+    starts = run.preset.detect.starts
+    assert [each.weight for each in seen] == [1.0] + [BLENDED / starts] * starts * mixed_in
+    images = case.searched.pixels()
+    for each in seen[1:]:
+        change = (each.apply(images) - images).abs()
+        assert 0 < float(change.amax()) <= WEIGHT
 
 
 def test_only_banks_with_triggers_heal(case):
