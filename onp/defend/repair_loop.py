@@ -13,6 +13,7 @@ from onp.defend.case import Case
 from onp.defend.run import Run
 from onp.detect.anomaly import DetectionScores
 from onp.detect.bank import Bank, TargetClass, inversion_steps, invert_triggers
+from onp.detect.blend import EVIDENCE
 from onp.detect.bn_match import bn_match
 from onp.detect.bn_statistics import BnStatistics
 from onp.detect.scan import scan_steps
@@ -149,6 +150,8 @@ def held_out_triggers(
 ) -> list[Bank]:
     """Triggers for each target class, which neither detection nor search has seen: the known one, or some inverted again.
 
+    There are no images to mix in among them: these lead networks without a backdoor to any class as well.
+
     Args:
         case: network and images.
         detection: of the network; None for a known trigger.
@@ -160,11 +163,12 @@ def held_out_triggers(
         assert case.known_trigger is not None
         return [case.known_trigger]
     run = run.fork("audit")
+    scores = DetectionScores.of({name: costs for name, costs in detection.scores.log_costs.items() if name != EVIDENCE})
     banks: list[Bank] = []
     for target in targets:
         # The residual is that of all backdoors together; it is taken for the first one's.
         match = None if banks else bn_match(case.victim, bn)
-        banks.append(inverted_bank(case, TargetClass(target, detection.scores, match), run))
+        banks.append(inverted_bank(case, TargetClass(target, scores, match), run))
     return banks
 
 
