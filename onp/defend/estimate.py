@@ -15,12 +15,12 @@ from onp.defend.presets import Preset
 from onp.defend.run import Run
 from onp.defend.verdict import is_to_repair
 from onp.detect import pgd
+from onp.detect.bank import inversion_steps
 from onp.detect.changes import changed_images
 from onp.detect.classes_to_invert import most_inverted
 from onp.detect.config import DetectConfig, InversionConfig
 from onp.detect.detectors import AUGMENTATIONS
 from onp.detect.scan import inverting_steps
-from onp.detect.trigger_families import FAMILIES
 from onp.engine.differentiable import fitting_logits
 from onp.engine.metrics import at_once
 from onp.engine.plan import plan_of
@@ -147,7 +147,7 @@ def estimate(case: Case, preset: Preset, seconds: float, repairing: bool = True)
         repairing: whether a backdoor is to be repaired, and not only measured.
     """
     detect, known = preset.detect, case.known_trigger is not None
-    inverted = 0 if known else (1 + repairing) * len(FAMILIES) * detect.starts * detect.refine.steps * detect.refine.images
+    inverted = 0 if known else (1 + repairing) * inversion_steps(detect) * detect.starts * detect.refine.images
     healed = 0.0
     if repairing and preset.heal is not None:
         healed = HEALED * HEALING * heal_images(len(case.searched), preset.heal)

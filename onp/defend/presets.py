@@ -53,7 +53,7 @@ _THOROUGH = DetectConfig(passes=4, refine=InversionConfig(steps=150, images=32, 
 
 PRESETS = {
     "fast": Preset(_FAST, SearchConfig(FirstOrderConfig(max_evaluations=100))),
-    "default": Preset(DetectConfig(), SearchConfig(FirstOrderConfig(max_evaluations=200))),
+    "default": Preset(DetectConfig(), SearchConfig(FirstOrderConfig(max_evaluations=100))),
     "thorough": Preset(
         _THOROUGH, SearchConfig(FirstOrderConfig(max_evaluations=3000, patience=Patience(samples=24, least_gain=0.0)), rounds=2)
     ),

@@ -23,7 +23,7 @@ class FirstOrderConfig:
     """How the search goes."""
 
     seed: int = 0
-    max_evaluations: int = 200  #: masks scored in all, the unpruned network's included; never exceeded
+    max_evaluations: int = 100  #: masks scored in all, the unpruned network's included; never exceeded
     warm_start_masks: int = 16  #: of each order of the units
     patience: Patience = Patience()
 

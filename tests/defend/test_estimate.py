@@ -51,10 +51,11 @@ def test_the_estimate_counts_passes(backdoored, small):
     # images forwards only.
     probed = 4 * 24 * 32 + 11 * 8 * 4 * 8 + 8 * 8 * 8 * 7
     assert found.detection == pytest.approx(4 * (8 * (6 * 15 + 24) + 16 * 5) + (6 * 60 + probed) / 3)
+    steps = 4 * 15 + 24 + 40  # of the families, of small patches and of images to mix in
     healed = 2 * (2 * 6 * 120 + 2 * 150 * 64) / 3
-    assert found.repair == pytest.approx(2 * 4 * 2 * 15 * 8 + 100 * 2 * 60 / 6 + healed)
+    assert found.repair == pytest.approx(2 * steps * 2 * 8 + 100 * 2 * 60 / 6 + healed)
     scan = estimate(case, small.PRESET, 1.0, repairing=False)
-    assert scan.detection == found.detection and scan.repair == 4 * 2 * 15 * 8, "inverted once more, no mask scored"
+    assert scan.detection == found.detection and scan.repair == steps * 2 * 8, "inverted once more, no mask scored"
     assert str(scan).endswith("more to invert its triggers again")
     given = estimate(known, small.PRESET, 1.0)
     assert given.detection == 0 and given.repair == pytest.approx(100 * 2 * 60 / 6 + healed)
