@@ -48,7 +48,7 @@ class Preset:
         return self.with_objective(replace(objective, w_acc=w_acc, w_target=w_target, w_size=w_size, w_backdoor=0.0))
 
 
-_FAST = DetectConfig(refine=InversionConfig(steps=40, images=12, min_confidence=0.97), starts=3)
+_FAST = DetectConfig(passes=1, refine=InversionConfig(steps=40, images=12, min_confidence=0.97), starts=3)
 _THOROUGH = DetectConfig(passes=4, refine=InversionConfig(steps=150, images=32, min_confidence=0.97), starts=8)
 
 PRESETS = {
