@@ -34,14 +34,10 @@ GROUPS = (BATCH_NORMS, NO_BATCH_NORMS)
 KINDS = {
     "inversion": ("patch", "perturbation", "low_frequency", "warp", "spectrum", "early_features", "pgd"),
     "random changes": (
-        "probe_field",
-        "probe_texture",
-        "probe_warp",
-        "probe_colours",
-        "gratings",
-        "patch_sweep",
-        "augmentation_bias",
+        *("probe_field", "probe_texture", "probe_warp", "probe_colours"),
+        *("gratings", "patch_sweep", "augmentation_bias"),
     ),
+    "small patches": ("small_patch",),
     "last layer": ("head_mean", "head_positive", "head_skew", "latent"),
     "latent separability": ("separability",),
     "BN statistics": ("bn_shift", "prior_shift"),
