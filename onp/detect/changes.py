@@ -5,7 +5,7 @@ Forward passes only, so that every class is measured in networks of any number o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
@@ -18,12 +18,10 @@ from onp.detect.config import DetectConfig, DetectRun
 from onp.detect.gratings import CYCLES, DIRECTIONS, GRATINGS, PHASES, grated
 from onp.detect.patch_sweep import PATCH_SWEEP, SWEPT, swept
 from onp.detect.probes import INSTANCES, PROBES, probe_costs, probed
+from onp.engine.differentiable import Logits
 
 CHANGE_STEPS = 110
 """Steps that `change_costs` counts: as it takes, where one is a step of inversion for seven classes with the preset default."""
-
-Logits = Callable[[Tensor], Tensor]
-"""Images float32 `[N, C, H, W]` in [0, 1] to logits `[N, classes]`, on the CPU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +43,7 @@ def change_costs(logits: Logits, classes: int, images: ImageSet, run: DetectRun)
     """Log costs of the classes by every kind of changes.
 
     Args:
-        logits: of the network.
+        logits: of the network, on the CPU.
         classes: of the network.
         images: clean images with labels.
         run: settings, seed of the changes and of the images that each is put on, and progress (`CHANGE_STEPS` steps).

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from onp.detect.anomaly import DetectionScores, clipped
 
 REFERENCES = 3  # spread over all ranks, to compare with
-MANY = 14  # classes, of more than which more are suspicious: a patch shows to no detector without inversion
+MANY = 14  # classes, of more than which more are suspicious
 
 
 def most_inverted(classes: int) -> int:

@@ -85,7 +85,7 @@ def test_banks_have_them_where_random_textures_lead_to_the_class(backdoored, sma
         assert families == (["patch", BLEND] if evidence is cheap else ["patch"])
         assert len(seen) == CONFIG.refine.steps + STEPS * (evidence is cheap) < inversion_steps(CONFIG)
     blend = bank.surrogates[1]
-    assert blend.success >= config.minimum_success and blend.anomaly_index > 1 and bank.weights[1] > 0
+    assert blend.anomaly_index > 1 and bank.weights[1] > 0
     image = clean.holdout.pixels()[:1].repeat(4, 1, 1, 1)
     out = blend.apply(image)
     assert torch.equal(out[2:], out[:-2]) and float((out - image).abs().amax()) <= WEIGHT
