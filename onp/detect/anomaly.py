@@ -21,8 +21,8 @@ PRIOR_SHIFT = "prior_shift"
 
 MAD_SCALE = 1.4826  # median absolute deviation to standard deviation, of a normal distribution
 SPREAD_FLOOR = 0.1  # least deviation between classes, of a logarithm: 10 %, which classes of clean networks differ by
-# Of other detectors, in the unit of their log costs: log probability of augmented images, log odds (gratings, patches), logit gain
-# in standard deviations of the logits, class prior as a share of the images, and families whose costs differ more between
+# Of other detectors, in the unit of their log costs: log probability of augmented images, log odds (gratings, patches), logit
+# gain in standard deviations of the logits, class prior as a share of the images, and families whose costs differ more between
 # classes of clean networks (docs/ablations.md).
 SPREAD_FLOORS = {
     AUGMENTATION_BIAS: 1.0,
