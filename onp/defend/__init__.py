@@ -16,7 +16,7 @@ from onp.defend.memory import within_memory
 from onp.defend.outcome import Outcome
 from onp.defend.outputs import write_outputs, write_refusal
 from onp.defend.provenance import digests, inputs_of, provenance
-from onp.defend.repair_loop import held_out_triggers, target_classes
+from onp.defend.repair_loop import held_out_triggers
 from onp.defend.report.audit import AuditSet, audit_repair, measure_figures
 from onp.defend.report.build import build_report
 from onp.defend.report.diagnostics import diagnose
@@ -93,7 +93,7 @@ def run_pipeline(case: Case, run: Run) -> Outcome:
     mask = repairs.mask if repairs is not None and repairs.works else Mask.of(victim)
 
     # What did the repair do? Images and triggers that neither detection nor search has seen.
-    held_out = held_out_triggers(case, detection, target_classes(case, detection, repairs), bn, run)
+    held_out = held_out_triggers(case, detection, repairs, bn, run)
     data = AuditSet.of(victim, clean, held_out, case.evaluation)
     with run.stage("measuring the result", data.images if repaired is victim else 2 * data.images) as stage:
         audit = audit_repair(victim, repaired, data, stage.advance)

@@ -6,14 +6,14 @@ searched for on the network repaired for the first, if detection still finds it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from onp.defend.case import Case
 from onp.defend.run import Run
 from onp.detect.anomaly import DetectionScores
-from onp.detect.bank import Bank, TargetClass, inversion_steps, invert_triggers
-from onp.detect.blend import EVIDENCE
+from onp.detect.bank import Bank, TargetClass, TriggerBank, inversion_steps, invert_triggers
+from onp.detect.blend import BLEND, EVIDENCE
 from onp.detect.bn_match import bn_match
 from onp.detect.bn_statistics import BnStatistics
 from onp.detect.scan import scan_steps
@@ -146,16 +146,17 @@ def target_classes(case: Case, detection: Detection | None, repairs: Repairs | N
 
 
 def held_out_triggers(
-    case: Case, detection: Detection | None, targets: Sequence[int], bn: BnStatistics, run: Run
+    case: Case, detection: Detection | None, repairs: Repairs | None, bn: BnStatistics, run: Run
 ) -> list[Bank]:
     """Triggers for each target class, which neither detection nor search has seen: the known one, or some inverted again.
 
-    There are no images to mix in among them: these lead networks without a backdoor to any class as well.
+    Where a class was repaired, they are of the families that its search had, since others hardly count in the ASR. There are no
+    images to mix in among them: these lead networks without a backdoor to any class as well.
 
     Args:
         case: network and images.
         detection: of the network; None for a known trigger.
-        targets: the classes.
+        repairs: None where nothing was to be repaired.
         bn: BN statistics of the network.
         run: settings, progress and store; seeds are those of the "audit".
     """
@@ -164,12 +165,19 @@ def held_out_triggers(
         return [case.known_trigger]
     run = run.fork("audit")
     scores = DetectionScores.of({name: costs for name, costs in detection.scores.log_costs.items() if name != EVIDENCE})
+    families = {} if repairs is None else {bank.target: _families(bank) for bank in repairs.banks}
     banks: list[Bank] = []
-    for target in targets:
+    for target in target_classes(case, detection, repairs):
         # The residual is that of all backdoors together; it is taken for the first one's.
         match = None if banks else bn_match(case.victim, bn)
-        banks.append(inverted_bank(case, TargetClass(target, scores, match), run))
+        banks.append(inverted_bank(case, TargetClass(target, scores, match, families.get(target)), run))
     return banks
+
+
+def _families(bank: Bank) -> tuple[str, ...] | None:
+    if not isinstance(bank, TriggerBank):
+        return None
+    return tuple({surrogate.family for surrogate in bank.surrogates} - {BLEND}) or None
 
 
 def after_loss(case: Case, repaired: Case, run: Run) -> Run:

@@ -55,7 +55,7 @@ def verify_pipeline(case: Case, run: Run) -> Outcome:
     bn = BnStatistics.nothing(victim, case.searched)
     detection = detect_targets(victim, clean, bn, run.detecting(), run.stage)
     run.monitor.note(most_probable(detection, clean.build))
-    banks = held_out_triggers(case, detection, detection.targets, bn, run)
+    banks = held_out_triggers(case, detection, None, bn, run)
     banks += [case.known_trigger] if case.known_trigger is not None else []
     data = AuditSet.of(victim, clean, banks, case.evaluation)
     with run.stage("measuring the result", data.images) as stage:

@@ -99,6 +99,13 @@ class TargetClass:
     label: int
     scores: DetectionScores
     match: BnMatch | None = None  #: the residual that triggers are to match too; None where there is none
+    families: tuple[str, ...] | None = (
+        None  #: of which alone triggers are inverted, of `FAMILY_NAMES` and `BLEND`; None: of all
+    )
+
+    def inverts(self, family: str) -> bool:
+        """Whether triggers of the family may be inverted."""
+        return self.families is None or family in self.families
 
 
 def triggered_batch(
@@ -158,6 +165,7 @@ def invert_triggers(
         anomalous = {name: (1 - reliability) * (name in FALLBACK_FAMILIES) for name in anomalous}
     indices[BLEND] = target.scores.anomaly_index[EVIDENCE][target.label] if EVIDENCE in target.scores.anomaly_index else 0.0
     anomalous[BLEND] = clipped(indices[BLEND])
+    anomalous = {name: anomaly * target.inverts(name) for name, anomaly in anomalous.items()}
     task = InversionTask(models, pixels, labels, (target.label,) * config.starts, match)
 
     def of_family(family: Family, run: DetectRun) -> Surrogate | None:
@@ -175,7 +183,9 @@ def invert_triggers(
         return _surrogate(BLEND, blends, indices[BLEND], validation, match)
 
     tasks: list[Callable[[DetectRun], Surrogate | None]] = [
-        partial(of_family, family) for family in FAMILIES if anomalous[family.name] or match is not None
+        partial(of_family, family)
+        for family in FAMILIES
+        if anomalous[family.name] or (match is not None and target.inverts(family.name))
     ]
     tasks += [fitted for name, fitted in ((SMALL_PATCH, of_patches), (BLEND, of_blends)) if anomalous[name]]
     surrogates: list[Surrogate] = []

@@ -3,10 +3,10 @@
 A conditional logit with an outside option (McFadden 1974, "Conditional logit analysis of qualitative choice behavior"): every
 class has a score, the sum of what its detectors add; the network without a backdoor has the score 0. What a detector has to say
 is a piecewise linear function of the class's anomaly index and rises with it; it was learned on networks of which it is known
-whether they have a backdoor (`python -m onp.zoo learn`, docs/detection.md). Costs of inverted triggers mean the same in every
-network: there it is the geometric mean of that function and of another one, of the cost itself, so that only a class counts
-that is cheap among the classes of its network and among those of other networks. Detectors of one kind see much the same, so
-what they add together is the Euclidean norm of what each has to say.
+whether they have a backdoor (`python -m onp.zoo learn`, docs/detection.md). What inverted triggers cost and where gratings lead
+means the same in every network: there it is the geometric mean of that function and of another one, of the cost itself, so that
+only a class counts that is cheap among the classes of its network and among those of other networks. Detectors of one kind see
+much the same, so what they add together is the Euclidean norm of what each has to say.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import numpy as np
 
 from onp.detect.anomaly import DetectionScores
 from onp.detect.class_features import FEATURES, INDEX, Array, class_features
+from onp.detect.gratings import GRATINGS
 from onp.errors import InputError
 
 BACKDOOR, INCONCLUSIVE, NO_EVIDENCE = "backdoor", "inconclusive", "no-evidence"
@@ -35,7 +36,7 @@ KINDS = {
     "inversion": ("patch", "perturbation", "low_frequency", "warp", "spectrum", "early_features", "pgd"),
     "random changes": (
         *("probe_field", "probe_texture", "probe_warp", "probe_colours"),
-        *("gratings", "patch_sweep", "augmentation_bias"),
+        *(GRATINGS, "patch_sweep", "augmentation_bias"),
     ),
     "small patches": ("small_patch",),
     "last layer": ("head_mean", "head_positive", "head_skew", "latent"),
@@ -43,7 +44,11 @@ KINDS = {
     "BN statistics": ("bn_shift", "prior_shift"),
 }
 """Detectors that depend on each other; any other is a kind of its own."""
-SUPPORTED = 2.0  # times what the costs of inverted triggers say, which what their features say counts as at most
+COMPARED = (*KINDS["inversion"], *KINDS["latent separability"], GRATINGS)
+"""Detectors whose costs mean the same in every network: what triggers cost, and how many images a grating leads to a class."""
+SUPPORT = (*KINDS["inversion"], GRATINGS)
+"""Detectors without which latent separability means nothing."""
+SUPPORTED = 2.0  # times what those say, which latent separability counts as at most
 SIZES = range(16, 97)
 """Sides of images, in pixels, for which costs of inverted triggers are compared between networks; the zoo has 28 and 32."""
 USUAL_CLASSES = 10
@@ -105,7 +110,7 @@ class LearnedVerdict:
     pair: float  #: how much likelier two targets are than two independent backdoors would be
     backdoor_from: float  #: probability from which a network counts as backdoored
     none_below: float  #: probability below which it counts as one without evidence; between the two it is inconclusive
-    version: str  #: date and hash of the dossiers it was learned from
+    version: str  #: date, and hash of what was learned
 
     def decision(self, backdoor: float) -> str:
         """`BACKDOOR`, `INCONCLUSIVE` or `NO_EVIDENCE`, of the probability that a network has a backdoor."""
@@ -188,8 +193,9 @@ def kind_of(detector: str) -> str:
 def added_by(nats: Array, detectors: Sequence[str]) -> Array:
     """What each detector adds to the log odds: its share of the norm over its kind, so that all shares sum to the norms.
 
-    Where inverted triggers cost what other classes do, it means nothing that their features are none of the class's own: so
-    what latent separability says is bounded by `SUPPORTED` times the norm over the inverted triggers.
+    Where neither inverted triggers nor gratings lead to the class more easily than to others, it means nothing that what leads
+    there has features that are none of the class's own: so what latent separability says is bounded by `SUPPORTED` times the
+    norm over those.
 
     Args:
         nats: what each detector has to say, 0 or more, `[..., detectors]`.
@@ -204,7 +210,7 @@ def added_by(nats: Array, detectors: Sequence[str]) -> Array:
     """
     kinds = [kind_of(name) for name in detectors]
     same = np.array([[one == other for other in kinds] for one in kinds], dtype=np.float64).reshape(len(kinds), len(kinds))
-    of_costs, of_features = ([kind == wanted for kind in kinds] for wanted in ("inversion", "latent separability"))
+    of_costs, of_features = [name in SUPPORT for name in detectors], [kind == "latent separability" for kind in kinds]
     bound = np.where(of_features, SUPPORTED * np.sqrt((nats[..., of_costs] ** 2).sum(-1, keepdims=True)), np.inf)
     squares = np.minimum(nats, bound) ** 2
     return squares / np.sqrt(np.maximum(squares @ same, 1e-24))

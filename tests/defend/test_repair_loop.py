@@ -74,7 +74,7 @@ def test_a_clear_detection_is_one_repair(clear, backdoored, case):
 def test_no_target_is_no_repair(case, bn, scores, small):
     nothing = found(scores, (0.1, 0.02, 0.0, 0.0))
     assert repair_targets(case, nothing, bn, a_run(small)) is None and target_classes(case, nothing, None) == ()
-    assert held_out_triggers(case, nothing, (), bn, a_run(small)) == []
+    assert held_out_triggers(case, nothing, None, bn, a_run(small)) == []
 
 
 def test_the_budget_of_later_repairs_is_what_is_left(case, small, clear):
@@ -125,9 +125,10 @@ def test_a_class_that_is_still_a_target_is_repaired_on_the_repaired_network(case
 def test_every_target_has_held_out_triggers_of_its_own(case, bn, clear, small):
     detection, repairs = clear
     run = a_run(small)
-    (bank,) = held_out_triggers(case, detection, repairs.targets, bn, run)
+    (bank,) = held_out_triggers(case, detection, repairs, bn, run)
     assert bank.target == 0
     searched = repairs.repairs[0].search.bank
+    assert {each.family for each in bank.surrogates} <= {each.family for each in searched.surrogates}
     images = case.clean.holdout
     for ours, theirs in zip(bank.batches(case.victim, images), searched.batches(case.victim, images), strict=False):
         assert not torch.equal(ours.images, theirs.images), "no search has seen them"
@@ -181,7 +182,7 @@ def test_a_wrong_first_target_is_put_right_and_a_resumed_run_agrees(case, bn, sc
         run = a_run(small, store=kind(tmp_path))
         run.begin(case)
         repairs = repair_targets(case, detection, bn, run)
-        banks = held_out_triggers(case, detection, repairs.targets, bn, run)
+        banks = held_out_triggers(case, detection, repairs, bn, run)
         done.append((repairs, banks))
     (repairs, (bank,)), (again, (same,)) = done
     assert repairs.works and torch.equal(repairs.mask.keep, again.mask.keep)

@@ -1,5 +1,6 @@
 """Learning the verdict from dossiers."""
 
+import datetime
 import gzip
 import json
 import runpy
@@ -92,7 +93,7 @@ def test_what_is_shipped_computes_what_was_fitted(design, tmp_path):
     fitted = fit_tails(design, rows)
     calibration = Calibration(0.8, (-0.3, 0.2), 0.07)
     path = tmp_path / "verdict.json"
-    path.write_text(as_json(learned(fitted, calibration, (0.9, 0.4), "test")))
+    path.write_text(as_json(learned(fitted, calibration, (0.9, 0.4), datetime.date(2026, 1, 31))))
     verdict = read_verdict(path)
     for row in (0, 5, 40):
         network, measured = design.networks[design.owner[row]], design.measured[row]

@@ -21,15 +21,15 @@ from onp.model.mask import Mask
 from onp.model.victim import Victim
 from onp.search.setup import batch_of
 
-PATH_STEPS = 32  # most points of the pruning path
-ORDER_IMAGES = 25  # of each family, that order the path
+PATH_STEPS = 16  # most points of the pruning path
+ORDER_IMAGES, PATH_IMAGES = 25, 100  # of each family, that order the path, and that it is measured on
 CHANGED_IMAGES = 24  # most changed images that are shown
 BINS = 10  # of the confidence histogram
 
 
 @dataclass(frozen=True)
 class PathPoint:
-    """The holdout images after the first `pruned` units of the mask, in the order of what each removes alone."""
+    """What the first `pruned` units of the mask do to the holdout images, in the order of what each removes alone."""
 
     pruned: int
     added: str  #: the units that this point adds, "layer: 3, 7"; empty for the unpruned network
@@ -157,19 +157,19 @@ def _path(victim: Victim, mask: Mask, data: AuditSet) -> tuple[PathPoint, ...]:
     for row, part in zip(alone, parts, strict=True):
         row[part] = False
     # What a unit removes alone only orders the path; its end, the whole mask, is the same in any order.
-    rough = Evaluator(victim, clean, [_thinned(batch) for batch in data.batches])
+    rough = Evaluator(victim, clean, [_thinned(batch, ORDER_IMAGES) for batch in data.batches])
     order = (rough.score(alone).asr_soft @ weights).argsort(stable=True).tolist()
     together = torch.cat((torch.ones(1, victim.units, dtype=torch.bool), alone[order].cumprod(0).bool()))
-    scores = Evaluator(victim, clean, data.batches).score(together)
+    scores = Evaluator(victim, clean, [_thinned(batch, PATH_IMAGES) for batch in data.batches]).score(together)
     names = ["", *(_unit_names(mask, parts[index]) for index in order)]
     pruned, asr = (~together).sum(1).tolist(), (scores.asr @ weights).tolist()
     return tuple(PathPoint(*point) for point in zip(pruned, names, scores.acc.tolist(), asr, strict=True))
 
 
-def _thinned(batch: TriggeredBatch) -> TriggeredBatch:
-    """`ORDER_IMAGES` or a few more of the images that count."""
+def _thinned(batch: TriggeredBatch, images: int) -> TriggeredBatch:
+    """So many of the images that count, spread evenly, or all of them."""
     counted = (batch.labels != batch.target).nonzero()[:, 0].cpu()
-    places = counted[:: max(1, len(counted) // ORDER_IMAGES)]
+    places = counted[torch.linspace(0, len(counted) - 1, min(images, len(counted))).long()]
     return TriggeredBatch(batch.family, batch.images[places], batch.labels[places], batch.target[places])
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,10 +77,9 @@ def learn(config: LearnConfig) -> int:
         scores[name] = out_of_fold(design, candidate)
         log(f"{name}: judged by models that saw neither family nor architecture", flush=True)
     judged = {name: calibrated(design, each) for name, each in scores.items()}
-    version = f"{datetime.date.today().isoformat()}-{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
     rows = np.arange(len(design.owner))
     calibration = calibrate(design, scores["tails"], rows)
-    verdict = learned(fit_tails(design, rows), calibration, thresholds(judged["tails"]), version)
+    verdict = learned(fit_tails(design, rows), calibration, thresholds(judged["tails"]), datetime.date.today())
     document = _figures(networks, design, judged, verdict, config.draws)
     document["several_splits"] = several_splits(design, scores["tails"], judged["tails"], config.draws)
     write_atomically(out / "verdict.json", as_json(verdict))

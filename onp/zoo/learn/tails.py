@@ -1,11 +1,11 @@
 """The verdict's model: how rare each detector's anomaly is among the classes of clean networks, taken together.
 
 Every detector says minus the logarithm of the share of clean classes with an anomaly index as high, as in Fisher's method of
-combining p-values (Fisher 1932, "Statistical Methods for Research Workers", section 21.1). Of costs of inverted triggers, which
-mean the same in every network, the share of clean classes that cost as little counts too: it says the geometric mean of both.
-Fisher sums over independent tests; detectors of one kind depend on each other, so the Euclidean norm is taken over each kind
-and summed over the kinds. No backdoor is needed for it, so a backdoor of any kind is as new to it as another. What is learned
-of backdoored networks is the slope of the sum and the constants, see `onp.zoo.learn.validation.calibrate`.
+combining p-values (Fisher 1932, "Statistical Methods for Research Workers", section 21.1). Of costs that mean the same in every
+network (`onp.detect.probability.COMPARED`), the share of clean classes that cost as little counts too: it says the geometric
+mean of both. Fisher sums over independent tests; detectors of one kind depend on each other, so the Euclidean norm is taken
+over each kind and summed over the kinds. No backdoor is needed for it, so a backdoor of any kind is as new to it as another.
+What is learned of backdoored networks is the slope of the sum and the constants, see `onp.zoo.learn.validation.calibrate`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 
 from onp.detect.class_features import CHEAPNESS, FEATURES, INDEX, Array
 from onp.detect.probability import (
+    COMPARED,
     GROUPS,
-    KINDS,
     USUAL_CLASSES,
     DetectorTerm,
     GroupModel,
@@ -34,7 +34,6 @@ SHARES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.005)
 """Of clean classes with an index as high: where the functions bend. What half of the classes have says nothing."""
 FIRST_OF_TAIL = 2  # of `SHARES`: from there on the last slope is taken, which goes on beyond the last share
 MOST = 25.0  # nats that one feature of a detector says
-COMPARED = (*KINDS["inversion"], *KINDS["latent separability"])  #: detectors whose costs mean the same in every network
 BOTH = 1.5  # that their nats are multiplied by: to be rare in both respects says more than in one
 DEPENDENCE = 0.6  # of the sum that counts against the number of classes, before calibration
 FEWEST = 50  # classes of clean networks that a detector measured; with fewer it says nothing

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import datetime
+import hashlib
 import json
 import math
 
@@ -49,11 +51,16 @@ def _ordered(judged: Judged) -> tuple[Array, Array]:
     return judged.probability[order], np.cumsum(judged.weight[order])
 
 
-def learned(fitted: FittedTails, calibration: Calibration, limits: tuple[float, float], version: str) -> LearnedVerdict:
-    """The fit, with the calibration of scores of networks that were not learned from."""
+def learned(fitted: FittedTails, calibration: Calibration, limits: tuple[float, float], date: datetime.date) -> LearnedVerdict:
+    """The fit, with the calibration of scores of networks that were not learned from.
+
+    Two that say different things of a network have different versions, even of one day and from the same dossiers.
+    """
     floors = {name: float(f"{floor:.4g}") for name, floor in zip(fitted.design.detectors, fitted.floors, strict=True)}
     groups = fitted.groups(calibration.slope, calibration.bias)
-    return LearnedVerdict(floors, groups, round(calibration.pair, 6), limits[0], limits[1], version)
+    verdict = LearnedVerdict(floors, groups, round(calibration.pair, 6), *limits, version=date.isoformat())
+    digest = hashlib.sha256(as_json(verdict).encode()).hexdigest()[:8]
+    return dataclasses.replace(verdict, version=f"{verdict.version}-{digest}")
 
 
 def as_json(verdict: LearnedVerdict) -> str:
