@@ -48,7 +48,6 @@ COMPARED = (*KINDS["inversion"], *KINDS["latent separability"], GRATINGS)
 """Detectors whose costs mean the same in every network: what triggers cost, and how many images a grating leads to a class."""
 SUPPORT = (*KINDS["inversion"], GRATINGS)
 """Detectors without which latent separability means nothing."""
-SUPPORTED = 2.0  # times what those say, which latent separability counts as at most
 SIZES = range(16, 97)
 """Sides of images, in pixels, for which costs of inverted triggers are compared between networks; the zoo has 28 and 32."""
 USUAL_CLASSES = 10
@@ -194,8 +193,7 @@ def added_by(nats: Array, detectors: Sequence[str]) -> Array:
     """What each detector adds to the log odds: its share of the norm over its kind, so that all shares sum to the norms.
 
     Where neither inverted triggers nor gratings lead to the class more easily than to others, it means nothing that what leads
-    there has features that are none of the class's own: so what latent separability says is bounded by `SUPPORTED` times the
-    norm over those.
+    there has features that are none of the class's own: so latent separability says at most as much as the norm over those.
 
     Args:
         nats: what each detector has to say, 0 or more, `[..., detectors]`.
@@ -211,7 +209,7 @@ def added_by(nats: Array, detectors: Sequence[str]) -> Array:
     kinds = [kind_of(name) for name in detectors]
     same = np.array([[one == other for other in kinds] for one in kinds], dtype=np.float64).reshape(len(kinds), len(kinds))
     of_costs, of_features = [name in SUPPORT for name in detectors], [kind == "latent separability" for kind in kinds]
-    bound = np.where(of_features, SUPPORTED * np.sqrt((nats[..., of_costs] ** 2).sum(-1, keepdims=True)), np.inf)
+    bound = np.where(of_features, np.sqrt((nats[..., of_costs] ** 2).sum(-1, keepdims=True)), np.inf)
     squares = np.minimum(nats, bound) ** 2
     return squares / np.sqrt(np.maximum(squares @ same, 1e-24))
 

@@ -98,7 +98,7 @@ def predictions(model: nn.Module, inputs: Tensor, advance: Advance = _nothing) -
     """Classes int64 `[N]` of normalised images `[N, C, H, W]`, by the network's own code, on the device of the images."""
     if not len(inputs):
         return torch.empty(0, dtype=torch.int64)
-    return torch.cat([logits.argmax(1) for logits in _logits(model, inputs, advance)])
+    return torch.cat([logits.argmax(1) for logits in _logits(_copies(model, inputs), inputs, advance)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,10 +137,11 @@ def measure(
         triggered: images of the ASR and RA; those whose label is the target class do not count, and do not run.
         advance: progress callback; it counts the images that do not run, too.
     """
-    labels, logits = list[Tensor](), list[Tensor]()
+    labels, logits, copies = list[Tensor](), list[Tensor](), list[nn.Module]()
     for batch in clean:
         labels.append(batch.labels.cpu())
-        logits.extend(part.cpu() for part in _logits(model, batch.images, advance))
+        copies = copies or _copies(model, batch.images)
+        logits.extend(part.cpu() for part in _logits(copies, batch.images, advance))
     own, all_logits = torch.cat(labels), torch.cat(logits)
     predicted = all_logits.argmax(1)
     asr, ra = measure_attack(model, triggered, advance)
@@ -168,14 +169,19 @@ def measure_attack(
     return attack_success(own, given, goals), robust_accuracy(own, given, goals)
 
 
-def _logits(model: nn.Module, inputs: Tensor, advance: Advance) -> Iterator[Tensor]:
-    """Logits of the images, a few at once; on a CPU each thread runs a copy of the network, which may keep values in itself."""
-    together, size = min(at_once(inputs, 250), len(inputs)), sum(value.numel() for value in model.parameters())
+def _copies(model: nn.Module, inputs: Tensor) -> list[nn.Module]:
+    """The network once for each thread of a CPU, since it may keep values in itself, channels last; else as it is."""
+    size = sum(value.numel() for value in model.parameters())
     # Large images keep all threads busy by themselves, and large networks would take the memory of each copy.
-    workers = max(1, min(torch.get_num_threads(), together // LEAST_A_THREAD, MOST_COPIED // max(1, size)))
-    workers = workers if inputs.device.type == "cpu" else 1
-    parts = inputs.split(max(1, -(-together // workers)))
-    models = [model, *(copy.deepcopy(model) for _ in range(min(workers, len(parts)) - 1))]
+    workers = min(torch.get_num_threads(), _together(inputs) // LEAST_A_THREAD, MOST_COPIED // max(1, size))
+    if inputs.device.type != "cpu" or workers < 1:
+        return [model]
+    return [copy.deepcopy(model).to(memory_format=torch.channels_last) for _ in range(workers)]  # type: ignore[call-overload]
+
+
+def _logits(models: list[nn.Module], inputs: Tensor, advance: Advance) -> Iterator[Tensor]:
+    """Logits of the images, a few at once on each of some copies of a network."""
+    parts = inputs.split(max(1, -(-_together(inputs) // len(models))))
 
     def run(place: int) -> Tensor:
         logits: Tensor = models[place % len(models)](parts[place])
@@ -186,3 +192,7 @@ def _logits(model: nn.Module, inputs: Tensor, advance: Advance) -> Iterator[Tens
         for logits in run_all(run, places, len(places)):
             yield logits
             advance(len(logits))
+
+
+def _together(inputs: Tensor) -> int:
+    return min(at_once(inputs, 250), len(inputs))

@@ -64,12 +64,18 @@ class Course:
     def __init__(self, env: PruneEnv, evaluations: int, progress: Progress | None = None) -> None:
         env.reset()
         self.env, self.evaluations, self.history = env, evaluations, list[Update]()
+        self._asr_before = float(env.outcome.asr)
         self.budget, self._progress = Budget(env, evaluations), progress
 
     @property
     def share_spent(self) -> float:
         """Of the evaluations, 0 to 1."""
         return self.budget.spent() / self.evaluations
+
+    @property
+    def asr_removed(self) -> float:
+        """Share of the surrogate ASR of the unpruned network that the committed mask takes away."""
+        return 1 - float(self.env.outcome.asr) / max(self._asr_before, 1e-9)
 
     def commit_best(self, masks: Tensor, stage: str, block: int = -1, diagnostics: Diagnostics = Diagnostics()) -> None:
         """Commit the best acceptable mask that the budget allows if it beats the current one, and record the step.

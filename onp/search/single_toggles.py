@@ -40,6 +40,7 @@ class Patience:
     samples: int = 16  #: toggles scored at once
     groups: int = 3  #: without gain, in a row, before it stops
     least_gain: float = 3e-3  #: Phi that a group must gain; one of 300 images counts as much, and is chance
+    least_removed: float = 0.0  #: share of the surrogate ASR that must be gone once half of the evaluations are
 
 
 def toggle_single_units(course: Course, patience: Patience, pick: Pick, learn: Learn = no_learning) -> None:
@@ -56,6 +57,8 @@ def toggle_single_units(course: Course, patience: Patience, pick: Pick, learn: L
     env, budget = course.env, course.budget
     without_gain, tried = 0, torch.zeros_like(env.keep)
     while budget.left() >= 2 and without_gain < patience.groups:
+        if course.share_spent >= 0.5 and course.asr_removed < patience.least_removed:
+            return
         # A third of what is left stays for the toggles together.
         count = max(2, min(patience.samples, budget.left() * 2 // 3))
         keep, allowed = env.keep, ~tried

@@ -97,7 +97,7 @@ def test_a_network_that_keeps_values_in_itself_is_measured_in_threads():
     assert sum(done) == 700 and len(done) > 3
 
 
-@pytest.mark.parametrize("size, copies", [((2, 24, 24), 2), ((3, 600, 600), 0)])
+@pytest.mark.parametrize("size, copies", [((2, 24, 24), 3), ((3, 600, 600), 0)])
 def test_large_images_are_measured_by_one_network(size, copies, monkeypatch):
     made, threads = [], torch.get_num_threads()
     monkeypatch.setattr(metrics.copy, "deepcopy", lambda model: made.append(model) or model)

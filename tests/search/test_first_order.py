@@ -12,6 +12,7 @@ from onp.search.first_order import FirstOrderConfig, search
 from onp.search.neuron_graph import build_graph
 from onp.search.prior import pick_units, toggling_logits
 from onp.search.problem import SearchProblem
+from onp.search.single_toggles import Patience
 
 
 @pytest.fixture
@@ -78,3 +79,15 @@ def test_half_of_the_picks_are_the_likeliest_and_none_comes_twice():
         units = pick_units(logits, allowed, 10, generator)
         assert units[:5].tolist() == [38, 37, 36, 35, 34] and len(set(units.tolist())) == 10 and 39 not in units
     assert sorted(pick_units(logits, logits > 3.5, 10, generator).tolist()) == (logits > 3.5).nonzero()[:, 0].tolist()
+
+
+def test_a_search_that_is_to_get_somewhere_ends_halfway_where_it_does_not(backdoored, problem_of):
+    harmless = [replace(backdoored.score_triggered[0], images=backdoored.score.images)]
+    patient = Patience(groups=100)
+    hopeless = replace(patient, least_removed=0.25)
+
+    def spent(patience, *triggered):
+        return search(problem_of(*triggered), FirstOrderConfig(max_evaluations=120, patience=patience)).evaluations
+
+    assert spent(hopeless) == spent(patient), "most of the ASR is gone by then"
+    assert 60 <= spent(hopeless, harmless) < 90 < spent(patient, harmless)
