@@ -36,7 +36,8 @@ Case = tuple[dict[str, Any], Victim, ImageSet]
 
 def embedded() -> Iterator[Case]:
     """The embedded networks."""
-    for name, each in {name: demo(name) for name in DEMOS}.items():
+    for name in DEMOS:
+        each = demo(name)
         target = None if each.trigger is None else 0
         card = {"name": name, "arch": ARCH, "attack": "none" if target is None else name, "target": target}
         yield card, load_victim(each.model, ARCH, Normalisation.parse(NORM), (1, 28, 28)), load_images(str(each.clean))
@@ -78,8 +79,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.victims and not options.data:
         parser.error("--victims needs --data")
-    found = of_zoo(options.zoo, options.first) if options.zoo else embedded()
-    cases = victims(options.victims, options.data) if options.victims else found
+    cases = embedded()
+    if options.victims:
+        cases = victims(options.victims, options.data)
+    elif options.zoo:
+        cases = of_zoo(options.zoo, options.first)
     verdict = learned_verdict()
     rows: list[dict[str, Any]] = []
     for card, victim, images in cases:

@@ -174,10 +174,11 @@ def held_out_triggers(
     return banks
 
 
-def _families(bank: Bank) -> tuple[str, ...] | None:
+def _families(bank: Bank) -> frozenset[str] | None:
+    """Of the bank, without images to mix in; None where that leaves none."""
     if not isinstance(bank, TriggerBank):
         return None
-    return tuple({surrogate.family for surrogate in bank.surrogates} - {BLEND}) or None
+    return frozenset(surrogate.family for surrogate in bank.surrogates) - {BLEND} or None
 
 
 def after_loss(case: Case, repaired: Case, run: Run) -> Run:

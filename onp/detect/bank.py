@@ -99,9 +99,7 @@ class TargetClass:
     label: int
     scores: DetectionScores
     match: BnMatch | None = None  #: the residual that triggers are to match too; None where there is none
-    families: tuple[str, ...] | None = (
-        None  #: of which alone triggers are inverted, of `FAMILY_NAMES` and `BLEND`; None: of all
-    )
+    families: frozenset[str] | None = None  #: `FAMILY_NAMES` and `BLEND` that alone are inverted; None: all of them
 
     def inverts(self, family: str) -> bool:
         """Whether triggers of the family may be inverted."""

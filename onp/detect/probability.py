@@ -49,7 +49,7 @@ COMPARED = (*KINDS["inversion"], *KINDS["latent separability"], GRATINGS)
 SUPPORT = (*KINDS["inversion"], GRATINGS)
 """Detectors without which latent separability means nothing."""
 SIZES = range(16, 97)
-"""Sides of images, in pixels, for which costs of inverted triggers are compared between networks; the zoo has 28 and 32."""
+"""Sides of images, in pixels, for which costs are compared between networks; the zoo has 28 and 32."""
 USUAL_CLASSES = 10
 LIMIT = 2**20  #: bytes of the file that are read
 
@@ -65,7 +65,7 @@ class Context:
     images: int  #: clean images that the detectors had
     batch_norms: bool  #: it has batch norms, and their statistics have a say
     pruned: bool = False  #: units are pruned already
-    comparable: bool = True  #: its images have `SIZES`, so that costs of inverted triggers mean what they do elsewhere
+    comparable: bool = True  #: its images have `SIZES`, so that `COMPARED` costs mean what they do elsewhere
 
     @property
     def group(self) -> str:

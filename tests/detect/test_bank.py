@@ -49,6 +49,16 @@ def test_only_anomalous_families_are_inverted_and_weigh_by_their_index(backdoore
     assert patch.success >= CONFIG.minimum_success and patch.anomaly_index > 1 and patch.bn_match is None
 
 
+def test_other_families_than_those_asked_for_are_not_inverted(backdoored, small):
+    clean, scores = split(small.clean_images(), 0), anomalous("patch", "perturbation")
+    of_all, of_one = (
+        invert_triggers(backdoored.victim, TargetClass(0, scores, families=families), clean, DetectRun(CONFIG))
+        for families in (None, frozenset({"perturbation"}))
+    )
+    assert {each.family for each in of_all.surrogates} == {"patch", "perturbation"}
+    assert [each.family for each in of_one.surrogates] == ["perturbation"]
+
+
 def test_where_no_family_is_anomalous_the_general_ones_weigh_alike(backdoored, small):
     bank = invert_triggers(backdoored.victim, TargetClass(0, anomalous()), split(small.clean_images(), 0), DetectRun(CONFIG))
     assert {each.family for each in bank.surrogates} <= {"patch", "perturbation", "pgd"}
