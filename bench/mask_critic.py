@@ -4,7 +4,8 @@ The search dossiers hold masks that a search problem has scored with inverted tr
 critic is a regression of the true ASR on these scores and on what the units say (below); it is learned without the attack
 families and the architecture of the network that it is judged on. For each network: Spearman's correlation over the masks, the
 root mean square error, and by how much the true ASR of the mask that it finds best lies above the least, among masks that lose
-at most one point. Writes bench/results/mask_critic.json and prints the means.
+at most one point. Calibration: the true ASR of all masks by what is foretold. Writes bench/results/mask_critic.json and prints
+the means.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from onp.zoo.search_file import read_search_dossier
 
 RESULTS = Path(__file__).parent / "results" / "mask_critic.json"
 SURROGATE = 5  # the first columns: what inverted triggers say
+BINS = 5  # of the foretold ASR
 WITHIN, VARIED = (
     0.01,
     0.02,
@@ -104,18 +106,34 @@ def judged(case: Case, foretold: Array) -> dict[str, float | None]:
     return {"spearman": order, "rmse": float(np.sqrt(np.mean((foretold - case.asr) ** 2))), "above": above}
 
 
+def calibration(foretold: Array, asr: Array) -> list[dict[str, float]]:
+    """Of the masks in each bin of the foretold ASR: their number, and the means of what is foretold and of what is true."""
+    bins = np.clip((foretold * BINS).astype(int), 0, BINS - 1)
+    found = []
+    for number in range(BINS):
+        own = bins == number
+        if own.any():
+            found.append({"masks": int(own.sum()), "foretold": float(foretold[own].mean()), "true": float(asr[own].mean())})
+    return found
+
+
 def main() -> None:
     every = cases()
     rows: list[dict[str, Any]] = []
+    foretold: dict[str, list[Array]] = {}
     for case in every:
         others = [each for each in every if each.arch != case.arch and not each.families & case.families]
-        row = {"inverted triggers alone": judged(case, case.inputs[:, 0])}
+        answers = {"inverted triggers alone": case.inputs[:, 0]}
         for name, (model, columns) in CRITICS.items():
             inputs = np.concatenate([each.inputs[:, :columns] for each in others])
             critic = model().fit(inputs, np.concatenate([each.asr for each in others]))
-            row[name] = judged(case, critic.predict(case.inputs[:, :columns]))
-        rows.append(row)
-    write_atomically(RESULTS, json.dumps({"rows": rows}) + "\n")
+            answers[name] = critic.predict(case.inputs[:, :columns])
+        rows.append({name: judged(case, answer) for name, answer in answers.items()})
+        for name, answer in answers.items():
+            foretold.setdefault(name, []).append(answer)
+    asr = np.concatenate([case.asr for case in every])
+    calibrated = {name: calibration(np.concatenate(values), asr) for name, values in foretold.items()}
+    write_atomically(RESULTS, json.dumps({"rows": rows, "calibration": calibrated}) + "\n")
     print(
         "| critic | n | Spearman | root mean square error | ASR of its choice above the least, points |\n|---|---|---|---|---|"
     )
@@ -123,6 +141,10 @@ def main() -> None:
         kept = {key: [row[name][key] for row in rows if row[name][key] is not None] for key in ("spearman", "rmse", "above")}
         means = [fmean(values) for values in kept.values()]
         print(f"| {name} | {len(rows)} | {means[0]:.2f} | {means[1]:.3f} | {100 * means[2]:.1f} |")
+    print("| foretold by | masks: foretold, true ASR |\n|---|---|")
+    for name, bins in calibrated.items():
+        shown = (f"{each['masks']}: {100 * each['foretold']:.0f}, {100 * each['true']:.0f}" for each in bins)
+        print(f"| {name} | {'; '.join(shown)} |")
 
 
 if __name__ == "__main__":

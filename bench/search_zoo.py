@@ -6,7 +6,8 @@ does. Scores of units are learned on the search dossiers in bench/dossiers, with
 architecture with the network they are judged on; a mask without an evaluation prunes the highest of them, as many as the best
 masks of the dossiers do (their median share). The networks are in no dossier: numbers from `--first` on. Rows go into
 bench/results/search_zoo.json as they are finished; `--table` prints the means, with intervals of the differences to the first
-search over networks.
+search over networks. With `--victims` the networks are the embedded ones and folders of `onp attack`, which are in no zoo;
+these are scanned first.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from ready_victims import ReadyVictim, ready_victims
 from torch import Tensor
 from unit_scores import Example, Scorer, examples, fitted, units_of, without
 
@@ -93,13 +95,11 @@ def searches(score: Tensor) -> dict[str, Search]:
 
 
 @strict_float32()
-def rows_of(entry: Entry, zoo: str) -> list[dict[str, Any]]:
+def rows_of(entry: Entry | ReadyVictim, zoo: str) -> list[dict[str, Any]]:
     """All searches on one network."""
     torch.set_num_threads(1)
     card, victim = entry.card, entry.victim()
-    stored = json.loads((Path(zoo) / "dossiers" / f"{entry.index:04d}-0.json").read_text())["detectors"]
-    costs = {name: tuple(float("nan") if each is None else each for each in values) for name, values in stored.items()}
-    given = split_images(victim, 0, entry.clean(0), costs)
+    given = split_images(victim, 0, entry.clean(0), _stored_costs(entry, zoo) if isinstance(entry, Entry) else None)
     works = [
         (trigger, target) for (trigger, target), each in zip(entry.triggers(), card["backdoors"], strict=True) if each["works"]
     ]
@@ -144,6 +144,12 @@ def rows_of(entry: Entry, zoo: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _stored_costs(entry: Entry, zoo: str) -> dict[str, tuple[float, ...]]:
+    """What every detector measured of every class when the dossier was made."""
+    stored = json.loads((Path(zoo) / "dossiers" / f"{entry.index:04d}-0.json").read_text())["detectors"]
+    return {name: tuple(float("nan") if each is None else each for each in values) for name, values in stored.items()}
+
+
 def _first(order: Tensor, share: float, victim: Victim) -> Tensor:
     """bool `[V]`: the highest units pruned."""
     return pruned_first(order.argsort(descending=True), torch.tensor([max(1, round(share * victim.units))]))[0]
@@ -177,29 +183,43 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def of_zoo(zoo: str, first: int) -> list[Entry]:
+    """The networks with a backdoor that works; small ones first: what is there when the time is up covers the most."""
+    entries = [entry for entry in read_zoo(zoo) if entry.index >= first and entry.usable]
+    entries = [entry for entry in entries if any(each["works"] for each in entry.card["backdoors"])]
+    return sorted(entries, key=lambda entry: (entry.folder / "model.safetensors").stat().st_size)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("zoo", nargs="?", default="")
     parser.add_argument("--first", type=int, default=5000)
+    parser.add_argument("--victims", nargs="*", help="folders of onp attack, in place of a zoo; the embedded networks too")
+    parser.add_argument("--data", help="images that the victims were not trained on")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="print the table of the results that are there")
     options = parser.parse_args()
-    document = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"rows": []}
+    if options.victims and not options.data:
+        parser.error("--victims needs --data")
+    document = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
     if options.table:
         print(table(document["rows"]))
         return
     done = {row["network"] for row in document["rows"]}
-    entries = [entry for entry in read_zoo(options.zoo) if entry.index >= options.first and entry.index not in done]
-    # Small networks first: what is there when the time is up covers the most.
-    entries.sort(key=lambda entry: (entry.folder / "model.safetensors").stat().st_size)
-    entries = [entry for entry in entries if entry.usable and any(each["works"] for each in entry.card["backdoors"])]
+    entries: list[Entry | ReadyVictim] = []
+    if options.victims is None:
+        entries += of_zoo(options.zoo, options.first)
+    else:
+        entries += ready_victims(options.victims, options.data)
+    entries = [entry for entry in entries if entry.index not in done]
     for entry, rows in run_all(partial(rows_of, zoo=options.zoo), entries, Workers(processes=options.workers)):
         if isinstance(rows, Exception):
             print(f"network {entry.index}: {type(rows).__name__}: {rows}", flush=True)
             continue
         document["rows"] += rows
         document |= {"hardware": hardware(), "versions": versions(), "date": time.strftime("%Y-%m-%d")}
-        write_atomically(RESULTS, json.dumps(document) + "\n")
+        write_atomically(options.out, json.dumps(document) + "\n")
         print(f"network {entry.index}: {len(rows)} rows", flush=True)
 
 

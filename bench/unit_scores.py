@@ -178,6 +178,12 @@ def main() -> None:
     for name in (*KINDS, "Taylor saliency", "attack attribution"):
         means = [fmean(row[name][key] for row in rows) for key in ("auc", "right", "spearman")]
         print(f"| {name} | {len(rows)} | {' | '.join(f'{mean:.2f}' for mean in means)} |")
+    names = (*KINDS, "Taylor saliency", "attack attribution")
+    print(f"| Spearman by family | n | {' | '.join(names)} |\n{'|---' * (2 + len(names))}|")
+    for family in sorted({family for row in rows for family in row["families"]}):
+        own = [row for row in rows if family in row["families"]]
+        means = [fmean(row[name]["spearman"] for row in own) for name in names]
+        print(f"| {family} | {len(own)} | {' | '.join(f'{mean:.2f}' for mean in means)} |")
 
 
 if __name__ == "__main__":
