@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from onp.detect.bank import Bank, TriggerBank
 from onp.detect.bn_statistics import BnStatistics, bn_shift_gain
 from onp.engine.evaluator import Evaluator, MaskScorer
 from onp.engine.metrics import predictions
-from onp.engine.scoring import Batch
+from onp.engine.scoring import Batch, TriggeredBatch
 from onp.engine.settings import EvaluatorSettings
 from onp.model.victim import Victim
 from onp.resume import Store
@@ -29,6 +29,10 @@ from onp.search.objective import Objective
 from onp.search.problem import SearchProblem
 from onp.search.recorded import RecordedEvaluator
 
+# Triggered images of a family. On 26 networks of the zoo repairs are the same with as many as with all, some 135 of a family
+# (docs/ablations.md).
+LEAST_OF_FAMILY = 60
+
 
 @dataclass(frozen=True)
 class SearchConfig:
@@ -38,6 +42,8 @@ class SearchConfig:
     objective: Objective = Objective()
     #: Of each clean image of the target class, which suffers first and has few; those the network gets right are to stay right.
     target_augmentations: int = 8
+    #: Triggered images that masks are scored on, of all families together; each family has `LEAST_OF_FAMILY` at least.
+    triggered_images: int = 240
     #: Parts of the ACC budget that masks may cost: the next one is tried where no mask works within those before it.
     budget_parts: tuple[float, ...] = (1.0,)
     cache_bytes: int = 1 << 30  #: of the activation cache, at most; changes memory and speed only
@@ -83,7 +89,7 @@ def build_env(victim: Victim, splits: Splits, bank: Bank, bn: BnStatistics | Non
     attacks = bank.batches(victim, bank.images(splits).build)
     batches = FeatureBatches.of(batch_of(victim, splits.build), attacks, bank.weights)
     features = node_features(victim, batches, shift)
-    scored = bank.batches(victim, bank.scoring_images(splits))
+    scored = fewer(bank.batches(victim, bank.scoring_images(splits)), config.triggered_images)
     agreeing = target_batches(victim, images, bank.target, run)
     settings = EvaluatorSettings(memory_budget=config.cache_bytes)
     evaluator: MaskScorer = Evaluator(victim, batch_of(victim, images), scored, agreeing, settings)
@@ -108,6 +114,21 @@ def bn_shift_of_units(victim: Victim, bn: BnStatistics, images: ImageSet, target
 def batch_of(victim: Victim, images: ImageSet) -> Batch:
     """Images as one clean batch on the victim's device."""
     return Batch(victim.normalisation(images.pixels().to(victim.device)), images.labels.to(victim.device))
+
+
+def fewer(batches: Sequence[TriggeredBatch], most: int) -> list[TriggeredBatch]:
+    """The first of the images that count, as many of each family.
+
+    Args:
+        batches: one a family.
+        most: of all families together; each has `LEAST_OF_FAMILY` at least.
+    """
+    count = max(LEAST_OF_FAMILY, most // max(1, len(batches)))
+    thinned = []
+    for batch in batches:
+        rows = (batch.labels != batch.target).nonzero()[:count, 0]
+        thinned.append(replace(batch, images=batch.images[rows], labels=batch.labels[rows], target=batch.target[rows]))
+    return thinned
 
 
 def target_batches(victim: Victim, images: ImageSet, target: int, run: SearchRun) -> list[Batch]:

@@ -11,9 +11,10 @@ from onp.detect.bank import Surrogate, TriggerBank
 from onp.detect.bn_statistics import bn_statistics
 from onp.detect.known_trigger import KnownTrigger
 from onp.engine.metrics import predictions
+from onp.engine.scoring import TriggeredBatch
 from onp.search.agent import AgentConfig, PolicyConfig
 from onp.search.neuron_graph import build_graph
-from onp.search.setup import SearchConfig, SearchRun, build_env, target_batches
+from onp.search.setup import LEAST_OF_FAMILY, SearchConfig, SearchRun, build_env, fewer, target_batches
 
 INVERTED = TriggerBank((Surrogate("patch", 0, 1.0, 1.0, 0.0, None, stamp),), (1.0,), 0)
 
@@ -53,6 +54,18 @@ def test_masks_are_scored_on_images_that_no_trigger_was_inverted_on(backdoored, 
     assert int(scores.asr_count) == expected and float(scores.asr) == pytest.approx(expected / len(others))
     assert float(scores.acc) * (len(splits.build) + len(splits.score)) == pytest.approx(int(scores.acc_count))
     assert scores.agreement.shape == (1, 1) and bool((scores.agreement == 1).all())
+
+
+def test_masks_are_scored_on_as_many_triggered_images_of_each_family_and_on_none_that_does_not_count():
+    labels = torch.arange(400) % 4
+    images = torch.arange(400.0)[:, None, None, None].expand(-1, 1, 2, 2)
+    batches = [TriggeredBatch(name, images, labels, torch.zeros_like(labels)) for name in ("a", "b", "c")]
+    for most, each in ((240, 80), (2, LEAST_OF_FAMILY), (3000, 300)):
+        for batch in fewer(batches, most):
+            assert torch.equal(batch.images[:, 0, 0, 0], torch.arange(400.0)[labels != 0][:each])
+            assert torch.equal(batch.labels, labels[labels != 0][:each]) and not batch.target.any()
+            assert len(batch.target) == each and batch.family in "abc"
+    assert fewer([], 240) == []
 
 
 def test_the_graph_has_the_relations_that_the_policy_is_configured_with(backdoored):
