@@ -55,7 +55,7 @@ def ready_victims(folders: Sequence[str], data: str | None) -> Iterator[ReadyVic
         files = demo(name)
         if files.trigger is not None:
             images = (load_images(str(files.clean)), drawn(load_images(str(files.evaluation)), TEST, 0))
-            yield _ready(files.model.parent, name, images)
+            yield _ready(files.model.parent, f"embedded {name}", images)
     if folders:
         assert data is not None
         every = drawn(load_images(data), CLEAN + TEST, 0)
