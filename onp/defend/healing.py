@@ -100,14 +100,21 @@ def healed_network(case: Case, repairs: Repairs, pruned: Victim, run: Run) -> Vi
     if lost > max(before.expected_acc_loss(given), budget) + ACC_NOISE or after.asr > before.asr + ASR_NOISE:
         return None
     stopped = all(now <= (1 - REMOVED) * was for now, was in zip(after.by_bank, given.by_bank, strict=True))
-    # Refused is what exceeds the budget clearly: the backdoor that would be left is worse than what an estimate is off by.
-    within = lost <= budget + min(budget, ACC_NOISE)
-    return after.network if repairs.works or (within and stopped) else None
+    return after.network if repairs.works or (lost <= _most_lost(run) and stopped) else None
+
+
+def _most_lost(run: Run) -> float:
+    """The expected loss of ACC, a share, beyond which a healed network is refused where no mask works.
+
+    That is what exceeds the budget clearly: the backdoor that would be left is worse than what an estimate is off by.
+    """
+    budget = run.config.max_acc_drop
+    return budget + min(budget, ACC_NOISE)
 
 
 def _healed(seen: _Seen, repairs: Repairs, pruned: Victim, given: _Standing, run: Run) -> _Standing:
     """Healed with the pruned network as teacher; where that costs more than the budget, with the network as given beside it, or
-    with that alone, as far as the triggers are stopped as well.
+    with that alone, as far as the triggers are stopped as well, or nothing else would be within what is allowed.
 
     The network as given is the more accurate teacher. But it teaches some backdoors back, which the inverted triggers show as a
     rule.
@@ -125,7 +132,9 @@ def _healed(seen: _Seen, repairs: Repairs, pruned: Victim, given: _Standing, run
         best = min(as_good, key=lambda each: each.expected_acc_loss(given))
         if best.expected_acc_loss(given) <= run.config.max_acc_drop or not repairs.mask.pruned_count:
             break
-    return best
+    # One that stops the triggers less well is better than none.
+    within = [each for each in found if each.expected_acc_loss(given) <= _most_lost(run)]
+    return best if best in within or not within else min(within, key=lambda each: each.asr)
 
 
 def heal_triggers(bank: Bank) -> tuple[HealTrigger, ...]:

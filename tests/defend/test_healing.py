@@ -1,7 +1,9 @@
 """Healing after the pruning: kept where it helps, apart from the pruning in the report, and enough where no mask is."""
 
+import itertools
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from unittest import mock
 
 import pytest
@@ -136,6 +138,44 @@ def test_more_accurate_teachers_are_tried_where_healing_costs_more_than_the_budg
     x = case.victim.normalisation(case.searched.pixels())
     changes = [(net.model(x).softmax(1) - case.victim.model(x).softmax(1)).abs().mean() for net in (first, again)]
     assert changes[1] < changes[0], "the more accurate one is kept"
+
+
+@dataclass(frozen=True, eq=False)
+class Standing:
+    """What healing with one teacher comes to: surrogate ASR and the accuracy that unseen images lose."""
+
+    network: object
+    asr: float
+    lost: float
+
+    @property
+    def by_bank(self):
+        return (self.asr,)
+
+    def expected_acc_loss(self, given):
+        return self.lost
+
+
+@pytest.mark.parametrize(
+    ("healed", "kept"),
+    [
+        (((0.06, 0.021), (0.087, 0.009), (0.10, 0.004)), 1),  # the first costs more than two points, the others leave more
+        (((0.06, 0.019), (0.087, 0.009), (0.10, 0.004)), 0),  # it costs more than the budget, but not clearly
+        (((0.06, 0.019), (0.079, 0.013), (0.08, 0.012)), 2),  # all stop the triggers as well
+        (((0.06, 0.021), (0.087, 0.022), (0.10, 0.03)), None),
+        (((0.06, 0.021), (0.6, 0.009), (0.7, 0.004)), None),  # what is affordable leaves more than half of the ASR
+    ],
+)
+def test_a_healed_network_that_stops_the_triggers_less_well_is_better_than_none(case, found, healed, kept):
+    run = replace(found[0], config=replace(found[0].config, max_acc_drop=0.01))
+    repairs = SimpleNamespace(banks=[], works=False, mask=SimpleNamespace(pruned_count=1))
+    standings = iter([Standing(case.victim, 0.97, 0.0), Standing("pruned", 0.77, 0.015)])
+    standings = itertools.chain(standings, (Standing(number, *each) for number, each in enumerate(healed)))
+    with (
+        mock.patch("onp.defend.healing.heal", lambda *_: None),
+        mock.patch("onp.defend.healing._Seen.standing", lambda seen, network: next(standings)),
+    ):
+        assert healed_network(case, repairs, "pruned", run) == kept
 
 
 @pytest.mark.parametrize(("family", "mixed_in"), [("patch", True), (BLEND, False)])
