@@ -18,6 +18,7 @@ from statistics import fmean
 import torch
 import torch.nn.functional as F
 from scipy.stats import spearmanr
+from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
@@ -28,6 +29,7 @@ from onp.search.neuron_graph import RELATIONS, NeuronGraph, build_graph
 from onp.zoo.search_file import read_search_dossier
 
 KINDS = ("linear", "two layers", "graph network")
+NAMES = (*KINDS, "gradient boosting", "Taylor saliency", "attack attribution")
 LEAST_PRUNED = 3  # units of the best mask, of fewer there is little to learn
 HIDDEN, ROUNDS = 32, 2
 DOSSIERS = Path(__file__).parent / "dossiers" / "search"
@@ -141,6 +143,15 @@ def fitted(known: Sequence[Example], kind: str) -> Scorer:
     return scorer.eval()
 
 
+def boosted(known: Sequence[Example], inputs: Tensor) -> Tensor:
+    """The log odds that gradient boosting learned from examples gives units `[V, F]`; it sees each unit alone."""
+    pruned = torch.cat([each.pruned for each in known])
+    weight = torch.cat([torch.where(each.pruned > 0, 0.5 / each.pruned.sum(), 0.5 / (1 - each.pruned).sum()) for each in known])
+    model = HistGradientBoostingClassifier(max_depth=3, learning_rate=0.05, max_iter=150, random_state=0)
+    model.fit(torch.cat([each.units.inputs for each in known]).numpy(), pruned.numpy(), weight.numpy())
+    return torch.from_numpy(model.decision_function(inputs.numpy()))
+
+
 def without(known: Sequence[Example], families: frozenset[str], arch: str) -> list[Example]:
     """The examples that share neither an attack family nor the architecture."""
     return [each for each in known if each.arch != arch and not each.families & families]
@@ -168,6 +179,7 @@ def main() -> None:
             learned[key] = {kind: fitted(others, kind) for kind in KINDS}
         with torch.no_grad():
             scores = {kind: scorer(example.units) for kind, scorer in learned[key].items()}
+        scores["gradient boosting"] = boosted(without(known, *key), example.units.inputs)
         scores |= {"Taylor saliency": example.features.taylor, "attack attribution": example.features.attack_attribution}
         rows.append(
             {"families": sorted(example.families), "arch": example.arch} | {n: judged(v, example) for n, v in scores.items()}
@@ -175,14 +187,13 @@ def main() -> None:
         print(f"{len(rows)} of {len(known)}", flush=True)
     write_atomically(RESULTS, json.dumps({"rows": rows}) + "\n")
     print("| score | n | AUC | right among as many | Spearman with the change |\n|---|---|---|---|---|")
-    for name in (*KINDS, "Taylor saliency", "attack attribution"):
+    for name in NAMES:
         means = [fmean(row[name][key] for row in rows) for key in ("auc", "right", "spearman")]
         print(f"| {name} | {len(rows)} | {' | '.join(f'{mean:.2f}' for mean in means)} |")
-    names = (*KINDS, "Taylor saliency", "attack attribution")
-    print(f"| Spearman by family | n | {' | '.join(names)} |\n{'|---' * (2 + len(names))}|")
+    print(f"| Spearman by family | n | {' | '.join(NAMES)} |\n{'|---' * (2 + len(NAMES))}|")
     for family in sorted({family for row in rows for family in row["families"]}):
         own = [row for row in rows if family in row["families"]]
-        means = [fmean(row[name]["spearman"] for row in own) for name in names]
+        means = [fmean(row[name]["spearman"] for row in own) for name in NAMES]
         print(f"| {family} | {len(own)} | {' | '.join(f'{mean:.2f}' for mean in means)} |")
 
 
