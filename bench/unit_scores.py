@@ -10,7 +10,7 @@ Spearman's correlation with the true trigger-activated change. Writes bench/resu
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -143,13 +143,13 @@ def fitted(known: Sequence[Example], kind: str) -> Scorer:
     return scorer.eval()
 
 
-def boosted(known: Sequence[Example], inputs: Tensor) -> Tensor:
-    """The log odds that gradient boosting learned from examples gives units `[V, F]`; it sees each unit alone."""
+def boosted(known: Sequence[Example]) -> Callable[[Units], Tensor]:
+    """Gradient boosting learned from examples, which sees each unit alone: units to log odds `[V]`."""
     pruned = torch.cat([each.pruned for each in known])
     weight = torch.cat([torch.where(each.pruned > 0, 0.5 / each.pruned.sum(), 0.5 / (1 - each.pruned).sum()) for each in known])
     model = HistGradientBoostingClassifier(max_depth=3, learning_rate=0.05, max_iter=150, random_state=0)
     model.fit(torch.cat([each.units.inputs for each in known]).numpy(), pruned.numpy(), weight.numpy())
-    return torch.from_numpy(model.decision_function(inputs.numpy()))
+    return lambda units: torch.from_numpy(model.decision_function(units.inputs.numpy()))
 
 
 def without(known: Sequence[Example], families: frozenset[str], arch: str) -> list[Example]:
@@ -170,16 +170,15 @@ def judged(score: Tensor, example: Example) -> dict[str, float]:
 
 def main() -> None:
     known = examples(DOSSIERS)
-    learned: dict[tuple[frozenset[str], str], dict[str, Scorer]] = {}
+    learned: dict[tuple[frozenset[str], str], dict[str, Callable[[Units], Tensor]]] = {}
     rows = []
     for example in known:
         key = (example.families, example.arch)
         if key not in learned:
             others = without(known, *key)
-            learned[key] = {kind: fitted(others, kind) for kind in KINDS}
+            learned[key] = {kind: fitted(others, kind) for kind in KINDS} | {"gradient boosting": boosted(others)}
         with torch.no_grad():
             scores = {kind: scorer(example.units) for kind, scorer in learned[key].items()}
-        scores["gradient boosting"] = boosted(without(known, *key), example.units.inputs)
         scores |= {"Taylor saliency": example.features.taylor, "attack attribution": example.features.attack_attribution}
         rows.append(
             {"families": sorted(example.families), "arch": example.arch} | {n: judged(v, example) for n, v in scores.items()}

@@ -114,7 +114,7 @@ def _most_lost(run: Run) -> float:
 
 def _healed(seen: _Seen, repairs: Repairs, pruned: Victim, given: _Standing, run: Run) -> _Standing:
     """Healed with the pruned network as teacher; where that costs more than the budget, with the network as given beside it, or
-    with that alone, as far as the triggers are stopped as well, or nothing else would be within what is allowed.
+    with that alone, as far as the triggers are stopped as well, or no mask works and nothing else is within what is allowed.
 
     The network as given is the more accurate teacher. But it teaches some backdoors back, which the inverted triggers show as a
     rule.
@@ -132,9 +132,11 @@ def _healed(seen: _Seen, repairs: Repairs, pruned: Victim, given: _Standing, run
         best = min(as_good, key=lambda each: each.expected_acc_loss(given))
         if best.expected_acc_loss(given) <= run.config.max_acc_drop or not repairs.mask.pruned_count:
             break
+    if repairs.works or best.expected_acc_loss(given) <= _most_lost(run):
+        return best
     # One that stops the triggers less well is better than none.
-    within = [each for each in found if each.expected_acc_loss(given) <= _most_lost(run)]
-    return best if best in within or not within else min(within, key=lambda each: each.asr)
+    within = (each for each in found if each.expected_acc_loss(given) <= _most_lost(run))
+    return min(within, key=lambda each: each.asr, default=best)
 
 
 def heal_triggers(bank: Bank) -> tuple[HealTrigger, ...]:

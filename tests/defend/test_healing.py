@@ -157,18 +157,23 @@ class Standing:
 
 
 @pytest.mark.parametrize(
-    ("healed", "kept"),
+    ("healed", "kept", "works"),
     [
-        (((0.06, 0.021), (0.087, 0.009), (0.10, 0.004)), 1),  # the first costs more than two points, the others leave more
-        (((0.06, 0.019), (0.087, 0.009), (0.10, 0.004)), 0),  # it costs more than the budget, but not clearly
-        (((0.06, 0.019), (0.079, 0.013), (0.08, 0.012)), 2),  # all stop the triggers as well
-        (((0.06, 0.021), (0.087, 0.022), (0.10, 0.03)), None),
-        (((0.06, 0.021), (0.6, 0.009), (0.7, 0.004)), None),  # what is affordable leaves more than half of the ASR
+        (((0.06, 0.021), (0.087, 0.009), (0.10, 0.004)), 0, True),  # the mask works by itself, and costs as much
+        (
+            ((0.06, 0.021), (0.087, 0.009), (0.10, 0.004)),
+            1,
+            False,
+        ),  # the first costs more than two points, the others leave more
+        (((0.06, 0.019), (0.087, 0.009), (0.10, 0.004)), 0, False),  # it costs more than the budget, but not clearly
+        (((0.06, 0.019), (0.079, 0.013), (0.08, 0.012)), 2, False),  # all stop the triggers as well
+        (((0.06, 0.021), (0.087, 0.022), (0.10, 0.03)), None, False),
+        (((0.06, 0.021), (0.6, 0.009), (0.7, 0.004)), None, False),  # what is affordable leaves more than half of the ASR
     ],
 )
-def test_a_healed_network_that_stops_the_triggers_less_well_is_better_than_none(case, found, healed, kept):
+def test_a_healed_network_that_stops_the_triggers_less_well_is_better_than_none(case, found, healed, kept, works):
     run = replace(found[0], config=replace(found[0].config, max_acc_drop=0.01))
-    repairs = SimpleNamespace(banks=[], works=False, mask=SimpleNamespace(pruned_count=1))
+    repairs = SimpleNamespace(banks=[], works=works, mask=SimpleNamespace(pruned_count=1))
     standings = iter([Standing(case.victim, 0.97, 0.0), Standing("pruned", 0.77, 0.015)])
     standings = itertools.chain(standings, (Standing(number, *each) for number, each in enumerate(healed)))
     with (
